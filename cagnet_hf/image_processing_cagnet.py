@@ -1,0 +1,163 @@
+"""Images -> tensors, logits -> label maps."""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from transformers.image_processing_backends import PilBackend
+from transformers.image_processing_utils import BatchFeature
+from transformers.image_utils import ChannelDimension, PILImageResampling
+from transformers.processing_utils import ImagesKwargs
+
+
+def resize_image(image: np.ndarray, size: tuple[int, int], scale: float | None = None) -> np.ndarray:
+    """Bilinear without antialiasing (as OpenCV and the published pipeline): `(C, H, W)` -> float32 `(C, *size)`.
+
+    `scale`, when given, is the exact zoom that `size` was rounded from; pixel positions follow it.
+    """
+    image = np.ascontiguousarray(image, dtype=np.float32)
+    if image.shape[1:] == tuple(size):
+        return image
+    pixels = torch.from_numpy(image)[None]
+    return torch.ops.aten.upsample_bilinear2d(pixels, list(size), False, scale, scale)[0].numpy()
+
+
+def resize_label_map(labels: np.ndarray, size: tuple[int, int], scale: float | None = None) -> np.ndarray:
+    """Nearest by source index floor(i * in / out), or floor(i / scale): `(H, W)` -> `size`, same dtype."""
+    rows, columns = (
+        np.arange(new) * old // new
+        if scale is None
+        else np.minimum(np.floor(np.arange(new) / scale).astype(np.int64), old - 1)
+        for new, old in zip(size, labels.shape, strict=True)
+    )
+    return labels[rows[:, None], columns]
+
+
+def fit_size(height: int, width: int, size) -> tuple[int, int]:
+    """Size an image is brought to: exactly `height` x `width`, or its longer side to `longest_edge`."""
+    if size.get("longest_edge"):
+        longest = max(height, width)
+        return tuple(max(1, side * size["longest_edge"] // longest) for side in (height, width))
+    return size["height"], size["width"]
+
+
+class CaGNetImageProcessorKwargs(ImagesKwargs, total=False):
+    r"""
+    do_flip_channel_order (`bool`, *optional*, defaults to `self.do_flip_channel_order`):
+        Whether to turn RGB into BGR, which Caffe-trained backbones expect.
+    """
+
+    do_flip_channel_order: bool
+
+
+class CaGNetImageProcessor(PilBackend):
+    r"""Prepares images for CaGNet and turns its logits into label maps.
+
+    `size` is `{"height": H, "width": W}` (a warp, the paper's 513 x 513) or `{"longest_edge": L}` (aspect kept).
+    Resizing is bilinear without antialiasing for images, nearest for label maps. Images of one batch must end up at
+    equal sizes unless `return_tensors` is None.
+    """
+
+    valid_kwargs = CaGNetImageProcessorKwargs
+    model_input_names = ("pixel_values",)
+    size = {"height": 513, "width": 513}  # noqa: RUF012
+    default_to_square = False
+    resample = PILImageResampling.BILINEAR
+    do_resize = True
+    do_convert_rgb = True
+    do_flip_channel_order = True
+    do_rescale = False
+    rescale_factor = 1 / 255
+    do_normalize = True
+    # DeepLabV2's means, in the order the network sees the channels (BGR)
+    image_mean = [104.008, 116.669, 122.675]  # noqa: RUF012
+    image_std = [1.0, 1.0, 1.0]  # noqa: RUF012
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+
+    def preprocess(self, images, segmentation_maps=None, **kwargs) -> BatchFeature:
+        """Prepare images, and label maps along with them.
+
+        Args:
+            images: One image or a list: PIL, numpy or torch.
+            segmentation_maps: One label map `(H, W)` or a list, in model order; they are resized, never changed.
+
+        Returns:
+            `pixel_values` `(B, 3, H', W')` and, with label maps, `labels` `(B, H', W')` int64.
+        """
+        return super().preprocess(images, segmentation_maps, **kwargs)
+
+    def _preprocess_image_like_inputs(
+        self, images, segmentation_maps, do_convert_rgb, input_data_format, return_tensors, **kwargs
+    ):
+        images = self._prepare_image_like_inputs(
+            images=images, do_convert_rgb=do_convert_rgb, input_data_format=input_data_format
+        )
+        data = {"pixel_values": self._preprocess(images, **kwargs)}
+        if segmentation_maps is not None:
+            maps = self._prepare_image_like_inputs(
+                images=segmentation_maps,
+                expected_ndims=2,
+                do_convert_rgb=False,
+                input_data_format=ChannelDimension.FIRST,
+            )
+            maps = [np.asarray(label_map).reshape(label_map.shape[-2:]) for label_map in maps]
+            if kwargs["do_resize"]:
+                maps = [resize_label_map(m, fit_size(*m.shape, kwargs["size"])) for m in maps]
+            data["labels"] = [label_map.astype(np.int64) for label_map in maps]
+        return BatchFeature(data=data, tensor_type=return_tensors)
+
+    def _preprocess(
+        self,
+        images,
+        do_resize,
+        size,
+        do_rescale,
+        rescale_factor,
+        do_normalize,
+        image_mean,
+        image_std,
+        do_flip_channel_order,
+        **kwargs,
+    ):
+        mean = np.asarray(image_mean, dtype=np.float32)[:, None, None]
+        std = np.asarray(image_std, dtype=np.float32)[:, None, None]
+        prepared = []
+        for image in images:
+            if do_flip_channel_order:
+                image = image[::-1]
+            image = resize_image(image, fit_size(*image.shape[1:], size) if do_resize else image.shape[1:])
+            if do_rescale:
+                image = image * np.float32(rescale_factor)
+            prepared.append((image - mean) / std if do_normalize else image)
+        return prepared
+
+    def post_process_semantic_segmentation(self, outputs, target_sizes=None):
+        """Logits -> label maps in model order.
+
+        Args:
+            outputs: Output of `CaGNetForSemanticSegmentation`.
+            target_sizes: (height, width) of each prediction; the feature resolution when None.
+
+        Returns:
+            One int64 tensor `(height, width)` per image. Logits are brought to the target size first (bilinear);
+            a calibrated model's offsets are then subtracted from the softmax probabilities (SPNet-c).
+        """
+        logits, calibration = outputs.logits, getattr(outputs, "calibration", None)
+        if target_sizes is None:
+            target_sizes = [tuple(logits.shape[-2:])] * len(logits)
+        if len(target_sizes) != len(logits):
+            raise ValueError(f"{len(logits)} images but {len(target_sizes)} target sizes: give one per image")
+        label_maps = []
+        for image_logits, target_size in zip(logits, target_sizes, strict=True):
+            size = tuple(int(side) for side in target_size)
+            scores = F.interpolate(image_logits[None].float(), size, mode="bilinear", align_corners=False)[0]
+            if calibration is not None:
+                scores = scores.softmax(dim=0) - calibration.to(scores)[:, None, None]
+            label_maps.append(scores.argmax(dim=0))
+        return label_maps
+
+
+CaGNetImageProcessor.register_for_auto_class("AutoImageProcessor")
+
+__all__ = ["CaGNetImageProcessor"]

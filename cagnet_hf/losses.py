@@ -1,0 +1,139 @@
+"""The losses of CaGNet, as pure functions.
+
+Pixel lists are maps of one row, `(1, C, 1, P)`, so the networks' 1x1 convolutions and these functions see one layout.
+Sources: CaGNet (arXiv 2008.06893) sections 3.2 to 3.5; GMMN (Li et al., 2015) for the MMD.
+"""
+
+import torch
+import torch.nn.functional as F
+
+MMD_BANDWIDTHS = (2.0, 5.0, 10.0, 20.0, 40.0, 60.0)
+
+
+def multi_scale_cross_entropy(logit_maps, label_maps, *, ignore_index: int = 255, reduction: str = "mean"):
+    """Cross-entropy of several maps `(B, N, h, w)` against their labels `(B, h, w)`.
+
+    Each map's loss is the mean over its labelled pixels (0 when there is none); `reduction` joins the maps: `"mean"`
+    (CaGNet) or `"sum"` (SPNet).
+    """
+    losses = []
+    for logits, labels in zip(logit_maps, label_maps, strict=True):
+        total = F.cross_entropy(logits, labels, ignore_index=ignore_index, reduction="sum")
+        losses.append(total / (labels != ignore_index).sum().clamp_min(1))
+    joined = torch.stack(losses)
+    return joined.mean() if reduction == "mean" else joined.sum()
+
+
+def kl_to_standard_normal(mean, log_variance, mask):
+    """−½ · mean(1 + log σ² − μ² − σ²) over labelled pixels and channels.
+
+    Args:
+        mean, log_variance: `(B, D, h, w)`.
+        mask: `(B, h, w)` bool, True where labelled; the loss is 0 when nothing is.
+    """
+    divergence = -0.5 * (1 + log_variance - mean.square() - log_variance.exp()).mean(dim=1)
+    return (divergence * mask).sum() / mask.sum().clamp_min(1)
+
+
+def classwise_mmd(synthetic, real, labels, num_classes: int, *, max_pixels: int = 256):
+    """Maximum mean discrepancy between synthetic and real features, per class, averaged over the classes present.
+
+    For a class with n pixels, sqrt(½ · Σ_σ MMD²_σ) with k_σ(a, b) = exp(−‖a−b‖² / 2σ), σ in `MMD_BANDWIDTHS`, the
+    biased (V-)statistic. All classes are computed in one batch; a class with more than `max_pixels` pixels takes part
+    with that many of them, drawn uniformly.
+
+    Args:
+        synthetic, real: `(1, D, 1, P)` features of the same labelled pixels.
+        labels: `(P,)` class of each pixel, in [0, num_classes).
+        max_pixels: Bound m of pixels per class; memory is num_classes · (2m)² values.
+    """
+    pixels = labels.numel()
+    if pixels == 0:
+        return synthetic.sum() * 0.0
+    width = min(max_pixels, pixels)
+    order = torch.randperm(pixels, device=labels.device)
+    order = order[torch.argsort(labels[order], stable=True)]  # by class, at random within a class
+    grouped = labels[order]
+    counts = torch.zeros(num_classes, dtype=torch.long, device=labels.device).index_add_(
+        0, labels, torch.ones_like(labels)
+    )
+    rank = torch.arange(pixels, device=labels.device) - (counts.cumsum(0) - counts)[grouped]
+    # One row of slots per class; pixels beyond a class's slots go to a spare one, which is cut off.
+    slot = torch.where(rank < width, grouped * width + rank, num_classes * width)
+    index = torch.zeros(num_classes * width + 1, dtype=torch.long, device=labels.device)
+    index = index.index_put_((slot,), order)[:-1]
+    taken = counts.clamp(max=width)
+    used = torch.arange(width, device=labels.device) < taken[:, None]  # (C, m)
+
+    points = torch.cat([x[0, :, 0].t()[index].unflatten(0, (num_classes, width)) for x in (synthetic, real)], dim=1)
+    points = points.to(torch.promote_types(points.dtype, torch.float32))  # (C, 2m, D); distances need precision
+    share = used / taken.clamp_min(1)[:, None]
+    signs = torch.cat([share, -share], dim=1)  # (C, 2m)
+    squares = points.square().sum(-1)
+    distances = (squares[:, :, None] + squares[:, None, :] - 2 * points @ points.mT).clamp_min(0)
+    kernel = sum(torch.exp(distances / (-2 * bandwidth)) for bandwidth in MMD_BANDWIDTHS)
+    squared_mmd = torch.einsum("ci,cij,cj->c", signs, kernel, signs)
+    # w = (M² + N²) / (M + N)² = ½ for equal numbers; the bound keeps the root's gradient finite at equal sets
+    per_class = (0.5 * squared_mmd).clamp_min(1e-8).sqrt()
+    present = taken > 0
+    return (per_class * present).sum() / present.sum().clamp_min(1)
+
+
+def content_loss(kind: str, synthetic, real, labels, num_classes: int, *, max_pixels: int = 256):
+    """How far synthetic features are from the real ones of the same pixels: `"mmd"`, `"l1"` or `"l2"`.
+
+    `"mmd"` compares their distributions class by class; `"l1"` and `"l2"` compare pixel by pixel (mean over all
+    values; `"l2"` is the reconstruction of the paper's text).
+    """
+    if kind == "mmd":
+        return classwise_mmd(synthetic, real, labels, num_classes, max_pixels=max_pixels)
+    if labels.numel() == 0:
+        return synthetic.sum() * 0.0
+    return F.l1_loss(synthetic, real) if kind == "l1" else F.mse_loss(synthetic, real)
+
+
+def critic_loss(kind: str, real_score, synthetic_score):
+    """What the critic minimises: tell real (1) from synthetic (0).
+
+    `"lsgan"` squared, `"l1"` absolute (the published release), `"bce"`, `"wgan"` (mean scores; `"wgan-gp"` adds
+    `gradient_penalty`). Scores are in (0, 1), any shape.
+    """
+    if kind in ("wgan", "wgan-gp"):
+        return _mean(synthetic_score) - _mean(real_score)
+    return _to_target(kind, real_score, 1.0) + _to_target(kind, synthetic_score, 0.0)
+
+
+def generator_adversarial_loss(kind: str, synthetic_score):
+    """What the generator minimises: be taken for real."""
+    return -_mean(synthetic_score) if kind in ("wgan", "wgan-gp") else _to_target(kind, synthetic_score, 1.0)
+
+
+def gradient_penalty(criticise, real, synthetic, mixing=None):
+    """WGAN-GP: mean of (‖∇ D(a·real + (1−a)·synthetic)‖₂ − 1)² over pixels.
+
+    Args:
+        criticise: The critic, `(B, D, h, w)` -> scores.
+        real, synthetic: `(B, D, h, w)` features.
+        mixing: `(B, 1, h, w)`-broadcastable weights a; uniform per pixel when None.
+    """
+    if mixing is None:
+        mixing = torch.rand_like(real[:, :1])
+    mixed = (mixing * real + (1 - mixing) * synthetic).detach().requires_grad_(True)
+    (gradient,) = torch.autograd.grad(criticise(mixed).sum(), mixed, create_graph=True)
+    return _mean((gradient.norm(dim=1) - 1).square())
+
+
+def _mean(values):
+    return values.sum() / max(values.numel(), 1)
+
+
+def _to_target(kind: str, score, target: float):
+    if kind == "lsgan":
+        return _mean((score - target).square())
+    if kind == "l1":
+        return _mean((score - target).abs())
+    if kind == "bce":
+        return F.binary_cross_entropy(score.float(), torch.full_like(score, target).float(), reduction="sum") / max(
+            score.numel(), 1
+        )
+    raise ValueError(f"unknown adversarial loss {kind!r}")

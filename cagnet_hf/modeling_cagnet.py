@@ -1,0 +1,339 @@
+"""The network: pixel features, a classifier over them, and a generator that makes features from class embeddings.
+
+Shapes: B batch, H x W image, h x w feature map, D feature size, E class-embedding size, N classes.
+Sources: CaGNet (arXiv 2008.06893), CaGNetv2 (arXiv 2009.12232); the class names of the parts follow the papers.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.utils import ModelOutput
+
+from .backbones_cagnet import build_backbone, freeze_batch_norm
+from .configuration_cagnet import CaGNetConfig
+
+
+@dataclass
+class CaGNetModelOutput(ModelOutput):
+    """Pixel features and what they were made from; all but `features` are None without a contextual module.
+
+    Attributes:
+        features: `(B, D, h, w)`; sigmoid outputs in (0, 1) with a contextual module, the raw ASPP map without.
+        latent: `(B, D, h, w)` contextual latent z: sampled in training mode, its mean in evaluation mode.
+        latent_mean: `(B, D, h, w)` mean μ of the latent.
+        latent_log_variance: `(B, D, h, w)` log σ² of the latent, never negative.
+    """
+
+    features: torch.FloatTensor | None = None
+    latent: torch.FloatTensor | None = None
+    latent_mean: torch.FloatTensor | None = None
+    latent_log_variance: torch.FloatTensor | None = None
+
+
+@dataclass
+class CaGNetSegmenterOutput(ModelOutput):
+    """Scores per class.
+
+    Attributes:
+        loss: Cross-entropy over labelled pixels, when labels are given.
+        logits: `(B, N, h, w)` at feature resolution, classes in model order.
+        calibration: `(N,)` what is subtracted from the softmax probabilities before the argmax; None when nothing.
+    """
+
+    loss: torch.FloatTensor | None = None
+    logits: torch.FloatTensor | None = None
+    calibration: torch.FloatTensor | None = None
+
+
+def resize_labels(labels: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Nearest-resize label maps `(B, H, W)` to `size`: row i reads source row floor(i * H / h)."""
+    if labels.shape[-2:] == tuple(size):
+        return labels
+    rows, columns = (
+        torch.arange(new, device=labels.device) * old // new for new, old in zip(size, labels.shape[-2:], strict=True)
+    )
+    return labels[..., rows[:, None], columns]
+
+
+def to_pixel_list(maps: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """The pixels of `(B, C, h, w)` where the mask `(B, h, w)` holds, as a map of one row: `(1, C, 1, P)`."""
+    return maps.permute(0, 2, 3, 1)[mask].t()[None, :, None]
+
+
+class AtrousSpatialPyramid(nn.Module):
+    """Sum of parallel dilated 3x3 convolutions (DeepLabV2's ASPP): `(B, C, h, w)` -> `(B, D, h, w)`."""
+
+    def __init__(self, in_channels, out_channels, dilations):
+        super().__init__()
+        self.branches = nn.ModuleList(
+            nn.Conv2d(in_channels, out_channels, 3, padding=dilation, dilation=dilation) for dilation in dilations
+        )
+
+    def forward(self, hidden):
+        return sum(branch(hidden) for branch in self.branches)
+
+
+class DepthwiseSpatialPyramid(nn.Module):
+    """A light ASPP for small backbones: dilated depthwise 3x3 convolutions beside the map itself, then one 1x1."""
+
+    def __init__(self, in_channels, out_channels, dilations):
+        super().__init__()
+        self.branches = nn.ModuleList(
+            nn.Conv2d(in_channels, in_channels, 3, padding=dilation, dilation=dilation, groups=in_channels)
+            for dilation in dilations
+        )
+        self.project = nn.Conv2d(in_channels, out_channels, 1)
+
+    def forward(self, hidden):
+        return self.project(hidden + sum(F.relu(branch(hidden)) for branch in self.branches))
+
+
+class ContextualModule(nn.Module):
+    """Describes each pixel's surroundings by a Gaussian latent (CaGNet, section 3.2; no convolution has a bias).
+
+    Three chained dilated convolutions see three context scales; a selector weighs them per pixel.
+    """
+
+    def __init__(self, config):
+        super().__init__()
+        size, hidden = config.feature_size, config.context_hidden_size
+        self.scales = nn.ModuleList(
+            nn.Conv2d(size if i == 0 else hidden, hidden, 3, padding=dilation, dilation=dilation, bias=False)
+            for i, dilation in enumerate(config.context_dilations)
+        )
+        self.selector = nn.Conv2d(3 * hidden, 3, 3, padding=1, bias=False)
+        self.merge = nn.Conv2d(3 * hidden, size, 1, bias=False)
+        self.mean = nn.Conv2d(size, size, 3, padding=1, bias=False)
+        self.log_variance = nn.Conv2d(size, size, 3, padding=1, bias=False)
+
+    def forward(self, hidden, latent_noise=None):
+        """`(B, D, h, w)` ASPP map -> (latent, mean, log variance), each `(B, D, h, w)`."""
+        context, scales = torch.sigmoid(hidden), []
+        for convolution in self.scales:
+            context = F.relu(convolution(context))
+            scales.append(context)
+        weights = torch.sigmoid(F.relu(self.selector(torch.cat(scales, dim=1))))  # (B, 3, h, w)
+        weighted = [scale * weight for scale, weight in zip(scales, weights.split(1, dim=1), strict=True)]
+        merged = F.relu(self.merge(torch.cat(weighted, dim=1)))
+        mean = self.mean(merged)
+        if not self.training:  # the variance is only ever used to sample and to regularise
+            return mean, mean, None
+        log_variance = F.relu(self.log_variance(merged))
+        if latent_noise is None:
+            latent_noise = torch.randn_like(mean)
+        return mean + latent_noise * torch.exp(0.5 * log_variance), mean, log_variance
+
+
+class ContextualGenerator(nn.Module):
+    """Class embedding and contextual latent -> pixel feature, by 1x1 convolutions (CaGNet, section 3.3)."""
+
+    def __init__(self, config):
+        super().__init__()
+        sizes = [config.embedding_size + config.feature_size, *config.generator_hidden_sizes]
+        layers = []
+        for size, next_size, dropout in zip(sizes, sizes[1:], config.generator_dropout, strict=False):
+            layers += [nn.Conv2d(size, next_size, 1), nn.LeakyReLU(0.2), nn.Dropout(dropout)]
+        self.layers = nn.Sequential(*layers, nn.Conv2d(sizes[-1], config.feature_size, 1))
+
+    def forward(self, embeddings, latent):
+        """`(B, E, h, w)` and `(B, D, h, w)` -> features `(B, D, h, w)` in (0, 1)."""
+        return torch.sigmoid(self.layers(torch.cat([embeddings, latent], dim=1)))
+
+
+class PixelClassifier(nn.Module):
+    """Class scores per pixel, on a trunk shared with the critic that tells real features from synthetic ones."""
+
+    def __init__(self, config):
+        super().__init__()
+        hidden = config.classifier_hidden_size
+        self.trunk = nn.Conv2d(config.feature_size, hidden, 1)
+        self.dropout = nn.Dropout(config.classifier_dropout)
+        self.class_head = nn.Conv2d(hidden, config.num_labels, 1)
+        self.critic_head = nn.Conv2d(hidden, 1, 1)
+
+    def hidden(self, features):
+        return self.dropout(F.relu(self.trunk(features)))
+
+    def forward(self, features):
+        """`(B, D, h, w)` -> class logits `(B, N, h, w)`."""
+        return self.class_head(self.hidden(features))
+
+    def criticise(self, features):
+        """`(B, D, h, w)` -> realness `(B, 1, h, w)` in (0, 1)."""
+        return torch.sigmoid(self.critic_head(self.hidden(features)))
+
+
+class CaGNetPreTrainedModel(PreTrainedModel):
+    config_class = CaGNetConfig
+    base_model_prefix = "cagnet"
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    supports_gradient_checkpointing = False
+
+    @torch.no_grad()
+    def _init_weights(self, module):
+        """Convolutions Kaiming-normal (fan-in), biases 0; the full ASPP N(0, 0.01)."""
+        if isinstance(module, AtrousSpatialPyramid):
+            for branch in module.branches:
+                init.normal_(branch.weight, std=0.01)
+                init.zeros_(branch.bias)
+                branch._aspp = True  # its own turn as a convolution must not overwrite this
+        elif isinstance(module, nn.Conv2d) and not getattr(module, "_aspp", False):
+            init.kaiming_normal_(module.weight, nonlinearity="relu")
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, nn.BatchNorm2d):
+            init.ones_(module.weight)
+            init.zeros_(module.bias)
+            init.zeros_(module.running_mean)
+            init.ones_(module.running_var)
+            init.zeros_(module.num_batches_tracked)
+        elif isinstance(module, CaGNetForSemanticSegmentation):
+            init.zeros_(module.class_embeddings)
+
+    def save_pretrained(self, save_directory, **kwargs):
+        """Save weights, configuration and the code that opens them with `trust_remote_code=True`."""
+        self.config.auto_map = {
+            "AutoConfig": "configuration_cagnet.CaGNetConfig",
+            "AutoModel": "modeling_cagnet.CaGNetModel",
+            "AutoModelForSemanticSegmentation": "modeling_cagnet.CaGNetForSemanticSegmentation",
+        }
+        super().save_pretrained(save_directory, **kwargs)
+
+
+class CaGNetModel(CaGNetPreTrainedModel):
+    """Backbone, ASPP and (optionally) the contextual module: an image -> pixel features."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.backbone = build_backbone(config)
+        pyramid = AtrousSpatialPyramid if config.aspp == "full" else DepthwiseSpatialPyramid
+        self.aspp = pyramid(self.backbone.num_channels, config.feature_size, config.aspp_dilations)
+        self.context = ContextualModule(config) if config.contextual else None
+        self.post_init()
+
+    def train(self, mode: bool = True):
+        super().train(mode)
+        if self.config.freeze_batch_norm:
+            freeze_batch_norm(self)
+        return self
+
+    def forward(self, pixel_values, latent_noise=None, return_dict=None, **kwargs):
+        """Pixel features of a batch of images.
+
+        Args:
+            pixel_values: `(B, 3, H, W)` from `CaGNetImageProcessor`.
+            latent_noise: `(B, D, h, w)` standard normal noise of the latent in training mode; drawn when None.
+        """
+        hidden = self.aspp(self.backbone(pixel_values))
+        if self.context is None:
+            output = CaGNetModelOutput(features=hidden)
+        else:
+            latent, mean, log_variance = self.context(hidden, latent_noise)
+            features = torch.sigmoid(hidden + hidden * torch.sigmoid(latent))
+            output = CaGNetModelOutput(features, latent, mean, log_variance)
+        return output if return_dict is not False else output.to_tuple()
+
+    def multi_scale(self, pixel_values, scales=(1.0, 0.5, 0.75)):
+        """Features of the image at several scales, as in training (METHODS of CaGNet: DeepLabV2's multi-scale input).
+
+        Returns:
+            The output at scale 1 (the first scale) and the list of feature maps: one per scale, each at its own size,
+            and, when there are several, their pixel-wise maximum at the size of the first.
+        """
+        first = self(pixel_values)
+        maps = [first.features]
+        size = first.features.shape[-2:]
+        for scale in scales[1:]:
+            smaller = [int(side * scale) for side in pixel_values.shape[-2:]]
+            resized = F.interpolate(pixel_values, smaller, mode="bilinear", align_corners=False)
+            maps.append(self(resized).features)
+        if len(maps) > 1:
+            upsampled = [F.interpolate(m, size, mode="bilinear", align_corners=False) for m in maps[1:]]
+            maps.append(torch.stack([maps[0], *upsampled]).amax(dim=0))
+        return first, maps
+
+
+class CaGNetForSemanticSegmentation(CaGNetPreTrainedModel):
+    """Zero-shot segmentation: scores of seen and unseen classes at every pixel."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.cagnet = CaGNetModel(config)
+        self.classifier = PixelClassifier(config) if config.classifier == "convolutional" else None
+        self.generator = ContextualGenerator(config) if config.contextual else None
+        self.register_buffer("class_embeddings", torch.zeros(config.num_labels, config.embedding_size))
+        self.post_init()
+
+    def classify(self, features):
+        """`(B, D, h, w)` features -> class logits `(B, N, h, w)`."""
+        if self.classifier is not None:
+            return self.classifier(features)
+        return F.conv2d(features, F.normalize(self.class_embeddings, dim=1)[:, :, None, None])
+
+    def forward(self, pixel_values, labels=None, return_dict=None, **kwargs):
+        """Segment a batch of images.
+
+        Args:
+            pixel_values: `(B, 3, H, W)` from `CaGNetImageProcessor`.
+            labels: `(B, H, W)` class indices in model order, `config.ignore_index` where there is none.
+        """
+        logits = self.classify(self.cagnet(pixel_values).features)
+        loss = None
+        if labels is not None:
+            loss = F.cross_entropy(
+                logits, resize_labels(labels, logits.shape[-2:]), ignore_index=self.config.ignore_index
+            )
+        calibration = None
+        if self.config.calibration:
+            calibration = logits.new_zeros(self.config.num_labels)
+            calibration[list(self.config.seen_ids)] = self.config.calibration
+        output = CaGNetSegmenterOutput(loss=loss, logits=logits, calibration=calibration)
+        return output if return_dict is not False else output.to_tuple()
+
+    def embed_classes(self, class_ids):
+        """Embeddings of class maps: `(B, h, w)` -> `(B, E, h, w)`."""
+        return self.class_embeddings[class_ids].movedim(-1, 1)
+
+    def synthesize_features(self, class_ids, generator=None):
+        """Make pixel features of the given classes; no image is involved.
+
+        Args:
+            class_ids: `(B, h, w)` class indices in model order.
+            generator: Random generator of the latent z ~ N(0, 1).
+
+        Returns:
+            Features `(B, D, h, w)`.
+        """
+        if self.generator is None:
+            raise ValueError("this model has no generator: only contextual models synthesise features")
+        batch, height, width = class_ids.shape
+        latent = torch.randn(
+            (batch, self.config.feature_size, height, width),
+            generator=generator,
+            device=self.class_embeddings.device,
+            dtype=self.class_embeddings.dtype,
+        )
+        return self.generator(self.embed_classes(class_ids), latent)
+
+    def synthetic_loss(self, class_ids, generator=None, train_generator: bool = False):
+        """Cross-entropy of the classifier on synthetic features (the synthetic step of CaGNet, section 3.5).
+
+        Args:
+            class_ids: `(B, h, w)` class indices in model order, the truth of the synthetic pixels.
+            generator: Random generator of the latent.
+            train_generator: Let the loss reach the feature generator; its graph is not built otherwise.
+        """
+        with torch.set_grad_enabled(train_generator and torch.is_grad_enabled()):
+            features = self.synthesize_features(class_ids, generator)
+        return F.cross_entropy(self.classify(features), class_ids)
+
+
+CaGNetModel.register_for_auto_class("AutoModel")
+CaGNetForSemanticSegmentation.register_for_auto_class("AutoModelForSemanticSegmentation")
+
+__all__ = ["CaGNetForSemanticSegmentation", "CaGNetModel", "CaGNetPreTrainedModel"]

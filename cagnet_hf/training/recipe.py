@@ -1,0 +1,265 @@
+"""Recipes: what to train, as strict data. An unknown key or a wrong type is an error that names the way out.
+
+A recipe file may `include` others (paths relative to itself); later files override earlier ones, key by key.
+"""
+
+import difflib
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from ..configuration_cagnet import CaGNetConfig
+
+RECIPES_DIR = Path(__file__).resolve().parents[2] / "scripts" / "recipes"
+DEFAULT_METHOD = "cagnet_pi"  # `--recipe scenes` means scenes/cagnet_pi
+
+
+class RecipeError(ValueError):
+    """A recipe that cannot be used; the message is one line for the user."""
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+
+
+class OptimizerRecipe(_Strict):
+    """One optimiser and its learning-rate schedule, a pure function of the iteration.
+
+    `poly`: lr · (1 − i / iterations)^power, refreshed every `update_every` iterations. `step`: lr · factor^k with
+    k = (i − start) // every + 1 from iteration `start` on. `constant`: lr.
+    """
+
+    optimizer: Literal["sgd", "adam", "adamw"]
+    lr: float = Field(gt=0)
+    weight_decay: float = Field(0.0, ge=0)
+    schedule: Literal["poly", "step", "constant"] = "constant"
+    power: float = 0.9
+    update_every: int = Field(1, ge=1)
+    start: int = 0
+    every: int = Field(1, ge=1)
+    factor: float = 1.0
+    warmup: int = Field(0, ge=0)
+    # Learning-rate factors of the network's parts; 0 leaves a part untrained (selector: 0 is the release's fault).
+    multipliers: dict[Literal["backbone", "context", "selector", "aspp_weights", "aspp_biases"], float] = {}
+
+    def lr_at(self, iteration: int, iterations: int) -> float:
+        """Learning rate used by `iteration` (from 0) of a stage of `iterations`."""
+        if iteration < self.warmup:
+            return self.lr * (iteration + 1) / self.warmup
+        if self.schedule == "poly":
+            refreshed = iteration // self.update_every * self.update_every
+            return self.lr * (1 - refreshed / iterations) ** self.power
+        if self.schedule == "step" and iteration >= self.start:
+            return self.lr * self.factor ** ((iteration - self.start) // self.every + 1)
+        return self.lr
+
+
+class LossWeights(_Strict):
+    """Weights of the losses (CaGNet, METHODS; names as in the published schedules)."""
+
+    classifier_real: float = 1.0  # cross-entropy on real features, for the classifier
+    classifier_synthetic: float = 0.0  # cross-entropy on synthetic features of the pixels of a real step
+    backbone_classification: float = 0.5  # the same cross-entropy, for the network
+    backbone_kl: float = 100.0
+    generator_adversarial: float = 1.0
+    generator_content: float = 50.0
+    synthetic_step: float = 0.125
+
+
+class StageRecipe(_Strict):
+    """A stage: how many iterations of which steps, and who learns.
+
+    Steps come in blocks, `real_block` real steps, then `synthetic_block` synthetic ones; a synthetic block of 0 makes
+    every step real. The network is frozen when it has no optimiser.
+    """
+
+    iterations: int = Field(ge=0)
+    batch_size: int = Field(ge=1)
+    crop_size: int = Field(ge=8)
+    scales: list[float] = [1.0, 0.5, 0.75]
+    scale_loss: Literal["mean", "sum"] = "mean"
+    real_block: int = Field(1, ge=0)
+    synthetic_block: int = Field(0, ge=0)
+    # A synthetic label map draws seen classes with weight 1 and unseen ones with weight 1 + unseen_rate.
+    unseen_rate: float = Field(0.0, ge=0)
+    # Side of a synthetic label map in feature cells (as the feature map of a crop: 47 at crop 368, stride 8).
+    synthetic_size: int | None = Field(None, ge=1)
+    generator_learns_from_synthetic: bool = False
+    weights: LossWeights = LossWeights()
+    network: OptimizerRecipe | None = None
+    classifier: OptimizerRecipe | None = None
+    generator: OptimizerRecipe | None = None
+
+    @model_validator(mode="after")
+    def _check(self):
+        if self.real_block + self.synthetic_block == 0:
+            raise ValueError("real_block and synthetic_block are both 0: the stage has no step")
+        if self.synthetic_block and self.synthetic_size is None:
+            raise ValueError("synthetic steps need synthetic_size, the side of their label maps in feature cells")
+        if self.scales[0] != 1.0:
+            raise ValueError(f"scales must start with 1.0, got {self.scales}")
+        return self
+
+    def is_synthetic(self, iteration: int) -> bool:
+        """Whether `iteration` (from 0) is a synthetic step; real blocks come first."""
+        return iteration % (self.real_block + self.synthetic_block) >= self.real_block
+
+
+class AugmentationRecipe(_Strict):
+    scale_range: tuple[float, float] = (0.5, 1.5)
+    flip_probability: float = Field(0.5, ge=0, le=1)
+
+
+class Recipe(_Strict):
+    """Everything a training run depends on."""
+
+    benchmark: str
+    method: str
+    seed: int = 0
+    split: Literal["test", "tuning"] = "test"  # tuning: held-out seen classes play the unseen ones
+    supervised: bool = False  # the upper bound: labels of unseen classes are shown in training
+    dataset: str | None = None
+    image_column: str = "image"
+    mask_column: str = "mask"
+    class_embeddings: str = "bundled"
+    backbone_weights: str | None = None
+    model: dict[str, Any] = {}
+    processor: dict[str, Any] = {}
+    augmentation: AugmentationRecipe = AugmentationRecipe()
+    content_loss: Literal["mmd", "l1", "l2"] = "mmd"
+    adversarial_loss: Literal["lsgan", "l1", "bce", "wgan", "wgan-gp"] = "l1"
+    mmd_pixels_per_class: int = Field(256, ge=2)
+    stages: dict[str, StageRecipe]
+    num_workers: int = Field(2, ge=0)
+    log_every: int = Field(20, ge=1)
+    checkpoint_every: int = Field(500, ge=1)
+    checkpoints_kept: int = Field(2, ge=1)
+    evaluate_every: int = Field(0, ge=0)  # 0: after each stage only
+    evaluation_protocol: Literal["full", "paper"] = "full"
+    trackers: list[str] = ["tensorboard"]
+
+    @model_validator(mode="after")
+    def _check(self):
+        known = set(CaGNetConfig.__dataclass_fields__)
+        for key in self.model:
+            if key not in known:
+                raise ValueError(f"model.{key} is no field of CaGNetConfig{_nearest(key, known)}")
+        return self
+
+
+def load_recipe(name_or_path: str, overrides: list[str] = ()) -> Recipe:
+    """Read a recipe by name (`scenes`, `pascal_voc_edge/cagnet_pi`) or file, with `key=value` overrides.
+
+    Keys are dotted (`stages.finetune.iterations=100`), values YAML.
+
+    Raises:
+        RecipeError: One line naming the file, the key and the nearest known key.
+    """
+    path = find_recipe(name_or_path)
+    tree = _read(path)
+    for override in overrides:
+        _apply(tree, override)
+    try:
+        return Recipe.model_validate(tree)
+    except ValidationError as error:
+        raise RecipeError(f"{path.name}: {_first_problem(error)}") from None
+
+
+def find_recipe(name_or_path: str) -> Path:
+    direct = Path(name_or_path)
+    for candidate in (
+        direct if direct.suffix in (".yaml", ".yml") else None,
+        RECIPES_DIR / f"{name_or_path}.yaml",
+        RECIPES_DIR / name_or_path / f"{DEFAULT_METHOD}.yaml",
+    ):
+        if candidate is not None and candidate.is_file():
+            return candidate
+    known = recipe_names()
+    raise RecipeError(f"no recipe {name_or_path!r}{_nearest(name_or_path, known)}; known: {', '.join(known)}")
+
+
+def recipe_names() -> list[str]:
+    files = sorted(RECIPES_DIR.glob("*/*.yaml"))
+    return [f"{f.parent.name}/{f.stem}" for f in files if not f.parent.name.startswith("_")]
+
+
+def changed_keys(old: Recipe, new: Recipe) -> list[str]:
+    """Dotted keys whose values differ between two recipes."""
+
+    def flatten(value, prefix=""):
+        if isinstance(value, dict):
+            for key, child in value.items():
+                yield from flatten(child, f"{prefix}.{key}" if prefix else str(key))
+        else:
+            yield prefix, value
+
+    a, b = (dict(flatten(recipe.model_dump(mode="json"))) for recipe in (old, new))
+    return sorted(key for key in a.keys() | b.keys() if a.get(key) != b.get(key))
+
+
+def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict:
+    if path in seen:
+        raise RecipeError(f"{path}: includes itself")
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise RecipeError(f"{path}: cannot be read: {' '.join(str(error).split())}") from None
+    if not isinstance(tree, dict):
+        raise RecipeError(f"{path}: a recipe is a mapping of keys to values")
+    merged: dict = {}
+    for include in tree.pop("include", []):
+        _merge(merged, _read((path.parent / include).resolve(), (*seen, path)))
+    _merge(merged, tree)
+    return merged
+
+
+def _merge(base: dict, over: dict) -> None:
+    for key, value in over.items():
+        if isinstance(value, dict) and isinstance(base.get(key), dict):
+            _merge(base[key], value)
+        else:
+            base[key] = value
+
+
+def _apply(tree: dict, override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise RecipeError(f"{override!r} is no override: write key=value")
+    *parents, leaf = key.split(".")
+    node = tree
+    for part in parents:
+        node = node.setdefault(part, {})
+        if not isinstance(node, dict):
+            raise RecipeError(f"{override!r}: {part!r} holds a value, not keys")
+    try:
+        node[leaf] = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise RecipeError(f"{override!r}: the value is not YAML") from None
+
+
+def _first_problem(error: ValidationError) -> str:
+    problem = error.errors()[0]
+    where = ".".join(str(part) for part in problem["loc"] if part != "[key]")
+    if problem["type"] == "extra_forbidden":
+        return f"unknown key {where!r}{_nearest(problem['loc'][-1], _keys_at(problem['loc'][:-1]))}"
+    message = problem["msg"].removeprefix("Value error, ")
+    given = problem.get("input")
+    shown = f", got {given!r}" if where and not isinstance(given, dict) else ""
+    return f"{where}: {message}{shown}" if where else message
+
+
+def _keys_at(location: tuple) -> list[str]:
+    """Known keys of the recipe node at `location`."""
+    owners = {"stages": StageRecipe, "weights": LossWeights, "augmentation": AugmentationRecipe}
+    owners |= dict.fromkeys(("network", "classifier", "generator"), OptimizerRecipe)
+    owner = Recipe
+    for part in location:
+        owner = owners.get(part, owner)
+    return list(owner.model_fields)
+
+
+def _nearest(key: str, known) -> str:
+    close = difflib.get_close_matches(str(key), list(known), n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else ""

@@ -1,0 +1,64 @@
+"""From a recipe to its parts: benchmark, data, embeddings, image processor, model."""
+
+import numpy as np
+import torch
+from datasets import Dataset
+
+from ..benchmarks import Benchmark, load_benchmark
+from ..class_embeddings import load_class_embeddings
+from ..configuration_cagnet import CaGNetConfig
+from ..data.prepared import open_prepared
+from ..data.scenes import scenes_class_embeddings, scenes_dataset
+from ..image_processing_cagnet import CaGNetImageProcessor
+from ..modeling_cagnet import CaGNetForSemanticSegmentation
+from ..pretrained_weights import load_backbone_weights
+from .recipe import Recipe
+
+
+def benchmark_of(recipe: Recipe) -> Benchmark:
+    benchmark = load_benchmark(recipe.benchmark)
+    return benchmark.for_tuning() if recipe.split == "tuning" else benchmark
+
+
+def dataset_of(recipe: Recipe, split: str) -> Dataset:
+    """The `train` or `test` split: drawn for `scenes`, a prepared dataset or Hub id otherwise."""
+    if recipe.benchmark == "scenes" and recipe.dataset is None:
+        return scenes_dataset(recipe.seed, split)
+    if recipe.dataset is None:
+        raise ValueError(
+            f"the recipe needs dataset=DIR: a folder made by scripts/prepare_data.py {recipe.benchmark}, or a Hub id"
+        )
+    return open_prepared(recipe.dataset, split=split, image_column=recipe.image_column, mask_column=recipe.mask_column)
+
+
+def class_embeddings_of(recipe: Recipe, benchmark: Benchmark) -> np.ndarray:
+    """Class embeddings `(N, E)` in model order."""
+    if recipe.benchmark == "scenes" and recipe.class_embeddings == "attributes":
+        return scenes_class_embeddings(benchmark)
+    return load_class_embeddings(recipe.class_embeddings, benchmark)
+
+
+def build_processor(recipe: Recipe) -> CaGNetImageProcessor:
+    return CaGNetImageProcessor(**recipe.processor)
+
+
+def build_model(recipe: Recipe, benchmark: Benchmark) -> CaGNetForSemanticSegmentation:
+    """A new model for the recipe's benchmark, ImageNet backbone weights loaded where the recipe names some."""
+    embeddings = class_embeddings_of(recipe, benchmark)
+    num_seen, num_classes = len(benchmark.seen_ids), len(benchmark.class_ids)
+    fields = {"embedding_size": embeddings.shape[1]} | recipe.model
+    if fields.get("classifier") == "projection":
+        fields.setdefault("feature_size", embeddings.shape[1])
+    config = CaGNetConfig(
+        id2label=dict(enumerate(benchmark.class_names)),
+        seen_ids=list(range(num_seen)),
+        unseen_ids=list(range(num_seen, num_classes)),
+        dataset_ids=list(benchmark.class_ids),
+        ignored_dataset_ids=list(benchmark.ignored_ids),
+        **fields,
+    )
+    model = CaGNetForSemanticSegmentation(config)
+    model.class_embeddings.copy_(torch.from_numpy(embeddings))
+    if recipe.backbone_weights is not None:
+        load_backbone_weights(model, recipe.backbone_weights)
+    return model

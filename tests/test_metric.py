@@ -1,0 +1,207 @@
+"""The metric: the reference's scores, streaming, refusals. Label maps of a few pixels spell the rules out."""
+
+import json
+from pathlib import Path
+
+import evaluate
+import numpy as np
+import pytest
+import torch
+from golden import recipe
+
+from cagnet_hf.evaluation import METRIC_PATH
+
+GOLDEN = json.loads((Path(__file__).parent / "golden" / "metrics.json").read_text())
+# The remaining entries record how the reference fails on a prediction outside the label set.
+GOLDEN_CASES = sorted(GOLDEN["_inputs"])
+REFERENCE_KEYS = {
+    "hIoU": "Mean IoU Harmonic",
+    "mIoU": "Mean IoU",
+    "PA": "Overall Acc",
+    "MA": "Mean Acc",
+    "S-mIoU": "Mean IoU Seen",
+    "U-mIoU": "Mean IoU Unseen",
+    "U-PA": "Overall Acc Unseen",
+    "U-MA": "Mean Acc Unseen",
+}
+
+
+def load_metric(num_seen=15, num_unseen=5, **options):
+    seen_ids, unseen_ids = range(num_seen), range(num_seen, num_seen + num_unseen)
+    return evaluate.load(
+        METRIC_PATH, num_labels=num_seen + num_unseen, seen_ids=seen_ids, unseen_ids=unseen_ids, **options
+    )
+
+
+def golden_maps(case):
+    """Six maps `(6, 33, 41)` of prediction and truth, made as the golden set describes."""
+    inputs, shape = GOLDEN["_inputs"][case], (6, 33, 41)
+
+    def draw(suffix, high):
+        return recipe.integers(f"metric:{case}:{suffix}", shape, high)
+
+    truth = np.asarray(inputs["gt"])[draw("t", len(inputs["gt"]))]
+    prediction = np.asarray(inputs["pred"])[draw("p", len(inputs["pred"]))]
+    correct = (draw("k", inputs["acc"]) > 0) & (truth != 255) & np.isin(truth, inputs["pred"])
+    return np.where(correct, truth, prediction), truth
+
+
+def reference_value(value):
+    return None if value == "nan" else pytest.approx(value, rel=1e-12)
+
+
+@pytest.mark.parametrize("case", GOLDEN_CASES)
+def test_scores_are_those_of_the_reference(case):
+    prediction, truth = golden_maps(case)
+    scores = load_metric().compute(predictions=prediction, references=truth)
+    for key, reference_key in REFERENCE_KEYS.items():
+        assert scores[key] == reference_value(GOLDEN[case]["gzsl"][reference_key]), key
+
+
+@pytest.mark.parametrize("case", GOLDEN_CASES)
+def test_class_ious_are_those_of_the_reference(case):
+    prediction, truth = golden_maps(case)
+    scores = load_metric().compute(predictions=prediction, references=truth)
+    ious = [entry["iou"] for entry in scores["per_class"].values()]
+    assert ious == [reference_value(value) for value in GOLDEN[case]["iou"]]
+
+
+def test_per_class_names_the_class_its_split_and_its_pixels():
+    metric = load_metric(1, 1, id2label={"0": "cat", "1": "sofa"})
+    scores = metric.compute(predictions=[[[0, 0, 1]]], references=[[[0, 1, 1]]])
+    assert scores["per_class"] == {
+        "cat": {"iou": 0.5, "recall": 1.0, "seen": True, "pixels": 1},
+        "sofa": {"iou": 0.5, "recall": 0.5, "seen": False, "pixels": 2},
+    }
+
+
+def test_a_class_absent_from_truth_and_prediction_leaves_the_means():
+    scores = load_metric(2, 1).compute(predictions=[[[0, 2]]], references=[[[0, 2]]])
+    assert scores["per_class"]["1"] == {"iou": None, "recall": None, "seen": True, "pixels": 0}
+    assert scores["mIoU"] == scores["MA"] == scores["S-mIoU"] == 1.0
+
+
+def test_a_class_predicted_but_never_true_has_iou_zero_and_no_recall():
+    scores = load_metric(2, 1).compute(predictions=[[[0, 1]]], references=[[[0, 0]]])
+    assert (scores["per_class"]["1"]["iou"], scores["per_class"]["1"]["recall"]) == (0.0, None)
+    assert scores["S-mIoU"] == 0.25
+    assert scores["MA"] == 0.5
+
+
+def test_nothing_counted_gives_no_mean():
+    scores = load_metric().compute()
+    assert all(scores[key] is None for key in REFERENCE_KEYS if key != "hIoU")
+
+
+def test_ignored_pixels_do_not_count():
+    metric = load_metric(1, 1)
+    metric.add(prediction=[[0, 1, 0]], reference=[[0, 255, 255]])
+    assert metric.confusion_matrix.tolist() == [[1, 0], [0, 0]]
+
+
+def test_rows_are_the_truth():
+    metric = load_metric(1, 1)
+    metric.add(prediction=[[1, 1]], reference=[[0, 0]])
+    assert metric.confusion_matrix.tolist() == [[0, 2], [0, 0]]
+
+
+def test_streaming_equals_one_shot():
+    prediction, truth = golden_maps("all")
+    streamed = load_metric()
+    for start in range(0, 6, 2):
+        streamed.add_batch(predictions=prediction[start : start + 2], references=truth[start : start + 2])
+    assert streamed.compute() == load_metric().compute(predictions=prediction, references=truth)
+
+
+@pytest.mark.parametrize(
+    "convert",
+    [list, np.uint8, np.ndarray.tolist, torch.from_numpy, lambda maps: list(torch.from_numpy(maps))],
+    ids=["list of arrays", "uint8", "nested lists", "tensor", "list of tensors"],
+)
+def test_containers_are_equal(convert):
+    prediction, truth = golden_maps("all")
+    metric, converted = load_metric(), load_metric()
+    metric.add_batch(predictions=prediction, references=truth)
+    converted.add_batch(predictions=convert(prediction), references=convert(truth))
+    assert (converted.confusion_matrix == metric.confusion_matrix).all()
+
+
+def test_maps_of_different_sizes_are_counted():
+    metric = load_metric(1, 1)
+    sizes = [(3, 4), (2, 5)]
+    maps = [np.zeros(size, np.uint8) for size in sizes]
+    metric.add_batch(predictions=maps, references=maps)
+    assert metric.confusion_matrix.tolist() == [[22, 0], [0, 0]]
+
+
+def test_merging_two_halves_equals_the_whole():
+    prediction, truth = golden_maps("all")
+    whole, half, other = load_metric(), load_metric(), load_metric()
+    whole.add_batch(predictions=prediction, references=truth)
+    half.add_batch(predictions=prediction[:3], references=truth[:3])
+    other.add_batch(predictions=prediction[3:], references=truth[3:])
+    half.merge(torch.from_numpy(other.confusion_matrix))
+    assert half.compute() == whole.compute()
+
+
+def test_computing_starts_afresh():
+    metric = load_metric(1, 1)
+    metric.compute(predictions=[[[0]]], references=[[[0]]])
+    assert metric.confusion_matrix.sum() == 0
+
+
+def test_scores_are_json():
+    prediction, truth = golden_maps("absent_both")
+    scores = load_metric().compute(predictions=prediction, references=truth)
+    assert json.loads(json.dumps(scores, allow_nan=False)) == scores
+
+
+@pytest.mark.parametrize("value", [20, -1, 255])
+def test_a_prediction_outside_the_label_set_is_refused_before_counting(value):
+    metric = load_metric()
+    good = np.zeros((2, 2), np.int64)
+    bad = np.array([[0, 0], [0, value]])
+    with pytest.raises(ValueError, match=f"prediction holds {value}"):
+        metric.add_batch(predictions=[good, bad], references=[good, good])
+    assert metric.confusion_matrix.sum() == 0
+
+
+def test_a_prediction_outside_the_label_set_is_refused_at_an_ignored_pixel():
+    with pytest.raises(ValueError, match="prediction holds 20"):
+        load_metric().add(prediction=[[20]], reference=[[255]])
+
+
+@pytest.mark.parametrize("value", [20, -1, 254])
+def test_a_reference_outside_the_label_set_is_refused(value):
+    with pytest.raises(ValueError, match=f"reference holds {value}"):
+        load_metric().add(prediction=[[0]], reference=[[value]])
+
+
+def test_maps_of_unequal_shape_are_refused():
+    with pytest.raises(ValueError, match=r"shape \(2, 3\), but reference of shape \(3, 2\)"):
+        load_metric().add(prediction=np.zeros((2, 3), int), reference=np.zeros((3, 2), int))
+
+
+def test_unequal_numbers_of_maps_are_refused():
+    with pytest.raises(ValueError, match="1 predictions but 2 references"):
+        load_metric().add_batch(predictions=[[[0]]], references=[[[0]], [[0]]])
+
+
+def test_logits_are_refused():
+    with pytest.raises(TypeError, match="argmax"):
+        load_metric().add(prediction=np.zeros((2, 2)), reference=np.zeros((2, 2), int))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"seen_ids": [0, 1], "unseen_ids": [1, 2]},
+        {"seen_ids": [0], "unseen_ids": [2]},
+        {"seen_ids": [0, 1], "unseen_ids": [2], "id2label": {0: "cat", 1: "cat"}},
+        {"seen_ids": [0, 1], "unseen_ids": [2], "ignore_index": 2},
+    ],
+    ids=["overlap", "gap", "names", "ignore"],
+)
+def test_a_label_set_that_contradicts_itself_is_refused(wrong):
+    with pytest.raises(ValueError):
+        evaluate.load(METRIC_PATH, num_labels=3, **wrong)
