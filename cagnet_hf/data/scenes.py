@@ -66,7 +66,7 @@ def scenes_class_embeddings(benchmark: Benchmark | None = None) -> np.ndarray:
 
 
 def draw_scenes(seed: int, split: str) -> tuple[np.ndarray, np.ndarray]:
-    """Images `(n, 96, 96, 3)` uint8 and masks `(n, 96, 96)` uint8 of a split; masks hold stored ids, 0 = background."""
+    """Images `(n, 96, 96, 3)` uint8 and masks `(n, 96, 96)` uint8 of a split; masks hold stored ids."""
     count = {"train": NUM_TRAIN, "test": NUM_TEST}[split]
     attributes = class_attributes()
     images = np.empty((count, IMAGE_SIZE, IMAGE_SIZE, 3), dtype=np.uint8)

@@ -22,27 +22,6 @@ class RunState:
     stages: list[dict] = field(default_factory=list)
 
 
-def write_whole(target: Path, write) -> None:
-    """Let `write(path)` fill a folder aside, then rename it to `target`: it is never seen half-written."""
-    aside = target.with_name(f".{target.name}.partial")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    write(aside)
-    old = target.with_name(f".{target.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if target.exists():
-        os.replace(target, old)
-    os.replace(aside, target)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def write_text_whole(path: Path, text: str) -> None:
-    """Write a file aside, then rename it."""
-    aside = path.with_name(f".{path.name}.partial")
-    aside.write_text(text, encoding="utf-8")
-    os.replace(aside, path)
-
-
 def save_checkpoint(folder: Path, accelerator, state: RunState, keep: int) -> Path:
     """Save what `accelerator` has prepared and `state`; keep the newest `keep` checkpoints."""
     target = folder / f"step-{state.stage:02d}-{state.iteration:08d}"

@@ -13,8 +13,9 @@ from tqdm import tqdm
 from ..data.stream import EndlessBatches, TrainingExamples, training_batches
 from ..data.transforms import TrainingTransform
 from ..evaluation.scoring import score
+from ..files import write_text_whole
 from ..modeling_cagnet import freeze_batch_norm
-from .checkpoints import RunState, checkpoints, load_run_state, save_checkpoint, write_text_whole
+from .checkpoints import RunState, checkpoints, load_run_state, save_checkpoint
 from .optimizers import build_optimizers, set_learning_rates
 from .recipe import Recipe, RecipeError, StageRecipe, changed_keys
 from .setup import benchmark_of, build_model, build_processor, dataset_of

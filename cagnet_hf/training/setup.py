@@ -7,8 +7,8 @@ from datasets import Dataset
 from ..benchmarks import Benchmark, load_benchmark
 from ..class_embeddings import load_class_embeddings
 from ..configuration_cagnet import CaGNetConfig
-from ..data.prepared import open_prepared
-from ..data.scenes import scenes_class_embeddings, scenes_dataset
+from ..data.scenes import scenes_class_embeddings
+from ..data.sources import open_dataset
 from ..image_processing_cagnet import CaGNetImageProcessor
 from ..modeling_cagnet import CaGNetForSemanticSegmentation
 from ..pretrained_weights import load_backbone_weights
@@ -21,14 +21,15 @@ def benchmark_of(recipe: Recipe) -> Benchmark:
 
 
 def dataset_of(recipe: Recipe, split: str) -> Dataset:
-    """The `train` or `test` split: drawn for `scenes`, a prepared dataset or Hub id otherwise."""
-    if recipe.benchmark == "scenes" and recipe.dataset is None:
-        return scenes_dataset(recipe.seed, split)
-    if recipe.dataset is None:
+    """The `train` or `test` split: drawn from the recipe's seed for `scenes`, opened otherwise."""
+    source = recipe.dataset
+    if source is None and recipe.benchmark == "scenes":
+        source = f"scenes:{recipe.seed}"
+    if source is None:
         raise ValueError(
             f"the recipe needs dataset=DIR: a folder made by scripts/prepare_data.py {recipe.benchmark}, or a Hub id"
         )
-    return open_prepared(recipe.dataset, split=split, image_column=recipe.image_column, mask_column=recipe.mask_column)
+    return open_dataset(source, split, image_column=recipe.image_column, mask_column=recipe.mask_column)
 
 
 def class_embeddings_of(recipe: Recipe, benchmark: Benchmark) -> np.ndarray:

@@ -1,0 +1,26 @@
+"""Files and folders that are whole or absent."""
+
+import os
+import shutil
+from pathlib import Path
+
+
+def write_whole(target: Path, write) -> None:
+    """Let `write(path)` fill a folder aside, then rename it to `target`: it is never seen half-written."""
+    aside = target.with_name(f".{target.name}.partial")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    write(aside)
+    old = target.with_name(f".{target.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if target.exists():
+        os.replace(target, old)
+    os.replace(aside, target)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def write_text_whole(path: Path, text: str) -> None:
+    """Write a file aside, then rename it."""
+    aside = path.with_name(f".{path.name}.partial")
+    aside.write_text(text, encoding="utf-8")
+    os.replace(aside, path)

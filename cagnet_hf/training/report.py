@@ -1,0 +1,53 @@
+"""What a finished run leaves behind: the model folder, the metrics, the pictures."""
+
+import numpy as np
+
+from ..evaluation.scoring import label_map_of
+from ..files import write_text_whole
+from ..hub import model_card, save_model_folder
+from ..prediction import predict
+from ..visualization import loss_curves, per_class_bars, prediction_grid
+from .loop import Trainer, metrics_json
+
+NUM_PICTURES = 6
+
+
+def write_report(trainer: Trainer) -> None:
+    """Write `model/`, `metrics.json` and `figures/` into the run's folder (main process only)."""
+    if not trainer.accelerator.is_main_process:
+        return
+    folder, state = trainer.output_dir, trainer.state
+    metrics = state.stages[-1]["metrics"]
+    card = model_card(
+        trainer.recipe.model_dump(mode="json", exclude_defaults=True), metrics, state.stages, state.seconds
+    )
+    save_model_folder(trainer.model, trainer.processor, folder / "model", card)
+    figures = folder / "figures"
+    figures.mkdir(exist_ok=True)
+    title = f"{trainer.recipe.method} on {trainer.recipe.benchmark}"
+    if trainer.recipe.benchmark == "scenes":
+        title += " (synthetic images)"
+    if state.history:
+        loss_curves(state.history, figures / "losses.png")
+    per_class_bars(metrics, figures / "per_class_iou.png", title=title)
+    _predictions(trainer, title).save(figures / "predictions.png")
+    # Last: a folder with metrics.json holds a finished run.
+    write_text_whole(folder / "metrics.json", metrics_json(state))
+
+
+def _predictions(trainer: Trainer, title: str):
+    """Test images with many classes, unseen ones first, beside truth and prediction."""
+    config, dataset = trainer.model.config, trainer.test_set
+    to_model_order = label_map_of(config).to_model_order
+    candidates = []
+    for index in range(min(len(dataset), 200)):
+        labels = to_model_order(np.asarray(dataset[index]["mask"]))
+        present = set(np.unique(labels).tolist()) - {config.ignore_index}
+        candidates.append((len(present & set(config.unseen_ids)), len(present), -index, labels))
+    rows = []
+    trainer.model.eval()
+    for *_, negative_index, labels in sorted(candidates, key=lambda c: c[:3], reverse=True)[:NUM_PICTURES]:
+        image = dataset[-negative_index]["image"].convert("RGB")
+        rows.append((image, labels, predict(trainer.model, trainer.processor, image)))
+    names = [config.id2label[i] for i in range(config.num_labels)]
+    return prediction_grid(rows, names, config.seen_ids, config.unseen_ids, title=title)

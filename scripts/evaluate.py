@@ -1,0 +1,70 @@
+"""Score a model on a dataset.
+
+python scripts/evaluate.py --model outputs/scenes/model --dataset scenes:0 --output metrics.json
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description="Score a model on the seen and unseen classes of a dataset.")
+    parser.add_argument("--model", required=True, help="model folder or Hub id")
+    parser.add_argument("--dataset", required=True, help="prepared folder, Hub id, or scenes:SEED")
+    parser.add_argument("--split", default="test", help="split of the dataset (default: test)")
+    parser.add_argument("--image_column", default="image")
+    parser.add_argument("--mask_column", default="mask")
+    parser.add_argument(
+        "--protocol",
+        choices=("full", "paper"),
+        default="full",
+        help="full: original image size (default); paper: warped square, feature resolution",
+    )
+    parser.add_argument(
+        "--gamma", type=float, help="calibration: subtract GAMMA from the seen classes' probabilities (model's own)"
+    )
+    parser.add_argument("--batch_size", type=int, default=8, help="images of equal size per batch")
+    parser.add_argument("--output", type=Path, help="JSON file to write")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = build_parser().parse_args(argv)
+
+    # Imported here, so that --help answers at once.
+    from accelerate import Accelerator
+
+    from cagnet_hf.cli import run
+    from cagnet_hf.data.sources import open_dataset
+    from cagnet_hf.evaluation.scoring import score
+    from cagnet_hf.files import write_text_whole
+    from cagnet_hf.prediction import load_model
+
+    def evaluate():
+        accelerator = Accelerator()
+        dataset = open_dataset(args.dataset, args.split, image_column=args.image_column, mask_column=args.mask_column)
+        model, processor = load_model(args.model)
+        if args.gamma is not None:
+            model.config.calibration = args.gamma
+        metrics = score(
+            model.to(accelerator.device),
+            processor,
+            dataset,
+            protocol=args.protocol,
+            batch_size=args.batch_size,
+            accelerator=accelerator,
+        )
+        if accelerator.is_main_process:
+            for key in ("S-mIoU", "U-mIoU", "hIoU", "mIoU", "PA", "MA", "U-PA", "U-MA"):
+                print(f"{key:7}", "undefined" if metrics[key] is None else f"{metrics[key]:.4f}")
+            if args.output:
+                args.output.parent.mkdir(parents=True, exist_ok=True)
+                write_text_whole(args.output, json.dumps(metrics, indent=1))
+
+    return run(evaluate)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,65 @@
+"""Segment images: a label PNG and an overlay with a legend for each.
+
+python scripts/predict.py --model outputs/scenes/model photo.jpg --output predictions
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description="Segment images. For each, writes NAME.png (palette PNG of the dataset's label ids) and "
+        "NAME_overlay.png (classes over the image; unseen classes are hatched and listed apart)."
+    )
+    parser.add_argument("--model", required=True, help="model folder or Hub id")
+    parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="image files")
+    parser.add_argument("--output", type=Path, required=True, help="folder to write to")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = build_parser().parse_args(argv)
+
+    # Imported here, so that --help answers at once.
+    from PIL import Image, ImageOps, UnidentifiedImageError
+    from tqdm import tqdm
+
+    from cagnet_hf.cli import run
+    from cagnet_hf.evaluation.scoring import label_map_of
+    from cagnet_hf.prediction import load_model, predict
+    from cagnet_hf.visualization import class_palette, overlay_with_legend
+
+    def segment():
+        names = [path.stem for path in args.images]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise ValueError(f"two images are called {twice!r}: their predictions would overwrite each other")
+        model, processor = load_model(args.model)
+        config = model.config
+        to_stored_ids = label_map_of(config).to_stored_ids
+        palette = class_palette(256 - 1)
+        class_names = [config.id2label[i] for i in range(config.num_labels)]
+        args.output.mkdir(parents=True, exist_ok=True)
+        for path in tqdm(args.images, desc="segment", disable=len(args.images) == 1):
+            try:
+                with Image.open(path) as file:
+                    image = ImageOps.exif_transpose(file).convert("RGB")
+            except FileNotFoundError:
+                raise ValueError(f"{path}: no such file") from None
+            except (UnidentifiedImageError, OSError) as error:
+                raise ValueError(f"{path}: cannot be read as an image ({error})") from None
+            prediction = predict(model, processor, image)
+            stored = Image.fromarray(to_stored_ids(prediction), mode="P")
+            stored.putpalette(palette.tobytes())
+            stored.save(args.output / f"{path.stem}.png")
+            picture = overlay_with_legend(image, prediction, class_names, config.seen_ids, config.unseen_ids)
+            picture.save(args.output / f"{path.stem}_overlay.png")
+        print(f"Wrote {2 * len(args.images)} files to {args.output}")
+
+    return run(segment)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,48 @@
+"""Train a zero-shot segmentation model from a recipe.
+
+accelerate launch scripts/train.py --recipe scenes --output_dir outputs/scenes
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description="Train a zero-shot segmentation model from a recipe (scripts/recipes).",
+        epilog="Example: accelerate launch scripts/train.py --recipe pascal_voc_edge/cagnet_pi "
+        "--output_dir outputs/voc dataset=data/pascal_voc stages.finetune.iterations=300",
+    )
+    parser.add_argument(
+        "--recipe", required=True, help="a name such as scenes or pascal_voc_edge/cagnet_pi, or a file"
+    )
+    parser.add_argument(
+        "--output_dir", type=Path, required=True, help="gets model/, metrics.json, figures/, checkpoints/"
+    )
+    parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in --output_dir")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="recipe keys to change, dotted")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = build_parser().parse_args(argv)
+
+    # Imported here, so that --help answers at once.
+    from cagnet_hf.cli import run
+    from cagnet_hf.training.loop import Trainer
+    from cagnet_hf.training.recipe import load_recipe
+    from cagnet_hf.training.report import write_report
+
+    def train():
+        recipe = load_recipe(args.recipe, args.overrides)
+        trainer = Trainer(recipe, args.output_dir, resume=args.resume)
+        trainer.run()
+        write_report(trainer)
+        trainer.accelerator.print(f"Wrote {args.output_dir}")
+
+    return run(train)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

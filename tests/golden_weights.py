@@ -1,0 +1,76 @@
+"""The paper's network with the golden set's weights, which are functions of the ORIGINAL state-dict keys."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import torch
+from golden import recipe
+
+from cagnet_hf import CaGNetConfig, CaGNetForSemanticSegmentation
+
+GOLDEN = Path(__file__).parent / "golden"
+SMALL, FULL = (1, 1, 2, 1), (3, 4, 23, 3)  # depths behind the golden tags s* and f*
+
+_RULES = (  # original key -> ours; a block is (stage, block), counted from 2 and 1 in the original
+    (r"back\.scale\.layer1\.conv1\.conv\.", "cagnet.backbone.stem.convolution."),
+    (r"back\.scale\.layer1\.conv1\.bn\.", "cagnet.backbone.stem.normalization."),
+    (r"back\.scale\.aspp\.stages\.c(\d)\.", r"cagnet.aspp.branches.\1."),
+    (r"back\.scale\.contextual1\.conv\.", "cagnet.context.scales.0."),
+    (r"back\.scale\.contextual2\.conv\.", "cagnet.context.scales.1."),
+    (r"back\.scale\.contextual3\.conv\.", "cagnet.context.scales.2."),
+    (r"back\.scale\.fc_1\.conv\.", "cagnet.context.selector."),
+    (r"back\.scale\.contextualpool\.conv\.", "cagnet.context.merge."),
+    (r"back\.scale\.contextuallocalmu\.conv\.", "cagnet.context.mean."),
+    (r"back\.scale\.contextuallocalsigma\.conv\.", "cagnet.context.log_variance."),
+    (r"dis\.fc\.conv\.", "classifier.trunk."),
+    (r"dis\.cls\.", "classifier.class_head."),
+    (r"dis\.pred\.", "classifier.critic_head."),
+    (r"gen\.mlp\.5\.", "generator.layers.15."),
+)
+_BLOCK = re.compile(r"back\.scale\.layer(\d)\.block(\d+)\.(reduce|conv3x3|increase|proj)\.(conv|bn)\.(\w+)")
+_GENERATOR = re.compile(r"gen\.mlp\.(\d)\.conv\.(\w+)")
+_PART = {"reduce": "reduce", "conv3x3": "spatial", "increase": "increase", "proj": "shortcut"}
+_KIND = {"conv": "convolution", "bn": "normalization"}
+
+
+def our_key(original: str) -> str:
+    """Our name of an original tensor, as listed in `keys.json`."""
+    if match := _BLOCK.fullmatch(original):
+        layer, block, part, kind, leaf = match.groups()
+        return f"cagnet.backbone.stages.{int(layer) - 2}.{int(block) - 1}.{_PART[part]}.{_KIND[kind]}.{leaf}"
+    if match := _GENERATOR.fullmatch(original):
+        return f"generator.layers.{3 * int(match[1])}.{match[2]}"  # convolution, activation, dropout
+    for pattern, replacement in _RULES:
+        if re.match(pattern, original):
+            return re.sub(pattern, replacement, original)
+    raise KeyError(original)
+
+
+def golden_shapes() -> dict[str, list[int]]:
+    """Shape of every original tensor of the VOC network, the two embedding tables apart."""
+    shapes = json.loads((GOLDEN / "keys.json").read_text())["cagnet_voc12"]
+    return {key: shape for key, shape in shapes.items() if not key.startswith("Em_")}
+
+
+def golden_class_embeddings() -> torch.Tensor:
+    """`(21, 600)`: the reference's 20 classes, and zeros for the output that no label ever has."""
+    embeddings = recipe.embedding_tables(15, 20)[1]
+    return torch.from_numpy(np.concatenate([embeddings, np.zeros_like(embeddings[:1])]))
+
+
+def golden_model(depths=SMALL) -> CaGNetForSemanticSegmentation:
+    """The reference's network, in evaluation mode: 15 seen classes, 5 unseen ones and its 21st output."""
+    labels = {i: f"class {i}" for i in range(21)}
+    with torch.device("meta"):
+        model = CaGNetForSemanticSegmentation(CaGNetConfig(depths=depths, id2label=labels))
+    names = {our_key(key): key for key in golden_shapes()}
+    weights = {
+        name: torch.from_numpy(recipe.fill(names[name], tensor.shape))
+        for name, tensor in model.state_dict().items()
+        if name != "class_embeddings"
+    }
+    weights["class_embeddings"] = golden_class_embeddings()
+    model.load_state_dict(weights, strict=True, assign=True)
+    return model.eval()
