@@ -74,12 +74,18 @@ class DeepLabResNet(nn.Module):
         self.stem = ConvNorm(3, config.stem_size, 7, stride=2, activation=nn.ReLU())
         self.pool = nn.MaxPool2d(3, stride=2, padding=1, ceil_mode=True)
         plan = stage_strides((1, 2, 2, 2), config.output_stride, stem_stride=4)
-        channels, stages = config.stem_size, []
+        channels, stages, previous_dilation = config.stem_size, [], 1
         for depth, size, (stride, dilation) in zip(config.depths, config.hidden_sizes, plan, strict=True):
             blocks = []
             for index in range(depth):
-                blocks.append(Bottleneck(channels, size, stride if index == 0 else 1, dilation, config.stride_in_1x1))
+                # A 3x3 convolution that would have strided keeps the dilation of its input's grid.
+                keeps = index == 0 and not config.stride_in_1x1
+                block_dilation = previous_dilation if keeps else dilation
+                blocks.append(
+                    Bottleneck(channels, size, stride if index == 0 else 1, block_dilation, config.stride_in_1x1)
+                )
                 channels = size
+            previous_dilation = dilation
             stages.append(nn.Sequential(*blocks))
         self.stages = nn.ModuleList(stages)
         self.num_channels = channels

@@ -79,6 +79,11 @@ class LabelMap:
         self._seen = self._all.copy()
         self._seen[self.class_ids[num_seen:]] = IGNORE_INDEX
 
+    @classmethod
+    def of(cls, config) -> "LabelMap":
+        """The map of a model's configuration."""
+        return cls(config.dataset_ids, len(config.seen_ids), config.ignored_dataset_ids)
+
     def to_model_order(self, mask: np.ndarray, *, hide_unseen: bool = False, source: str = "mask") -> np.ndarray:
         """Stored ids `(H, W)` uint8 -> model order, uint8, 255 = ignored. The input is not changed.
 

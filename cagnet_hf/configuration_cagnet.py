@@ -102,14 +102,22 @@ class CaGNetConfig(PreTrainedConfig):
             raise ValueError('backbone="auto" and backbone_config go together: give both or neither')
         both = set(self.seen_ids) & set(self.unseen_ids)
         if both:
-            raise ValueError(f"classes {sorted(self.id2label[i] for i in both)} are both seen and unseen")
+            raise ValueError(f"classes {sorted(self.id2label.get(i, i) for i in both)} are both seen and unseen")
         if sorted([*self.seen_ids, *self.unseen_ids]) != list(range(self.num_labels)):
             raise ValueError(
                 f"seen_ids and unseen_ids name {len(self.seen_ids)} + {len(self.unseen_ids)} classes, "
                 f"id2label names {self.num_labels}: every class is one or the other"
             )
+        if list(self.seen_ids) != list(range(len(self.seen_ids))):
+            raise ValueError(f"seen classes come first: seen_ids must count from 0, got {list(self.seen_ids)}")
         if len(self.dataset_ids) != self.num_labels:
             raise ValueError(f"dataset_ids has {len(self.dataset_ids)} entries for {self.num_labels} classes")
+        for field, values in (("names", self.id2label.values()), ("dataset_ids", self.dataset_ids)):
+            repeated = sorted({value for value in values if list(values).count(value) > 1})
+            if repeated:
+                raise ValueError(f"{field} repeat: {', '.join(map(str, repeated))}")
+        if 0 <= self.ignore_index < self.num_labels:
+            raise ValueError(f"ignore_index={self.ignore_index} is a class: choose one beyond {self.num_labels - 1}")
         if self.classifier == "projection" and self.feature_size != self.embedding_size:
             raise ValueError(
                 f"a projection classifier needs feature_size == embedding_size, "
@@ -119,6 +127,8 @@ class CaGNetConfig(PreTrainedConfig):
             raise ValueError('classifier="projection" classifies the ASPP map: set contextual=False')
         if len(self.generator_hidden_sizes) != len(self.generator_dropout):
             raise ValueError("generator_hidden_sizes and generator_dropout must have equal length")
+        if not len(self.depths) == len(self.hidden_sizes) == 4:
+            raise ValueError(f"depths and hidden_sizes need four values, got {self.depths} and {self.hidden_sizes}")
         if len(self.context_dilations) != 3:
             raise ValueError(f"context_dilations needs three values, got {list(self.context_dilations)}")
 

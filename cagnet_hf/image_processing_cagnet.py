@@ -102,6 +102,13 @@ class CaGNetImageProcessor(PilBackend):
                 input_data_format=ChannelDimension.FIRST,
             )
             maps = [np.asarray(label_map).reshape(label_map.shape[-2:]) for label_map in maps]
+            if len(maps) != len(images):
+                raise ValueError(f"{len(images)} images but {len(maps)} segmentation maps: give one per image")
+            for image, label_map in zip(images, maps, strict=True):
+                if label_map.shape != image.shape[-2:]:
+                    raise ValueError(
+                        f"a segmentation map of size {label_map.shape} for an image of size {image.shape[-2:]}"
+                    )
             if kwargs["do_resize"]:
                 maps = [resize_label_map(m, fit_size(*m.shape, kwargs["size"])) for m in maps]
             data["labels"] = [label_map.astype(np.int64) for label_map in maps]
@@ -149,11 +156,12 @@ class CaGNetImageProcessor(PilBackend):
         if len(target_sizes) != len(logits):
             raise ValueError(f"{len(logits)} images but {len(target_sizes)} target sizes: give one per image")
         label_maps = []
-        for image_logits, target_size in zip(logits, target_sizes, strict=True):
+        offsets = [None] * len(logits) if calibration is None else calibration
+        for image_logits, target_size, offset in zip(logits, target_sizes, offsets, strict=True):
             size = tuple(int(side) for side in target_size)
             scores = F.interpolate(image_logits[None].float(), size, mode="bilinear", align_corners=False)[0]
-            if calibration is not None:
-                scores = scores.softmax(dim=0) - calibration.to(scores)[:, None, None]
+            if offset is not None:
+                scores = scores.softmax(dim=0) - offset.to(scores)[:, None, None]
             label_maps.append(scores.argmax(dim=0))
         return label_maps
 

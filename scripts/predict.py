@@ -7,6 +7,9 @@ import argparse
 import sys
 from pathlib import Path
 
+# This folder has an evaluate.py, which must not hide the library of that name.
+sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != Path(__file__).resolve().parent]
+
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
@@ -26,8 +29,8 @@ def main(argv: list[str] | None = None) -> int:
     from PIL import Image, ImageOps, UnidentifiedImageError
     from tqdm import tqdm
 
+    from cagnet_hf.benchmarks import LabelMap
     from cagnet_hf.cli import run
-    from cagnet_hf.evaluation.scoring import label_map_of
     from cagnet_hf.prediction import load_model, predict
     from cagnet_hf.visualization import class_palette, overlay_with_legend
 
@@ -38,7 +41,7 @@ def main(argv: list[str] | None = None) -> int:
             raise ValueError(f"two images are called {twice!r}: their predictions would overwrite each other")
         model, processor = load_model(args.model)
         config = model.config
-        to_stored_ids = label_map_of(config).to_stored_ids
+        to_stored_ids = LabelMap.of(config).to_stored_ids
         palette = class_palette(256 - 1)
         class_names = [config.id2label[i] for i in range(config.num_labels)]
         args.output.mkdir(parents=True, exist_ok=True)

@@ -7,6 +7,9 @@ import argparse
 import sys
 from pathlib import Path
 
+# This folder has an evaluate.py, which must not hide the library of that name.
+sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != Path(__file__).resolve().parent]
+
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(

@@ -6,6 +6,8 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
+from trained import arguments, write_dataset
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -30,3 +32,29 @@ def load_script() -> Callable[[str], ModuleType]:
         return module
 
     return load
+
+
+@pytest.fixture(scope="session")
+def one_thread():
+    """Sums are taken in one order, so that runs can be compared bit by bit."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def tiny_dataset(tmp_path_factory) -> Path:
+    """A dozen training and six test images of the synthetic benchmark, as a prepared folder."""
+    folder = tmp_path_factory.mktemp("data")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("datasets.config.HF_DATASETS_CACHE", folder / "cache")
+        yield write_dataset(folder / "scenes")
+
+
+@pytest.fixture(scope="session")
+def trained_run(tiny_dataset, tmp_path_factory, load_script, one_thread) -> Path:
+    """The output folder of a short, uninterrupted training run; not to be changed."""
+    output = tmp_path_factory.mktemp("trained") / "run"
+    assert load_script("train").main(arguments(tiny_dataset, output)) == 0
+    return output

@@ -7,13 +7,15 @@ from pathlib import Path
 import numpy as np
 import torch
 from golden import recipe
+from torch import nn
 
 from cagnet_hf import CaGNetConfig, CaGNetForSemanticSegmentation
+from cagnet_hf.modeling_cagnet import PixelClassifier
 
 GOLDEN = Path(__file__).parent / "golden"
 SMALL, FULL = (1, 1, 2, 1), (3, 4, 23, 3)  # depths behind the golden tags s* and f*
 
-_RULES = (  # original key -> ours; a block is (stage, block), counted from 2 and 1 in the original
+_RULES = (
     (r"back\.scale\.layer1\.conv1\.conv\.", "cagnet.backbone.stem.convolution."),
     (r"back\.scale\.layer1\.conv1\.bn\.", "cagnet.backbone.stem.normalization."),
     (r"back\.scale\.aspp\.stages\.c(\d)\.", r"cagnet.aspp.branches.\1."),
@@ -54,23 +56,35 @@ def golden_shapes() -> dict[str, list[int]]:
     return {key: shape for key, shape in shapes.items() if not key.startswith("Em_")}
 
 
-def golden_class_embeddings() -> torch.Tensor:
+def golden_network(depths=SMALL) -> CaGNetForSemanticSegmentation:
+    """The reference's network: 15 seen classes, 5 unseen ones and its 21st output."""
+    return CaGNetForSemanticSegmentation(CaGNetConfig(depths=depths, id2label={i: f"class {i}" for i in range(21)}))
+
+
+def golden_model(depths=SMALL) -> CaGNetForSemanticSegmentation:
+    """The reference's network with its weights, in evaluation mode."""
+    with torch.device("meta"):
+        model = golden_network(depths)
+    return _load(model, class_embeddings=_class_embeddings())
+
+
+def golden_classifier() -> PixelClassifier:
+    """The reference's classifier and critic with their weights, in evaluation mode."""
+    with torch.device("meta"):
+        classifier = PixelClassifier(CaGNetConfig(id2label={i: f"class {i}" for i in range(21)}))
+    return _load(classifier, prefix="classifier.")
+
+
+def _class_embeddings() -> torch.Tensor:
     """`(21, 600)`: the reference's 20 classes, and zeros for the output that no label ever has."""
     embeddings = recipe.embedding_tables(15, 20)[1]
     return torch.from_numpy(np.concatenate([embeddings, np.zeros_like(embeddings[:1])]))
 
 
-def golden_model(depths=SMALL) -> CaGNetForSemanticSegmentation:
-    """The reference's network, in evaluation mode: 15 seen classes, 5 unseen ones and its 21st output."""
-    labels = {i: f"class {i}" for i in range(21)}
-    with torch.device("meta"):
-        model = CaGNetForSemanticSegmentation(CaGNetConfig(depths=depths, id2label=labels))
-    names = {our_key(key): key for key in golden_shapes()}
-    weights = {
-        name: torch.from_numpy(recipe.fill(names[name], tensor.shape))
-        for name, tensor in model.state_dict().items()
-        if name != "class_embeddings"
-    }
-    weights["class_embeddings"] = golden_class_embeddings()
-    model.load_state_dict(weights, strict=True, assign=True)
-    return model.eval()
+def _load(module: nn.Module, prefix: str = "", **weights) -> nn.Module:
+    original = {our_key(key): key for key in golden_shapes()}
+    for name, tensor in module.state_dict().items():
+        if name not in weights:
+            weights[name] = torch.from_numpy(recipe.fill(original[prefix + name], tensor.shape))
+    module.load_state_dict(weights, strict=True, assign=True)
+    return module.eval()

@@ -1,11 +1,11 @@
 """`scenes`: a synthetic benchmark that this file draws, so that everything runs without a download.
 
-Sixteen classes are compositions of five attributes with four levels each: colour, texture and shape of an object, the
-quadrant of the image it lives in (place), and the ground it lies on (surroundings). They form an orthogonal array: any
-two attributes name a class, any two classes share exactly one level. Twelve classes are seen, four are unseen; every
-level of an unseen class occurs in at least two seen ones, so unseen classes are new combinations of known attributes.
-An object shows each attribute only with probability `FIDELITY`, so no single cue is enough and context helps.
-A class's embedding is its attributes one-hot plus nuisance dimensions, of unit length.
+Sixteen classes are compositions of five attributes: the colour (4), texture (2) and shape (2) of an object, the half
+of the image it lives in (place, 2) and the ground it lies on (surroundings, 2). Colour, texture and shape name a class;
+place and surroundings are parities of them. Twelve classes are seen, four are unseen, one of each colour: new
+combinations of levels that all occur in seen classes. An object shows each attribute only with probability `FIDELITY`,
+so no single cue is enough and context helps. A class's embedding is its attributes one-hot plus nuisance dimensions,
+of unit length.
 
 Everything is drawn from the seed with `Generator.random` and integer arithmetic alone: equal on every platform, tested
 by hash. The benchmark is frozen: changing an image is changing the benchmark.
@@ -22,31 +22,26 @@ FIDELITY = 0.9
 NUM_NUISANCE = 12
 
 COLOURS = {"red": (205, 65, 55), "green": (70, 170, 75), "blue": (65, 90, 205), "yellow": (215, 190, 70)}
-TEXTURES = ("plain", "striped", "checked", "dotted")
-SHAPES = ("disc", "square", "triangle", "cross")
-PLACES = ("top left", "top right", "bottom left", "bottom right")
-SURROUNDINGS = ("sand", "waves", "bricks", "grass")
-_GROUND_COLOURS = ((176, 160, 128), (120, 150, 168), (160, 124, 112), (124, 152, 112))
+TEXTURES = ("striped", "dotted")
+SHAPES = ("disc", "cross")
+PLACES = ("top", "bottom")
+SURROUNDINGS = ("bricks", "grass")
+LEVELS = (len(COLOURS), len(TEXTURES), len(SHAPES), len(PLACES), len(SURROUNDINGS))
+_GROUND_COLOURS = ((160, 124, 112), (124, 152, 112))
 
 _BACKGROUND = 0
 _QUADRANT = IMAGE_SIZE // 2
-# Cells (colour, texture) of the orthogonal array: stored ids 10 to 12 play the unseen classes in the tuning split,
-# 13 to 16 are unseen.
-_TUNING_CELLS = ((1, 2), (2, 0), (3, 3))
-_UNSEEN_CELLS = ((1, 3), (2, 3), (3, 0), (3, 2))
-
-
-def _times(factor: int, level: int) -> int:
-    """Multiplication in the field with four elements (addition is XOR)."""
-    return ((0, 0, 0, 0), (0, 1, 2, 3), (0, 2, 3, 1), (0, 3, 1, 2))[factor][level]
+# (colour, texture, shape): stored ids 10 to 12 play the unseen classes in the tuning split, 13 to 16 are unseen.
+_TUNING_CLASSES = ((0, 1, 0), (1, 0, 1), (2, 0, 0))
+_UNSEEN_CLASSES = ((0, 0, 1), (1, 1, 0), (2, 1, 1), (3, 0, 0))
 
 
 def class_attributes() -> np.ndarray:
     """Levels `(16, 5)` of colour, texture, shape, place and surroundings; row i is stored id i + 1."""
-    cells = [(colour, texture) for colour in range(4) for texture in range(4)]
-    special = _TUNING_CELLS + _UNSEEN_CELLS
-    ordered = [*(cell for cell in cells if cell not in special), *special]
-    return np.array([(a, b, a ^ b, a ^ _times(2, b), a ^ _times(3, b)) for a, b in ordered])
+    special = _TUNING_CLASSES + _UNSEEN_CLASSES
+    every = [(c, t, s) for c in range(LEVELS[0]) for t in range(LEVELS[1]) for s in range(LEVELS[2])]
+    ordered = [*(attributes for attributes in every if attributes not in special), *special]
+    return np.array([(c, t, s, (c >> 1) ^ t, (c & 1) ^ s) for c, t, s in ordered])
 
 
 def class_name(attributes) -> str:
@@ -55,12 +50,12 @@ def class_name(attributes) -> str:
 
 
 def scenes_class_embeddings(benchmark: Benchmark | None = None) -> np.ndarray:
-    """Embeddings `(N, 32)` float32 in model order: 5 x 4 attributes one-hot, 12 nuisance dimensions, unit length."""
+    """Embeddings `(N, 24)` float32 in model order: 12 attribute levels, 12 nuisance dimensions, unit length."""
     benchmark = benchmark or load_benchmark("scenes")
     attributes = class_attributes()
-    one_hot = np.eye(4)[attributes].reshape(len(attributes), -1)
+    one_hot = np.concatenate([np.eye(levels)[column] for levels, column in zip(LEVELS, attributes.T, strict=True)], 1)
     nuisance = _uniform(np.random.Generator(np.random.PCG64(2020)), len(attributes), NUM_NUISANCE)
-    table = np.concatenate([one_hot, 0.8 * nuisance], axis=1)
+    table = np.concatenate([one_hot, 0.3 * nuisance], axis=1)
     table /= np.linalg.norm(table, axis=1, keepdims=True)
     return table[np.array(benchmark.class_ids) - 1].astype(np.float32)
 
@@ -98,9 +93,9 @@ def _uniform(rng, *shape):
     return 2 * rng.random(shape) - 1
 
 
-def _level(rng, faithful: int) -> int:
+def _level(rng, faithful: int, levels: int) -> int:
     """The attribute's own level with probability FIDELITY, any level otherwise."""
-    return faithful if rng.random() < FIDELITY else int(4 * rng.random())
+    return int(faithful) if rng.random() < FIDELITY else int(levels * rng.random())
 
 
 def _draw_image(rng, attributes):
@@ -112,7 +107,7 @@ def _draw_image(rng, attributes):
     for quadrant in range(4):
         if rng.random() < 0.2:
             continue
-        place = _level(rng, quadrant)
+        place = _level(rng, quadrant // 2, LEVELS[3])
         candidates = np.flatnonzero(attributes[:, 3] == place)
         index = int(candidates[int(len(candidates) * rng.random())])
         _draw_object(rng, pixels, mask, rows, columns, quadrant, attributes[index], index + 1)
@@ -121,8 +116,8 @@ def _draw_image(rng, attributes):
 
 
 def _draw_object(rng, pixels, mask, rows, columns, quadrant, attributes, stored_id):
-    colour, texture, shape = (_level(rng, int(level)) for level in attributes[:3])
-    ground = _level(rng, int(attributes[4]))
+    colour, texture, shape = (_level(rng, attributes[i], LEVELS[i]) for i in range(3))
+    ground = _level(rng, attributes[4], LEVELS[4])
     jitter = 5 * _uniform(rng, 2)
     y = rows - (quadrant // 2 * _QUADRANT + _QUADRANT // 2 + jitter[0])
     x = columns - (quadrant % 2 * _QUADRANT + _QUADRANT // 2 + jitter[1])
@@ -132,7 +127,7 @@ def _draw_object(rng, pixels, mask, rows, columns, quadrant, attributes, stored_
     inside = np.maximum(np.abs(y), np.abs(x)) < radius + 8
     inside &= (rows // _QUADRANT == quadrant // 2) & (columns // _QUADRANT == quadrant % 2)
     tint = np.array(_GROUND_COLOURS[ground]) + 10 * _uniform(rng, 3)
-    relief = np.where(_ground_pattern(ground, rows + phase[0], columns + phase[1], rng), 0.78, 1.08)
+    relief = np.where(_ground_pattern(ground, rows + phase[0], columns + phase[1]), 0.78, 1.08)
     pixels[inside] = (tint * relief[:, :, None])[inside]
 
     inside = _shape(shape, y, x, radius)
@@ -143,34 +138,21 @@ def _draw_object(rng, pixels, mask, rows, columns, quadrant, attributes, stored_
 
 
 def _shape(level: int, y, x, radius):
-    if level == 0:
+    if SHAPES[level] == "disc":
         return y * y + x * x < radius * radius
-    if level == 1:
-        return np.maximum(np.abs(y), np.abs(x)) < 0.88 * radius
-    if level == 2:
-        return (y < 0.8 * radius) & (2 * np.abs(x) < y + 1.2 * radius)
-    arm = 0.4 * radius
-    return (np.minimum(np.abs(y), np.abs(x)) < arm) & (np.maximum(np.abs(y), np.abs(x)) < radius)
+    return (np.minimum(np.abs(y), np.abs(x)) < 0.4 * radius) & (np.maximum(np.abs(y), np.abs(x)) < radius)
 
 
 def _texture(level: int, rows, columns):
     """Where the paint is dark."""
-    if level == 0:
-        return np.zeros(rows.shape, dtype=bool)
-    if level == 1:
+    if TEXTURES[level] == "striped":
         return rows % 6 < 3
-    if level == 2:
-        return (rows // 4 + columns // 4) % 2 == 0
     return (rows % 6 - 2) ** 2 + (columns % 6 - 2) ** 2 <= 2
 
 
-def _ground_pattern(level: int, rows, columns, rng):
+def _ground_pattern(level: int, rows, columns):
     """Where the ground is dark."""
-    if level == 0:
-        return rng.random(rows.shape) < 0.25
-    if level == 1:
-        return (rows + np.abs(columns % 12 - 6)) % 8 < 2
-    if level == 2:
+    if SURROUNDINGS[level] == "bricks":
         return (rows % 8 == 0) | ((columns + rows // 8 % 2 * 5) % 10 == 0)
     return (columns % 5 == 0) & (rows % 8 < 5)
 

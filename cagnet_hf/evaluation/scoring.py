@@ -16,11 +16,6 @@ from . import METRIC_PATH
 PROTOCOLS = ("full", "paper")
 
 
-def label_map_of(config) -> LabelMap:
-    """The map between stored ids and a model's classes."""
-    return LabelMap(config.dataset_ids, len(config.seen_ids), config.ignored_dataset_ids)
-
-
 def load_metric(config):
     """The `evaluate` metric, set up for a model's classes."""
     return evaluate.load(
@@ -57,7 +52,7 @@ def score(
     metric = load_metric(model.config)
     training = model.training
     model.eval()
-    examples = _examples(dataset, label_map_of(model.config), processor, protocol, accelerator)
+    examples = _examples(dataset, LabelMap.of(model.config), processor, protocol, accelerator)
     total = len(range(accelerator.process_index, len(dataset), accelerator.num_processes))
     with tqdm(
         total=total, desc=f"evaluate ({protocol})", disable=not (progress and accelerator.is_main_process)

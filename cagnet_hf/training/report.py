@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ..evaluation.scoring import label_map_of
+from ..benchmarks import LabelMap
 from ..files import write_text_whole
 from ..hub import model_card, save_model_folder
 from ..prediction import predict
@@ -38,7 +38,7 @@ def write_report(trainer: Trainer) -> None:
 def _predictions(trainer: Trainer, title: str):
     """Test images with many classes, unseen ones first, beside truth and prediction."""
     config, dataset = trainer.model.config, trainer.test_set
-    to_model_order = label_map_of(config).to_model_order
+    to_model_order = LabelMap.of(config).to_model_order
     candidates = []
     for index in range(min(len(dataset), 200)):
         labels = to_model_order(np.asarray(dataset[index]["mask"]))

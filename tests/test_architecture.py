@@ -1,0 +1,150 @@
+"""The house rules that a reader can check: imports point down, pickles stay out, nothing reaches for the network."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+from conftest import REPOSITORY
+
+# Floors of the house; a module may import its own floor and those below.
+FLOORS = [
+    {"benchmarks", "cli", "configuration_cagnet", "files"},
+    {"backbones_cagnet", "class_embeddings", "data", "image_processing_cagnet", "losses", "modeling_cagnet"}
+    | {"patches", "pretrained_weights"},
+    {"conversion", "evaluation", "hub", "prediction", "visualization"},
+    {"training"},
+    {"", "scripts"},  # "": the package as its users see it
+]
+# These four travel to the Hub with the weights, as one flat folder.
+TRAVELLING = {"configuration_cagnet", "backbones_cagnet", "modeling_cagnet", "image_processing_cagnet"}
+TRAVELLING_MAY_IMPORT = {"torch", "transformers", "numpy", "PIL", "huggingface_hub", *sys.stdlib_module_names}
+MAY_LOAD_CHECKPOINTS = {"pretrained_weights", "conversion"}
+PICKLERS = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
+
+FILES = sorted([*(REPOSITORY / "cagnet_hf").rglob("*.py"), *(REPOSITORY / "scripts").glob("*.py")])
+every_file = pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(REPOSITORY)))
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(REPOSITORY).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imported_modules(path: Path) -> Iterator[str]:
+    """Absolute names of what a file imports: modules, and names in modules."""
+    package = module_name(path).split(".")
+    if path.name != "__init__.py":
+        package = package[:-1]
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            module = ".".join([*base, *([node.module] if node.module else [])])
+            yield from (f"{module}.{alias.name}" for alias in node.names)
+
+
+MODULES = {module_name(path): path for path in FILES}
+
+
+def own_modules(path: Path) -> set[str]:
+    """The modules of this project that a file imports."""
+    found = set()
+    for name in imported_modules(path):
+        while name and name not in MODULES:
+            name = name.rpartition(".")[0]
+        found.add(name)
+    return found - {"", module_name(path)}
+
+
+def room(module: str) -> str:
+    """`cagnet_hf.data.scenes` -> `data`; `cagnet_hf` -> the empty name; `scripts.train` -> `scripts`."""
+    top, *rest = module.split(".")
+    return "scripts" if top == "scripts" else (rest[0] if rest else "")
+
+
+def floor(module: str) -> int:
+    return next(number for number, rooms in enumerate(FLOORS) if room(module) in rooms)
+
+
+def calls(path: Path) -> Iterator[ast.Call]:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    return (node for node in ast.walk(tree) if isinstance(node, ast.Call))
+
+
+def keywords(call: ast.Call) -> dict[str, str]:
+    return {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords if keyword.arg}
+
+
+def test_every_room_has_a_floor():
+    assert {room(module) for module in MODULES} <= set().union(*FLOORS)
+
+
+@every_file
+def test_imports_point_down(path):
+    module = module_name(path)
+    upward = {name for name in own_modules(path) if floor(name) > floor(module)}
+    assert not upward
+
+
+def test_no_module_imports_itself_in_a_circle():
+    TopologicalSorter({module: own_modules(path) for module, path in MODULES.items()}).prepare()
+
+
+@pytest.mark.parametrize("name", sorted(TRAVELLING))
+def test_travelling_files_import_only_each_other_and_what_everyone_has(name):
+    path = REPOSITORY / "cagnet_hf" / f"{name}.py"
+    for imported in imported_modules(path):
+        if imported.startswith("cagnet_hf."):
+            assert imported.split(".")[1] in TRAVELLING
+        else:
+            assert imported.partition(".")[0] in TRAVELLING_MAY_IMPORT
+
+
+@pytest.mark.parametrize("name", sorted(TRAVELLING))
+def test_travelling_files_import_each_other_by_name(name):
+    """`from .x import y`, which the Hub's loader follows; it follows nothing else."""
+    tree = ast.parse((REPOSITORY / "cagnet_hf" / f"{name}.py").read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            assert (node.level, node.module in TRAVELLING) == (1, True)
+
+
+@every_file
+def test_checkpoints_are_loaded_in_one_place_and_safely(path):
+    loads = [call for call in calls(path) if ast.unparse(call.func) == "torch.load"]
+    assert all(keywords(call).get("weights_only") == "True" for call in loads)
+    assert not loads or room(module_name(path)) in MAY_LOAD_CHECKPOINTS
+    assert "torch.load" not in imported_modules(path)  # by its bare name
+
+
+@every_file
+def test_nothing_unpickles(path):
+    assert not {name.partition(".")[0] for name in imported_modules(path)} & PICKLERS
+    assert not [call for call in calls(path) if keywords(call).get("allow_pickle", "False") != "False"]
+    assert not [call for call in calls(path) if ast.unparse(call.func) in ("yaml.load", "yaml.unsafe_load")]
+
+
+@every_file
+def test_nothing_runs_text_as_code_or_a_shell(path):
+    forbidden = {"eval", "exec", "compile", "__import__", "os.system", "os.popen"}
+    assert not {ast.unparse(call.func) for call in calls(path)} & forbidden
+    assert not [call for call in calls(path) if "shell" in keywords(call)]
+
+
+def test_importing_reaches_for_no_network():
+    modules = [module for module in MODULES if module.startswith("cagnet_hf")]
+    program = (
+        "import importlib, socket\n"
+        "def refuse(*arguments, **options):\n"
+        "    raise AssertionError('an import reached for the network')\n"
+        "socket.socket.connect = socket.socket.connect_ex = socket.getaddrinfo = refuse\n"
+        f"for module in {modules!r}:\n"
+        "    importlib.import_module(module)\n"
+    )
+    finished = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=REPOSITORY)
+    assert finished.returncode == 0, finished.stderr

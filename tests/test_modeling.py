@@ -1,0 +1,299 @@
+"""The configuration, the backbones and the network, on a network of a few thousand weights."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import AutoBackbone, AutoConfig
+
+from cagnet_hf import CaGNetConfig, CaGNetForSemanticSegmentation, CaGNetModel
+from cagnet_hf.modeling_cagnet import resize_labels
+from cagnet_hf.pretrained_weights import EDGE_PACKAGE, load_backbone_weights
+
+TINY = {
+    "depths": (1, 1, 1, 1),
+    "hidden_sizes": (8, 8, 16, 16),
+    "stem_size": 8,
+    "feature_size": 12,
+    "context_hidden_size": 8,
+    "classifier_hidden_size": 16,
+    "generator_hidden_sizes": (16, 16),
+    "generator_dropout": (0.1, 0.5),
+    "embedding_size": 6,
+    "id2label": dict(enumerate(["cat", "dog", "train", "sofa", "tv"])),
+    "unseen_ids": (3, 4),
+}
+SPNET = {"classifier": "projection", "contextual": False, "embedding_size": 12}
+BACKBONES = {
+    "resnet": {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic"},
+    "bit": {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "num_groups": 4},
+    "convnext": {"hidden_sizes": [8, 16], "depths": [1, 1], "num_stages": 2},
+}
+
+
+def with_backbone(name):
+    return {"backbone": "auto", "backbone_config": {"model_type": name, **BACKBONES[name]}}
+
+
+def checkpoint(name, folder, dtype=torch.float32):
+    """Random weights of a backbone of transformers, saved in `folder`."""
+    backbone = AutoBackbone.from_config(AutoConfig.for_model(name, **BACKBONES[name]), dtype=dtype)
+    backbone.save_pretrained(folder)
+    return backbone
+
+
+def build(kind=CaGNetForSemanticSegmentation, **options):
+    """A tiny model with random class embeddings, in evaluation mode; the same weights every time."""
+    torch.manual_seed(0)
+    model = kind(CaGNetConfig(**(TINY | options)))
+    if kind is CaGNetForSemanticSegmentation:
+        model.class_embeddings.normal_()
+    return model.eval()
+
+
+def images(batch=2, height=33, width=49):
+    return torch.randn(batch, 3, height, width, generator=torch.Generator().manual_seed(1))
+
+
+# Configuration
+
+
+def test_what_follows_from_the_names_is_filled_in():
+    config = CaGNetConfig(**TINY)
+    assert config.label2id == {"cat": 0, "dog": 1, "train": 2, "sofa": 3, "tv": 4}
+    assert list(config.seen_ids) == [0, 1, 2]
+    assert list(config.dataset_ids) == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"backbone": "vgg"}, "backbone='vgg': choose one of 'resnet', 'efficientnet_lite0', 'auto'"),
+        ({"output_stride": 6}, "output_stride=6: choose one of 4, 8, 16, 32"),
+        ({"aspp": "half"}, "aspp='half': choose one of 'full', 'depthwise'"),
+        ({"classifier": "linear"}, "classifier='linear': choose one of 'convolutional', 'projection'"),
+        ({"backbone": "auto"}, 'backbone="auto" and backbone_config go together'),
+        ({"backbone_config": {"model_type": "resnet"}}, 'backbone="auto" and backbone_config go together'),
+        ({"seen_ids": (0, 1, 2, 3)}, r"classes \['sofa'\] are both seen and unseen"),
+        ({"seen_ids": (0, 1)}, r"name 2 \+ 2 classes, id2label names 5"),
+        ({"seen_ids": (0, 1, 9)}, r"name 3 \+ 2 classes, id2label names 5"),
+        ({"seen_ids": (0, 1, 9), "unseen_ids": (9, 4)}, r"classes \[9\] are both seen and unseen"),
+        ({"seen_ids": (2, 3, 4), "unseen_ids": (0, 1)}, "seen classes come first"),
+        ({"id2label": dict(enumerate(["cat", "dog", "cat", "sofa", "tv"]))}, "names repeat: cat"),
+        ({"dataset_ids": (1, 2, 3)}, "dataset_ids has 3 entries for 5 classes"),
+        ({"dataset_ids": (1, 2, 3, 3, 4)}, "dataset_ids repeat: 3"),
+        ({"ignore_index": 4}, "ignore_index=4 is a class"),
+        ({"classifier": "projection", "contextual": False}, "feature_size == embedding_size, got 12 and 6"),
+        ({"classifier": "projection", "embedding_size": 12}, "classifies the ASPP map: set contextual=False"),
+        ({"generator_dropout": (0.1,)}, "generator_hidden_sizes and generator_dropout must have equal length"),
+        ({"context_dilations": (1, 2)}, r"context_dilations needs three values, got \[1, 2\]"),
+        ({"depths": (1, 1, 1)}, "depths and hidden_sizes need four values"),
+    ],
+)
+def test_contradictions_are_refused(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        CaGNetConfig(**(TINY | wrong))
+
+
+def test_config_survives_its_file(tmp_path):
+    config = CaGNetConfig(**TINY, **with_backbone("resnet"))
+    config.save_pretrained(tmp_path)
+    assert CaGNetConfig.from_pretrained(tmp_path).to_dict() == config.to_dict()
+
+
+# Images to features
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("aspp", ["full", "depthwise"])
+@pytest.mark.parametrize("size", [(1, 1), (7, 33), (50, 70), (33, 17)])
+def test_any_image_size(size, aspp):
+    model = build(aspp=aspp)
+    features, logits = model.cagnet(images(1, *size)).features, model(images(1, *size)).logits
+    assert (features.shape[:2], logits.shape) == ((1, 12), (1, 5, *features.shape[2:]))
+    assert logits.isfinite().all()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("backbone", ["resnet", "efficientnet_lite0"])
+@pytest.mark.parametrize("stride", [4, 8, 16, 32])
+def test_output_stride(backbone, stride):
+    features = build(CaGNetModel, backbone=backbone, output_stride=stride)(images(1, 65, 97)).features
+    assert features.shape[2:] == (64 // stride + 1, 96 // stride + 1)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "options",
+    [{"stride_in_1x1": True}, {"stride_in_1x1": False}, {"backbone": "efficientnet_lite0"}],
+    ids=["caffe", "torchvision", "efficientnet_lite0"],
+)
+@pytest.mark.parametrize("stride", [4, 8, 16])
+def test_dilations_stand_for_strides(options, stride):
+    options = options | {"depths": (1, 2, 2, 2), "hidden_sizes": (12, 16, 20, 24)}
+    image = images(1, 65, 97).double()
+    coarse, fine = (build(CaGNetModel, output_stride=s, **options).backbone.double() for s in (32, stride))
+    step = 32 // stride
+    torch.testing.assert_close(fine(image)[:, :, ::step, ::step], coarse(image))
+
+
+def test_evaluation_is_deterministic_and_training_is_not():
+    model = build()
+    assert torch.equal(model(images()).logits, model(images()).logits)
+    model.train()
+    assert not torch.equal(model.cagnet(images()).latent, model.cagnet(images()).latent)
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_frozen_batch_norm_never_changes(frozen):
+    model = build(freeze_batch_norm=frozen).train()
+    before = copy.deepcopy(model.cagnet.backbone.state_dict())
+    model(images())
+    after = model.cagnet.backbone.state_dict()
+    unchanged = [torch.equal(before[name], after[name]) for name in before if "running" in name]
+    assert all(unchanged) if frozen else not any(unchanged)
+
+
+# Other backbones and their weights
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_any_backbone_of_transformers(name):
+    model = build(**with_backbone(name))
+    assert model(images()).logits.shape[2:] == model.cagnet.backbone.backbone(images()).feature_maps[-1].shape[2:]
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_weights_of_a_transformers_backbone(name, tmp_path):
+    pretrained, model = checkpoint(name, tmp_path), build(**with_backbone(name))
+    load_backbone_weights(model, str(tmp_path))
+    loaded = model.cagnet.backbone.backbone.state_dict()
+    assert all(torch.equal(values, loaded[key]) for key, values in pretrained.state_dict().items())
+
+
+def test_weights_take_the_precision_of_the_model(tmp_path):
+    checkpoint("resnet", tmp_path, torch.float16)
+    model = build(**with_backbone("resnet"))
+    load_backbone_weights(model, str(tmp_path))
+    assert {weight.dtype for weight in model.parameters()} == {torch.float32}
+
+
+def test_weights_that_lack_a_tensor_are_refused(tmp_path):
+    checkpoint("convnext", tmp_path)
+    with pytest.raises(ValueError, match=r"lacks \d+ tensors of the backbone"):
+        load_backbone_weights(build(**with_backbone("resnet")), str(tmp_path))
+
+
+@pytest.mark.parametrize("kind", [CaGNetModel, CaGNetForSemanticSegmentation])
+def test_imagenet_weights_of_efficientnet_lite0(kind):
+    pytest.importorskip(EDGE_PACKAGE)
+    model = build(kind, backbone="efficientnet_lite0")
+    before = copy.deepcopy(model.state_dict())
+    load_backbone_weights(model, "package")
+    same = {name: torch.equal(before[name], values) for name, values in model.state_dict().items()}
+    assert not any(is_same for name, is_same in same.items() if "backbone" in name and "batches" not in name)
+    assert all(is_same for name, is_same in same.items() if "backbone" not in name)
+
+
+@pytest.mark.parametrize(("backbone", "source"), [("resnet", "package"), ("efficientnet_lite0", "some/checkpoint")])
+def test_weights_of_another_backbone_are_refused(backbone, source):
+    with pytest.raises(ValueError, match=f"backbone_weights='{source}' does not fit backbone='{backbone}'"):
+        load_backbone_weights(build(backbone=backbone), source)
+
+
+# Features to scores
+
+
+def test_loss_is_cross_entropy_on_nearest_resized_labels():
+    model, labels = build(), torch.randint(0, 5, (2, 33, 49))
+    labels[:, :10] = 255
+    output = model(images(), labels=labels)
+    expected = F.cross_entropy(output.logits, resize_labels(labels, (5, 7)), ignore_index=255)
+    assert output.loss.item() == pytest.approx(expected.item())
+
+
+def test_loss_without_labelled_pixels_is_zero():
+    assert build()(images(), labels=torch.full((2, 33, 49), 255)).loss.item() == 0
+
+
+def test_projection_scores_are_products_of_the_aspp_map_with_unit_embeddings():
+    model = build(**SPNET)
+    aspp_map, logits = model.cagnet.aspp(model.cagnet.backbone(images())), model(images()).logits
+    unit = model.class_embeddings / model.class_embeddings.norm(dim=1, keepdim=True)
+    torch.testing.assert_close(logits, torch.einsum("bdhw,nd->bnhw", aspp_map, unit))
+
+
+def test_calibration_is_for_seen_classes():
+    calibration = build(calibration=0.6)(images()).calibration
+    torch.testing.assert_close(calibration, torch.tensor([[0.6, 0.6, 0.6, 0, 0]] * 2))  # a row per image
+    assert build()(images()).calibration is None
+
+
+def test_output_as_a_tuple_of_what_there_is():
+    model, labels = build(), torch.zeros(2, 33, 49, dtype=torch.long)
+    assert [len(model(images(), labels=given, return_dict=False)) for given in (None, labels)] == [1, 2]
+    loss, logits = model(images(), labels=labels, return_dict=False)
+    assert (loss.shape, logits.shape) == ((), (2, 5, 5, 7))
+
+
+@pytest.mark.parametrize("options", [{}, SPNET, {"calibration": 0.3}], ids=["cagnet", "spnet", "calibrated"])
+def test_half_precision(options):
+    logits = build(**options).bfloat16()(images().bfloat16()).logits
+    assert logits.dtype == torch.bfloat16
+    assert logits.isfinite().all()
+
+
+# Embeddings to features
+
+
+def test_synthetic_features_lie_in_the_range_of_real_ones():
+    features = build().synthesize_features(torch.randint(0, 5, (3, 4, 6)))
+    assert features.shape == (3, 12, 4, 6)
+    assert ((features > 0) & (features < 1)).all()
+
+
+def test_synthetic_features_are_reproducible():
+    model, class_ids = build(), torch.randint(0, 5, (3, 4, 6))
+    generators = [torch.Generator().manual_seed(seed) for seed in (0, 0, 1)]
+    first, again, other = (model.synthesize_features(class_ids, generator) for generator in generators)
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_a_model_without_generator_says_so():
+    with pytest.raises(ValueError, match="no generator"):
+        build(**SPNET).synthesize_features(torch.zeros(1, 2, 2, dtype=torch.long))
+
+
+@pytest.mark.parametrize("train_generator", [False, True])
+def test_synthetic_loss_reaches_the_generator_only_when_asked(train_generator):
+    model, made = build(), []
+    model.generator.register_forward_hook(lambda _module, _inputs, features: made.append(features))
+    model.synthetic_loss(torch.randint(0, 5, (3, 4, 6)), train_generator=train_generator).backward()
+    assert made[0].requires_grad is train_generator  # otherwise no graph was built
+    assert (model.generator.layers[0].weight.grad is not None) is train_generator
+    assert model.classifier.class_head.weight.grad.any()
+    assert all(weight.grad is None for weight in model.cagnet.parameters())
+
+
+# Weights
+
+
+def test_classification_trains_every_part_it_passes_through():
+    model = build().train()
+    model(images(), labels=torch.randint(0, 5, (2, 33, 49))).loss.backward()
+    untrained = {name for name, weight in model.named_parameters() if weight.grad is None or not weight.grad.any()}
+    off_the_path = ("generator.", "classifier.critic_head.")
+    assert untrained == {name for name, _ in model.named_parameters() if name.startswith(off_the_path)}
+
+
+def test_initialisation():
+    model = build(hidden_sizes=(64, 64, 128, 128), feature_size=64, context_hidden_size=64)
+    for branch in model.cagnet.aspp.branches:
+        assert branch.weight.std().item() == pytest.approx(0.01, rel=0.05)
+        assert not branch.bias.any()
+    for layer in (model.cagnet.backbone.stages[3][0].spatial.convolution, model.cagnet.context.mean):
+        assert layer.weight.std().item() == pytest.approx((2 / layer.weight[0].numel()) ** 0.5, rel=0.05)
+    assert not any(module.bias.any() for module in model.generator.layers if isinstance(module, nn.Conv2d))

@@ -1,0 +1,268 @@
+"""Recipes: what they read, what they refuse and what they advise, and the schedules they describe."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from cagnet_hf.training.optimizers import set_learning_rates
+from cagnet_hf.training.recipe import (
+    OptimizerRecipe,
+    RecipeError,
+    StageRecipe,
+    changed_keys,
+    load_recipe,
+    recipe_names,
+)
+
+SCHEDULES = json.loads((Path(__file__).parent / "golden" / "schedules.json").read_text())
+# The "resume" entries record that the reference counted from another iteration after an interruption.
+SCHEDULE_CASES = [case for case in SCHEDULES if case != "alternation" and not case.endswith("resume")]
+
+
+def stage_of(**fields) -> StageRecipe:
+    return StageRecipe(**{"iterations": 10, "batch_size": 1, "crop_size": 8} | fields)
+
+
+@pytest.fixture
+def write(tmp_path):
+    """`write(name, text)` makes a recipe file."""
+
+    def write_file(name: str, text: str) -> str:
+        (tmp_path / name).write_text(text)
+        return str(tmp_path / name)
+
+    return write_file
+
+
+MINIMAL = "benchmark: scenes\nmethod: cagnet_pi\nstages: {pretrain: {iterations: 1, batch_size: 1, crop_size: 8}}\n"
+
+
+# Reading
+
+
+def test_there_are_recipes():
+    assert {"scenes/cagnet_pi", "scenes/spnet", "pascal_voc_edge/cagnet_pi"} <= set(recipe_names())
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_recipe_loads(name):
+    recipe = load_recipe(name)
+    assert recipe.stages
+    assert name.endswith(recipe.method)
+
+
+def test_a_folder_means_its_cagnet_pi():
+    assert load_recipe("scenes") == load_recipe("scenes/cagnet_pi")
+
+
+def test_a_file_is_a_recipe(write):
+    assert load_recipe(write("mine.yaml", MINIMAL)).stages["pretrain"].batch_size == 1
+
+
+def test_a_recipe_survives_its_own_file(write):
+    recipe = load_recipe("scenes")
+    assert load_recipe(write("copy.yaml", yaml.safe_dump(recipe.model_dump(mode="json")))) == recipe
+
+
+def test_later_includes_override_earlier_ones_key_by_key(write):
+    write("a.yaml", MINIMAL + "model: {feature_size: 8, stem_size: 8}\n")
+    write("b.yaml", "model: {feature_size: 16}\n")
+    recipe = load_recipe(write("c.yaml", "include: [a.yaml, b.yaml]\nseed: 3\n"))
+    assert recipe.model == {"feature_size": 16, "stem_size": 8}
+    assert recipe.seed == 3
+
+
+def test_overrides_are_dotted_keys_with_yaml_values():
+    recipe = load_recipe("scenes", ["stages.finetune.iterations=7", "trackers=[]", "model.aspp_dilations=[1, 2]"])
+    assert recipe.stages["finetune"].iterations == 7
+    assert recipe.trackers == []
+    assert recipe.model["aspp_dilations"] == [1, 2]
+
+
+def test_a_rate_may_be_written_without_a_point():
+    # YAML 1.1 reads 1e-4 as text
+    assert load_recipe("scenes", ["stages.finetune.classifier.lr=1e-4"]).stages["finetune"].classifier.lr == 1e-4
+
+
+# Refusals
+
+
+@pytest.mark.parametrize(
+    ("misspelt", "nearest"),
+    [
+        ("sead=1", "seed"),
+        ("stages.pretrain.iteration=5", "iterations"),
+        ("stages.pretrain.weights.backbone_kll=1", "backbone_kl"),
+        ("stages.pretrain.network.weight_decai=1", "weight_decay"),
+        ("augmentation.flip_probabilty=1", "flip_probability"),
+        ("model.feature_siz=8", "feature_size"),
+    ],
+)
+def test_an_unknown_key_names_the_nearest_known_one(misspelt, nearest):
+    key = misspelt.partition("=")[0]
+    with pytest.raises(RecipeError) as refusal:
+        load_recipe("scenes", [misspelt])
+    assert key in str(refusal.value)
+    assert f"did you mean {nearest!r}?" in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+
+
+def test_an_unknown_part_of_the_network_names_the_known_ones():
+    with pytest.raises(RecipeError, match="'selector'"):
+        load_recipe("scenes", ["stages.pretrain.network.multipliers.selektor=1"])
+
+
+def test_a_misspelt_required_key_names_the_nearest_known_one(write):
+    with pytest.raises(RecipeError, match="unknown key 'benchmrk'; did you mean 'benchmark'"):
+        load_recipe(write("wrong.yaml", MINIMAL.replace("benchmark", "benchmrk")))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        "stages.pretrain.iterations=many",
+        "stages.pretrain.iterations=5.5",
+        "stages.pretrain.batch_size=0",
+        "stages.pretrain.scales=1.0",
+        "stages.pretrain.network.lr=-1",
+        "stages.pretrain.network.optimizer=adamm",
+        "content_loss=mmdd",
+        "trackers=tensorboard",
+        "stages.pretrain=null",
+    ],
+)
+def test_a_wrong_value_is_refused_with_its_key(wrong):
+    with pytest.raises(RecipeError, match=wrong.partition("=")[0]) as refusal:
+        load_recipe("scenes", [wrong])
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_missing_key_is_named(write):
+    with pytest.raises(RecipeError, match="method"):
+        load_recipe(write("wrong.yaml", MINIMAL.replace("method: cagnet_pi\n", "")))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "reason"),
+    [
+        (["stages.finetune.real_block=0", "stages.finetune.synthetic_block=0"], "has no step"),
+        (["stages.finetune.synthetic_size=null"], "synthetic_size"),
+        (["stages.pretrain.scales=[0.5]"], "scales must start with 1.0"),
+        (["stages.pretrain.scales=[]"], "scales"),
+        (["stages={}"], "stages"),
+    ],
+)
+def test_a_recipe_that_cannot_run_is_refused(overrides, reason):
+    with pytest.raises(RecipeError, match=reason):
+        load_recipe("scenes", overrides)
+
+
+def test_an_unknown_recipe_names_the_nearest_and_all():
+    with pytest.raises(RecipeError, match="did you mean 'scenes/cagnet_pi'") as refusal:
+        load_recipe("scenes/cagnet_p")
+    assert "scenes/spnet" in str(refusal.value)
+
+
+def test_a_missing_file_is_refused(tmp_path):
+    with pytest.raises(RecipeError, match="no recipe"):
+        load_recipe(str(tmp_path / "absent.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("override", "reason"),
+    [
+        ("seed", "'seed' is no override: write key=value"),
+        ("=1", "'=1' is no override: write key=value"),
+        ("method.name=1", "'method.name=1': 'method' holds a value, not keys"),
+        ("seed=[1", "'seed=[1': the value is not YAML"),
+    ],
+)
+def test_a_bad_override_is_quoted(override, reason):
+    with pytest.raises(RecipeError) as refusal:
+        load_recipe("scenes", [override])
+    assert str(refusal.value) == reason
+
+
+def test_files_that_include_each_other_are_refused(write):
+    write("a.yaml", "include: [b.yaml]\n")
+    with pytest.raises(RecipeError, match="includes itself"):
+        load_recipe(write("b.yaml", "include: [a.yaml]\n"))
+
+
+def test_a_missing_include_is_named(write):
+    with pytest.raises(RecipeError, match=r"absent\.yaml"):
+        load_recipe(write("a.yaml", "include: [absent.yaml]\n"))
+
+
+@pytest.mark.parametrize("text", ["- a\n- b\n", "seed\n", "benchmark: [\n", "\x00"])
+def test_a_file_that_is_no_mapping_is_refused(write, text):
+    with pytest.raises(RecipeError, match=r"wrong\.yaml"):
+        load_recipe(write("wrong.yaml", text))
+
+
+# Changes
+
+
+def test_changed_keys_are_dotted():
+    old = load_recipe("scenes")
+    new = load_recipe("scenes", ["seed=1", "stages.pretrain.network.lr=1", "model.feature_size=8"])
+    assert changed_keys(old, new) == ["model.feature_size", "seed", "stages.pretrain.network.lr"]
+
+
+def test_a_default_written_out_is_no_change():
+    assert changed_keys(load_recipe("scenes"), load_recipe("scenes", ["content_loss=mmd", "supervised=false"])) == []
+
+
+def test_an_optimizer_taken_away_is_a_change():
+    old, new = load_recipe("scenes"), load_recipe("scenes", ["stages.finetune.generator=null"])
+    assert "stages.finetune.generator.lr" in changed_keys(old, new)
+
+
+# Schedules
+
+
+@pytest.mark.parametrize("case", SCHEDULE_CASES)
+def test_learning_rates_are_those_of_the_published_schedules(case):
+    golden = SCHEDULES[case]
+    back, dis = golden["back"], golden["dis"]
+    rate = back.get("init_lr", back.get("init_lr_transfer"))
+    factors = {"backbone": 1, "context": 5, "aspp_weights": 10, "aspp_biases": 20}
+    poly = {"schedule": "poly", "power": back["power"], "update_every": back["lr_decay_iter"]}
+    step = {"schedule": "step", "start": dis["start_decay_iter"], "every": dis["step_size"], "factor": dis["gamma"]}
+    stage = stage_of(
+        iterations=golden["iter_max"],
+        network=OptimizerRecipe(optimizer="sgd", lr=rate, multipliers=factors, **poly) if rate else None,
+        classifier=OptimizerRecipe(optimizer="adam", lr=golden["lr_dis"], **step),
+    )
+    groups = [{"params": torch.zeros(1, requires_grad=True), "multiplier": factor} for factor in factors.values()]
+    one_group = [{"params": torch.zeros(1, requires_grad=True), "multiplier": 1.0}]
+    optimizers = {"network": torch.optim.SGD(groups, 1.0), "classifier": torch.optim.Adam(one_group)}
+    if not rate:
+        del optimizers["network"]
+    assert golden["columns"] == ["iteration", "back_1x", "back_5x", "back_10x", "back_20x", "dis"]
+    for iteration, *rates in golden["rows"]:
+        if iteration == stage.iterations:  # no iteration of the stage
+            continue
+        set_learning_rates(optimizers, stage, iteration)
+        used = [group["lr"] for optimizer in optimizers.values() for group in optimizer.param_groups]
+        assert used == pytest.approx(rates if rate else rates[-1:], rel=1e-12), iteration
+
+
+@pytest.mark.parametrize("case", ["1_1_step1", "3_2_step1"])
+def test_steps_alternate_as_published_real_ones_first(case):
+    real, synthetic = (int(part) for part in case.split("_")[:2])
+    stage = stage_of(real_block=real, synthetic_block=synthetic, synthetic_size=1)
+    kinds = ["step2" if stage.is_synthetic(i) else "step1" for i in range(len(SCHEDULES["alternation"][case]))]
+    assert kinds == SCHEDULES["alternation"][case]
+
+
+def test_every_step_is_real_without_synthetic_blocks():
+    assert not any(stage_of().is_synthetic(i) for i in range(10))
+
+
+def test_warm_up_rises_linearly_to_the_rate():
+    recipe = OptimizerRecipe(optimizer="sgd", lr=4.0, warmup=4)
+    assert [recipe.lr_at(i, 10) for i in range(6)] == [1, 2, 3, 4, 4, 4]

@@ -1,0 +1,243 @@
+"""The commands that use a trained model: what they write and what they refuse, in one line and with exit code 2."""
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from conftest import REPOSITORY
+from PIL import Image
+from transformers import BertConfig, BertModel, SegformerConfig, SegformerForSemanticSegmentation
+
+from cagnet_hf.benchmarks import LabelMap, load_benchmark
+from cagnet_hf.data.sources import open_dataset
+from cagnet_hf.image_processing_cagnet import CaGNetImageProcessor
+from cagnet_hf.prediction import load_model, predict
+
+SCRIPTS = sorted(path.name for path in (REPOSITORY / "scripts").glob("*.py"))
+SCENES = load_benchmark("scenes")
+
+
+@pytest.fixture
+def call(load_script, trained_run, capsys):
+    """`call(script, *arguments)`: (exit code, the error lines) of a command on the trained model."""
+
+    def run(script, *arguments, model=trained_run / "model"):
+        code = load_script(script).main(["--model", str(model), *map(str, arguments)])
+        printed = capsys.readouterr().err.replace("\r", "\n").splitlines()
+        return code, [line for line in printed if "error" in line.lower() or "Traceback" in line]
+
+    return run
+
+
+@pytest.fixture
+def evaluate(call, tiny_dataset, tmp_path):
+    """`evaluate(*arguments)`: what evaluate.py writes for the test images of the tiny dataset."""
+
+    def run(*arguments, **options) -> dict:
+        output = tmp_path / "metrics" / "metrics.json"
+        assert call("evaluate", "--dataset", tiny_dataset, "--output", output, *arguments, **options) == (0, [])
+        return json.loads(output.read_text())
+
+    return run
+
+
+@pytest.fixture
+def photo(tiny_dataset, tmp_path):
+    """A test image, cut to 96 x 64, as a file."""
+    image = open_dataset(str(tiny_dataset), "test")[0]["image"].crop((0, 0, 96, 64))
+    image.save(tmp_path / "photo.png")
+    return tmp_path / "photo.png"
+
+
+def assert_refused(result, reason: str) -> None:
+    code, errors = result
+    assert code == 2
+    assert len(errors) == 1
+    assert errors[0].startswith("error: ")
+    assert reason in errors[0]
+    assert len(errors[0]) < 600
+
+
+# Every script
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_help_answers_at_once(name):
+    """Without loading PyTorch, which takes seconds."""
+    program = (
+        "import runpy, sys\n"
+        f"sys.argv = [{name!r}, '--help']\n"
+        "try:\n"
+        f"    runpy.run_path({str(REPOSITORY / 'scripts' / name)!r}, run_name='__main__')\n"
+        "except SystemExit as end:\n"
+        "    sys.exit(end.code or 10 * ('torch' in sys.modules))\n"
+    )
+    started = time.monotonic()
+    finished = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert finished.returncode == 0, finished.stderr
+    assert finished.stdout.startswith("usage:")
+    assert time.monotonic() - started < 5  # below 1.5 on an idle machine
+
+
+# evaluate.py
+
+
+def test_evaluation_repeats_the_scores_of_training(evaluate, trained_run):
+    trained = json.loads((trained_run / "metrics.json").read_text())
+    assert evaluate() == {key: trained[key] for key in trained if key not in ("stages", "seconds")}
+
+
+@pytest.mark.parametrize("protocol", ["full", "paper"])
+def test_the_protocol_is_named(evaluate, protocol):
+    metrics = evaluate("--protocol", protocol)
+    assert (metrics["protocol"], metrics["num_images"]) == (protocol, 6)
+    labelled = sum(entry["pixels"] for entry in metrics["per_class"].values())
+    assert labelled > 5000 if protocol == "full" else 0 < labelled < 5000  # at the size of the feature map
+
+
+def test_batches_change_nothing(evaluate):
+    assert evaluate("--batch_size", 1) == evaluate("--batch_size", 5)
+
+
+def test_calibration_by_one_takes_every_pixel_from_the_seen_classes(evaluate):
+    metrics = evaluate("--gamma", 1)
+    assert metrics["S-mIoU"] == 0
+    assert metrics["U-mIoU"] > evaluate()["U-mIoU"]
+
+
+def test_without_calibration_nothing_is_taken(evaluate):
+    assert evaluate("--gamma", 0) == evaluate()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "reason"),
+    [
+        ("--dataset /absent/data", "/absent/data: no such folder"),
+        ("--dataset scenes:first", "write scenes:SEED with a number"),
+        ("--dataset scenes:0 --split val", "no split 'val'; it has train, test"),
+        ("--split val", "no split 'val'; it has train, test"),
+        ("--mask_column label", "no column 'label'; it has image, mask, image_id"),
+    ],
+)
+def test_bad_data_are_refused(call, tiny_dataset, wrong, reason):
+    assert_refused(call("evaluate", "--dataset", tiny_dataset, *wrong.split()), reason)
+
+
+def test_an_unknown_protocol_names_the_known_ones(call, tiny_dataset, capsys):
+    with pytest.raises(SystemExit) as end:
+        call("evaluate", "--dataset", tiny_dataset, "--protocol", "papre")
+    assert end.value.code == 2
+    assert "'full', 'paper'" in capsys.readouterr().err
+
+
+# predict.py
+
+
+def test_prediction_files_hold_stored_ids_at_the_size_of_the_image(call, photo, tmp_path, trained_run):
+    assert call("predict", photo, "--output", tmp_path / "out") == (0, [])
+    model, processor = load_model(str(trained_run / "model"))
+    expected = LabelMap.of(model.config).to_stored_ids(predict(model, processor, Image.open(photo)))
+    with Image.open(tmp_path / "out" / "photo.png") as labels:
+        assert (labels.mode, labels.size) == ("P", (96, 64))
+        assert (np.asarray(labels) == expected).all()
+        assert set(np.unique(labels).tolist()) <= set(SCENES.class_ids)
+
+
+def test_the_overlay_is_an_enlarged_image_over_a_legend(call, photo, tmp_path):
+    assert call("predict", photo, "--output", tmp_path / "out") == (0, [])
+    with Image.open(tmp_path / "out" / "photo_overlay.png") as overlay:
+        assert overlay.mode == "RGB"
+        assert overlay.width == 3 * 96 + 16
+        assert overlay.height > 3 * 64 + 16
+
+
+def test_several_images_are_segmented(call, photo, tmp_path):
+    grey = Image.open(photo).convert("L")
+    grey.save(tmp_path / "grey.jpg")
+    assert call("predict", photo, tmp_path / "grey.jpg", "--output", tmp_path / "out") == (0, [])
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names == {"photo.png", "photo_overlay.png", "grey.png", "grey_overlay.png"}
+
+
+def test_a_missing_image_is_refused(call, tmp_path):
+    assert_refused(call("predict", tmp_path / "absent.png", "--output", tmp_path / "out"), "absent.png: ")
+
+
+def test_a_file_that_is_no_image_is_refused(call, tmp_path):
+    (tmp_path / "note.jpg").write_text("not an image")
+    assert_refused(call("predict", tmp_path / "note.jpg", "--output", tmp_path / "out"), "note.jpg")
+
+
+def test_a_truncated_image_is_refused(call, photo, tmp_path):
+    (tmp_path / "half.png").write_bytes(photo.read_bytes()[:5000])
+    assert_refused(call("predict", photo, tmp_path / "half.png", "--output", tmp_path / "out"), "half.png")
+
+
+def test_a_damaged_image_is_refused(call, photo, tmp_path):
+    data = bytearray(photo.read_bytes())
+    data[36] ^= 255  # the length of the first block of pixels; Pillow calls this a SyntaxError
+    (tmp_path / "damaged.png").write_bytes(data)
+    assert_refused(call("predict", photo, tmp_path / "damaged.png", "--output", tmp_path / "out"), "damaged.png")
+
+
+def test_images_of_one_name_are_refused(call, photo, tmp_path):
+    (tmp_path / "other").mkdir()
+    shutil.copy(photo, tmp_path / "other" / "photo.png")
+    result = call("predict", photo, tmp_path / "other" / "photo.png", "--output", tmp_path / "out")
+    assert_refused(result, "'photo'")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_overlay_never_overwrites_a_label_map(call, photo, tmp_path):
+    shutil.copy(photo, tmp_path / "photo_overlay.png")
+    assert_refused(
+        call("predict", photo, tmp_path / "photo_overlay.png", "--output", tmp_path / "out"), "photo_overlay"
+    )
+
+
+def test_an_image_is_never_overwritten(call, photo):
+    before = photo.read_bytes()
+    assert_refused(call("predict", photo, "--output", photo.parent), "photo.png")
+    assert photo.read_bytes() == before
+
+
+# Models that are none of ours
+
+
+def test_a_missing_model_is_refused(call, photo, tmp_path):
+    result = call("predict", photo, "--output", tmp_path / "out", model=tmp_path / "absent")
+    assert_refused(result, "absent")
+
+
+def test_a_segmentation_model_of_another_kind_is_refused(call, photo, tmp_path):
+    config = SegformerConfig(hidden_sizes=[8] * 4, depths=[1] * 4, num_attention_heads=[1] * 4, decoder_hidden_size=8)
+    SegformerForSemanticSegmentation(config).save_pretrained(tmp_path / "other")
+    CaGNetImageProcessor().save_pretrained(tmp_path / "other")
+    result = call("predict", photo, "--output", tmp_path / "out", model=tmp_path / "other")
+    assert_refused(result, "a 'segformer' model, not a CaGNet one")
+
+
+def test_a_model_that_segments_nothing_is_refused(call, photo, tmp_path):
+    config = BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, vocab_size=8)
+    BertModel(config).save_pretrained(tmp_path / "other")
+    result = call("predict", photo, "--output", tmp_path / "out", model=tmp_path / "other")
+    assert_refused(result, "a 'bert' model, not a CaGNet one")
+
+
+@pytest.mark.parametrize("damage", ["cut", "of another size", "without a layer"])
+def test_weights_that_do_not_fit_are_refused(call, photo, tmp_path, trained_run, damage):
+    model = tmp_path / "model"
+    shutil.copytree(trained_run / "model", model)
+    config = json.loads((model / "config.json").read_text())
+    weights = (model / "model.safetensors").read_bytes()
+    if damage == "cut":
+        (model / "model.safetensors").write_bytes(weights[: len(weights) // 2])
+    elif damage == "of another size":
+        (model / "config.json").write_text(json.dumps({**config, "context_hidden_size": 16}))
+    else:
+        (model / "config.json").write_text(json.dumps({**config, "depths": [1, 1, 1, 2]}))
+    assert_refused(call("predict", photo, "--output", tmp_path / "out", model=model), str(model))
