@@ -3,18 +3,27 @@
 import numpy as np
 import torch
 from PIL import Image
-from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
+from safetensors import SafetensorError
+from transformers import AutoConfig
+
+from .image_processing_cagnet import CaGNetImageProcessor
+from .modeling_cagnet import CaGNetForSemanticSegmentation
 
 
 def load_model(model_path: str):
     """(model in evaluation mode, image processor) from a folder or Hub id; this package's own code runs it."""
+    config = AutoConfig.from_pretrained(model_path)
+    if config.model_type != "cagnet":
+        raise ValueError(f"{model_path} is a {config.model_type!r} model, not a CaGNet one")
     try:
-        model = AutoModelForSemanticSegmentation.from_pretrained(model_path)
-        processor = AutoImageProcessor.from_pretrained(model_path)
-    except KeyError as error:
-        raise ValueError(f"{model_path} is no CaGNet model: unknown model type {error}") from None
-    if model.config.model_type != "cagnet":
-        raise ValueError(f"{model_path} is a {model.config.model_type!r} model, not a CaGNet one")
+        model, report = CaGNetForSemanticSegmentation.from_pretrained(
+            model_path, config=config, output_loading_info=True
+        )
+    except (RuntimeError, SafetensorError) as error:
+        raise ValueError(f"{model_path}: its weights do not fit its config.json or are damaged ({error})") from None
+    if report["missing_keys"]:
+        raise ValueError(f"{model_path}: its weights lack {', '.join(sorted(report['missing_keys'])[:3])}")
+    processor = CaGNetImageProcessor.from_pretrained(model_path)
     return model.eval().to(memory_format=torch.channels_last), processor
 
 

@@ -26,39 +26,39 @@ def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
 
     # Imported here, so that --help answers at once.
-    from PIL import Image, ImageOps, UnidentifiedImageError
+    from PIL import Image, ImageOps
     from tqdm import tqdm
 
     from cagnet_hf.benchmarks import LabelMap
     from cagnet_hf.cli import run
+    from cagnet_hf.data.examples import read_image
     from cagnet_hf.prediction import load_model, predict
     from cagnet_hf.visualization import class_palette, overlay_with_legend
 
     def segment():
-        names = [path.stem for path in args.images]
+        names = [name for path in args.images for name in (path.stem, f"{path.stem}_overlay")]
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice is not None:
-            raise ValueError(f"two images are called {twice!r}: their predictions would overwrite each other")
+            raise ValueError(f"two predictions would be called {twice!r}.png: rename an image")
+        outputs = {(args.output / f"{name}.png").resolve() for name in names}
+        overwritten = next((path for path in args.images if path.resolve() in outputs), None)
+        if overwritten is not None:
+            raise ValueError(f"{overwritten} would be overwritten by its prediction: choose another --output")
         model, processor = load_model(args.model)
         config = model.config
         to_stored_ids = LabelMap.of(config).to_stored_ids
         palette = class_palette(256 - 1)
         class_names = [config.id2label[i] for i in range(config.num_labels)]
         args.output.mkdir(parents=True, exist_ok=True)
-        for path in tqdm(args.images, desc="segment", disable=len(args.images) == 1):
-            try:
-                with Image.open(path) as file:
-                    image = ImageOps.exif_transpose(file).convert("RGB")
-            except FileNotFoundError:
-                raise ValueError(f"{path}: no such file") from None
-            except (UnidentifiedImageError, OSError) as error:
-                raise ValueError(f"{path}: cannot be read as an image ({error})") from None
-            prediction = predict(model, processor, image)
-            stored = Image.fromarray(to_stored_ids(prediction), mode="P")
-            stored.putpalette(palette.tobytes())
-            stored.save(args.output / f"{path.stem}.png")
-            picture = overlay_with_legend(image, prediction, class_names, config.seen_ids, config.unseen_ids)
-            picture.save(args.output / f"{path.stem}_overlay.png")
+        with tqdm(args.images, desc="segment", disable=len(args.images) == 1) as bar:
+            for path in bar:
+                image = ImageOps.exif_transpose(read_image(path)).convert("RGB")
+                prediction = predict(model, processor, image)
+                stored = Image.fromarray(to_stored_ids(prediction), mode="P")
+                stored.putpalette(palette.tobytes())
+                stored.save(args.output / f"{path.stem}.png")
+                picture = overlay_with_legend(image, prediction, class_names, config.seen_ids, config.unseen_ids)
+                picture.save(args.output / f"{path.stem}_overlay.png")
         print(f"Wrote {2 * len(args.images)} files to {args.output}")
 
     return run(segment)

@@ -102,6 +102,11 @@ def encode_mask(stored_ids: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
+def read_image(file: File) -> Image.Image:
+    """An image, decoded to its end; raises `BrokenFileError`."""
+    return _decode(file)[1]
+
+
 def _decode(file: File) -> tuple[bytes, Image.Image]:
     try:
         data = file.read_bytes()

@@ -62,7 +62,10 @@ def scenes_class_embeddings(benchmark: Benchmark | None = None) -> np.ndarray:
 
 def draw_scenes(seed: int, split: str) -> tuple[np.ndarray, np.ndarray]:
     """Images `(n, 96, 96, 3)` uint8 and masks `(n, 96, 96)` uint8 of a split; masks hold stored ids."""
-    count = {"train": NUM_TRAIN, "test": NUM_TEST}[split]
+    counts = {"train": NUM_TRAIN, "test": NUM_TEST}
+    if split not in counts:
+        raise ValueError(f"scenes: no split {split!r}; it has {', '.join(counts)}")
+    count = counts[split]
     attributes = class_attributes()
     images = np.empty((count, IMAGE_SIZE, IMAGE_SIZE, 3), dtype=np.uint8)
     masks = np.empty((count, IMAGE_SIZE, IMAGE_SIZE), dtype=np.uint8)

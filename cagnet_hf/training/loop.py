@@ -1,6 +1,7 @@
 """The training loop: it runs the stages of a recipe, whatever the method."""
 
 import json
+import math
 import time
 from pathlib import Path
 
@@ -34,7 +35,7 @@ class Trainer:
             log_with=recipe.trackers or None,
             project_config=ProjectConfiguration(str(self.output_dir), logging_dir=str(self.output_dir / "logs")),
         )
-        self.checkpoint = self._open_folder(resume)
+        self.checkpoint = self._checkpoint_to_resume(resume)
         self.state = load_run_state(self.checkpoint) if self.checkpoint else RunState()
         set_seed(recipe.seed)
         self.benchmark = benchmark_of(recipe)
@@ -42,24 +43,30 @@ class Trainer:
         self.processor = build_processor(recipe)
         # Channels last: a third less time per step on CPUs, and what tensor cores want.
         self.model = build_model(recipe, self.benchmark).to(memory_format=torch.channels_last)
+        if self.accelerator.process_index:  # the model starts equal everywhere; noise and label maps must differ
+            set_seed(recipe.seed + self.accelerator.process_index)
+        self._record()  # last: a refused recipe leaves the folder free
 
-    def _open_folder(self, resume: bool) -> Path | None:
+    def _checkpoint_to_resume(self, resume: bool) -> Path | None:
         """The checkpoint to resume from, if any; refuses a folder that holds another run."""
         record = self.output_dir / RECIPE_FILE
-        newest = None
-        if record.is_file():
-            if not resume:
-                raise RecipeError(f"{self.output_dir} holds a run: add --resume, or choose another --output_dir")
-            recorded = Recipe.model_validate(yaml.safe_load(record.read_text(encoding="utf-8")))
-            changed = changed_keys(recorded, self.recipe)
-            if changed:
-                raise RecipeError(f"cannot resume {self.output_dir}: the recipe changed in {', '.join(changed)}")
-            newest = next(reversed(checkpoints(self.output_dir / "checkpoints")), None)
+        if not record.is_file():
+            return None
+        if not resume:
+            raise RecipeError(f"{self.output_dir} holds a run: add --resume, or choose another --output_dir")
+        recorded = Recipe.model_validate(yaml.safe_load(record.read_text(encoding="utf-8")))
+        changed = changed_keys(recorded, self.recipe)
+        if changed:
+            raise RecipeError(f"cannot resume {self.output_dir}: the recipe changed in {', '.join(changed)}")
+        return next(reversed(checkpoints(self.output_dir / "checkpoints")), None)
+
+    def _record(self) -> None:
+        """Write down what this folder's run depends on, once every process has looked into it."""
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
             self.output_dir.mkdir(parents=True, exist_ok=True)
-            write_text_whole(record, yaml.safe_dump(self.recipe.model_dump(mode="json"), sort_keys=False))
-        return newest
+            recipe = yaml.safe_dump(self.recipe.model_dump(mode="json"), sort_keys=False)
+            write_text_whole(self.output_dir / RECIPE_FILE, recipe)
 
     def run(self) -> dict:
         """Train every stage that is left; returns the final metrics."""
@@ -91,26 +98,33 @@ class Trainer:
             self.checkpoint = None
         started, seconds_before = time.monotonic(), state.seconds
         sums: dict[str, list[torch.Tensor]] = {}
-        bar = tqdm(total=stage.iterations, initial=state.iteration, desc=name, disable=not accelerator.is_main_process)
         self._set_training_mode(model, stage)
-        while state.iteration < stage.iterations:
-            set_learning_rates(optimizers, stage, state.iteration)
-            terms = self._iterate(model, optimizers, batches, stage, state.iteration)
-            for term, value in terms.items():
-                sums.setdefault(term, []).append(value)
-            state.iteration += 1
-            state.seconds = seconds_before + time.monotonic() - started
-            bar.update()
-            finished = state.iteration == stage.iterations
-            if state.iteration % self.recipe.log_every == 0 or finished:
-                self._log(name, sums, bar)
-            if state.iteration % self.recipe.checkpoint_every == 0 or finished:
-                save_checkpoint(self.output_dir / "checkpoints", accelerator, state, keep=self.recipe.checkpoints_kept)
-            every = self.recipe.evaluate_every
-            if every and state.iteration % every == 0 and not finished:
-                self._show(f"{name} {state.iteration}", self._score(model))
-                self._set_training_mode(model, stage)
-        bar.close()
+        with tqdm(
+            total=stage.iterations, initial=state.iteration, desc=name, disable=not accelerator.is_main_process
+        ) as bar:
+            while state.iteration < stage.iterations:
+                set_learning_rates(optimizers, stage, state.iteration)
+                terms = self._iterate(model, optimizers, batches, stage, state.iteration)
+                for term, value in terms.items():
+                    sums.setdefault(term, []).append(value)
+                state.iteration += 1
+                state.seconds = seconds_before + time.monotonic() - started
+                bar.update()
+                finished = state.iteration == stage.iterations
+                saves = state.iteration % self.recipe.checkpoint_every == 0 or finished
+                # Before a checkpoint, too: none is made of a loss that is not finite, and no mean spans two runs.
+                if state.iteration % self.recipe.log_every == 0 or saves:
+                    self._log(name, sums, bar)
+                if saves:
+                    average_statistics(accelerator, model)
+                    save_checkpoint(
+                        self.output_dir / "checkpoints", accelerator, state, keep=self.recipe.checkpoints_kept
+                    )
+                every = self.recipe.evaluate_every
+                if every and state.iteration % every == 0 and not finished:
+                    average_statistics(accelerator, model)
+                    self._show(f"{name} {state.iteration}", self._score(model))
+                    self._set_training_mode(model, stage)
         metrics = self._score(model)
         self._show(name, metrics)
         entry = {"name": name, "iterations": stage.iterations, "seconds": round(state.seconds, 1), "metrics": metrics}
@@ -169,7 +183,7 @@ class Trainer:
         """Means since the last call go to the history, the bar and the trackers; a non-finite one stops the run."""
         means = {term: torch.stack(values).mean().item() for term, values in sums.items()}
         sums.clear()
-        broken = [term for term, value in means.items() if not value < float("inf")]
+        broken = [term for term, value in means.items() if not math.isfinite(value)]
         if broken:
             kept = next(reversed(checkpoints(self.output_dir / "checkpoints")), "none was saved yet")
             raise FloatingPointError(
@@ -209,6 +223,14 @@ def average_gradients(accelerator: Accelerator, optimizers) -> None:
     flat = accelerator.reduce(torch.cat([p.grad.flatten() for p in parameters]), "mean")
     for parameter, gradient in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
         parameter.grad.copy_(gradient.view_as(parameter))
+
+
+def average_statistics(accelerator: Accelerator, model) -> None:
+    """Average the running statistics of batch normalisation over processes, which see different images."""
+    if accelerator.num_processes > 1:
+        for name, buffer in model.named_buffers():
+            if name.endswith(("running_mean", "running_var")):
+                buffer.copy_(accelerator.reduce(buffer, "mean"))
 
 
 def metrics_json(state: RunState) -> str:

@@ -5,13 +5,16 @@ A recipe file may `include` others (paths relative to itself); later files overr
 
 import difflib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_type_hints
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ..configuration_cagnet import CaGNetConfig
+from ..image_processing_cagnet import CaGNetImageProcessorKwargs
 
+# What the benchmark says, not the recipe.
+_FACTS = {"id2label", "label2id", "num_labels", "seen_ids", "unseen_ids", "dataset_ids", "ignored_dataset_ids"}
 RECIPES_DIR = Path(__file__).resolve().parents[2] / "scripts" / "recipes"
 DEFAULT_METHOD = "cagnet_pi"  # `--recipe scenes` means scenes/cagnet_pi
 
@@ -59,7 +62,7 @@ class OptimizerRecipe(_Strict):
 class LossWeights(_Strict):
     """Weights of the losses (CaGNet, METHODS; names as in the published schedules)."""
 
-    classifier_real: float = 1.0  # cross-entropy on real features, for the classifier
+    classifier_real: float = Field(1.0, gt=0)  # cross-entropy on real features, for the classifier
     classifier_synthetic: float = 0.0  # cross-entropy on synthetic features of the pixels of a real step
     backbone_classification: float = 0.5  # the same cross-entropy, for the network
     backbone_kl: float = 100.0
@@ -98,7 +101,7 @@ class StageRecipe(_Strict):
             raise ValueError("real_block and synthetic_block are both 0: the stage has no step")
         if self.synthetic_block and self.synthetic_size is None:
             raise ValueError("synthetic steps need synthetic_size, the side of their label maps in feature cells")
-        if self.scales[0] != 1.0:
+        if self.scales[:1] != [1.0]:
             raise ValueError(f"scales must start with 1.0, got {self.scales}")
         return self
 
@@ -117,7 +120,7 @@ class Recipe(_Strict):
 
     benchmark: str
     method: str
-    seed: int = 0
+    seed: int = Field(0, ge=0)
     split: Literal["test", "tuning"] = "test"  # tuning: held-out seen classes play the unseen ones
     supervised: bool = False  # the upper bound: labels of unseen classes are shown in training
     dataset: str | None = None
@@ -131,7 +134,7 @@ class Recipe(_Strict):
     content_loss: Literal["mmd", "l1", "l2"] = "mmd"
     adversarial_loss: Literal["lsgan", "l1", "bce", "wgan", "wgan-gp"] = "l1"
     mmd_pixels_per_class: int = Field(256, ge=2)
-    stages: dict[str, StageRecipe]
+    stages: dict[str, StageRecipe] = Field(min_length=1)
     num_workers: int = Field(2, ge=0)
     log_every: int = Field(20, ge=1)
     checkpoint_every: int = Field(500, ge=1)
@@ -142,10 +145,12 @@ class Recipe(_Strict):
 
     @model_validator(mode="after")
     def _check(self):
-        known = set(CaGNetConfig.__dataclass_fields__)
-        for key in self.model:
-            if key not in known:
-                raise ValueError(f"model.{key} is no field of CaGNetConfig{_nearest(key, known)}")
+        fields = set(CaGNetConfig.__dataclass_fields__) - _FACTS
+        options = get_type_hints(CaGNetImageProcessorKwargs)
+        for section, known in (("model", fields), ("processor", options)):
+            for key in getattr(self, section):
+                if key not in known:
+                    raise ValueError(f"unknown key '{section}.{key}'{_nearest(key, known)}")
         return self
 
 
@@ -240,7 +245,9 @@ def _apply(tree: dict, override: str) -> None:
 
 
 def _first_problem(error: ValidationError) -> str:
-    problem = error.errors()[0]
+    problems = error.errors()
+    # A misspelt key is also a missing one; its own name says more.
+    problem = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
     where = ".".join(str(part) for part in problem["loc"] if part != "[key]")
     if problem["type"] == "extra_forbidden":
         return f"unknown key {where!r}{_nearest(problem['loc'][-1], _keys_at(problem['loc'][:-1]))}"

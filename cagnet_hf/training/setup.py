@@ -3,6 +3,7 @@
 import numpy as np
 import torch
 from datasets import Dataset
+from huggingface_hub.errors import StrictDataclassError
 
 from ..benchmarks import Benchmark, load_benchmark
 from ..class_embeddings import load_class_embeddings
@@ -12,7 +13,7 @@ from ..data.sources import open_dataset
 from ..image_processing_cagnet import CaGNetImageProcessor
 from ..modeling_cagnet import CaGNetForSemanticSegmentation
 from ..pretrained_weights import load_backbone_weights
-from .recipe import Recipe
+from .recipe import Recipe, RecipeError
 
 
 def benchmark_of(recipe: Recipe) -> Benchmark:
@@ -50,14 +51,17 @@ def build_model(recipe: Recipe, benchmark: Benchmark) -> CaGNetForSemanticSegmen
     fields = {"embedding_size": embeddings.shape[1]} | recipe.model
     if fields.get("classifier") == "projection":
         fields.setdefault("feature_size", embeddings.shape[1])
-    config = CaGNetConfig(
-        id2label=dict(enumerate(benchmark.class_names)),
-        seen_ids=list(range(num_seen)),
-        unseen_ids=list(range(num_seen, num_classes)),
-        dataset_ids=list(benchmark.class_ids),
-        ignored_dataset_ids=list(benchmark.ignored_ids),
-        **fields,
-    )
+    try:
+        config = CaGNetConfig(
+            id2label=dict(enumerate(benchmark.class_names)),
+            seen_ids=list(range(num_seen)),
+            unseen_ids=list(range(num_seen, num_classes)),
+            dataset_ids=list(benchmark.class_ids),
+            ignored_dataset_ids=list(benchmark.ignored_ids),
+            **fields,
+        )
+    except StrictDataclassError as error:
+        raise RecipeError(f"model: {error}") from None
     model = CaGNetForSemanticSegmentation(config)
     model.class_embeddings.copy_(torch.from_numpy(embeddings))
     if recipe.backbone_weights is not None:
