@@ -37,6 +37,9 @@ class CaGNetConfig(PreTrainedConfig):
         classifier_dropout: Dropout after the trunk.
         generator_hidden_sizes: Hidden channels of the feature generator.
         generator_dropout: Dropout after each of them.
+        generator_embedding_scale: Factor on the class embedding at the generator's input. The paper's unit-length
+            embeddings (1.0) have entries near E^-½ beside a latent of unit variance; √E puts both on one scale, which
+            short schedules need.
         embedding_size: E, length of a class embedding.
         calibration: γ, subtracted from the softmax probabilities of seen classes at test time (SPNet-c).
         id2label: Class names in model order: seen first, then unseen.
@@ -68,6 +71,7 @@ class CaGNetConfig(PreTrainedConfig):
     classifier_dropout: float | int = 0.5
     generator_hidden_sizes: list[int] | tuple[int, ...] = (1024, 960, 864, 784, 720)
     generator_dropout: list[float | int] | tuple[float | int, ...] = (0.1, 0.1, 0.3, 0.5, 0.5)
+    generator_embedding_scale: float | int = 1.0
     embedding_size: int = 600
     calibration: float | int = 0.0
     seen_ids: list[int] | tuple[int, ...] | None = None
@@ -79,7 +83,10 @@ class CaGNetConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs):
         if isinstance(self.backbone_config, dict):
             entry = dict(self.backbone_config)
-            self.backbone_config = CONFIG_MAPPING[entry.pop("model_type")](**entry)
+            model_type = entry.pop("model_type", None)
+            if model_type not in CONFIG_MAPPING:
+                raise ValueError(f"backbone_config.model_type={model_type!r} is no model type of transformers")
+            self.backbone_config = CONFIG_MAPPING[model_type](**entry)
         super().__post_init__(**kwargs)
         if self.label2id is None or set(self.label2id.values()) != set(self.id2label):
             self.label2id = {name: index for index, name in self.id2label.items()}

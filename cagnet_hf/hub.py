@@ -117,8 +117,18 @@ def model_card(recipe: dict, metrics: dict, stages: list[dict], seconds: float) 
         table=table,
         classes=classes,
         seconds=seconds,
-        recipe=yaml.safe_dump(recipe, sort_keys=False).strip(),
+        recipe=yaml.safe_dump(_without_paths(recipe), sort_keys=False).strip(),
     )
+
+
+def _without_paths(recipe: dict) -> dict:
+    """The recipe with local files and folders called by their last name alone: where they lay is nobody's business."""
+
+    def last_name(source: str) -> str:
+        return ",".join(Path(part).name if Path(part).exists() else part for part in source.split(","))
+
+    paths = {key: last_name(recipe[key]) for key in ("dataset", "class_embeddings") if recipe.get(key)}
+    return recipe | paths
 
 
 def _cell(value: float | None) -> str:

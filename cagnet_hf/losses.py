@@ -116,6 +116,8 @@ def generator_adversarial_loss(kind: str, synthetic_score):
 def gradient_penalty(criticise, real, synthetic, mixing=None):
     """WGAN-GP: mean of (‖∇ D(a·real + (1−a)·synthetic)‖₂ − 1)² over pixels.
 
+    The critic judges pixels, so a pixel is a sample here; the published release takes a whole image as one.
+
     Args:
         criticise: The critic, `(B, D, h, w)` -> scores.
         real, synthetic: `(B, D, h, w)` features.

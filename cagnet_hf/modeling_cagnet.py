@@ -143,10 +143,11 @@ class ContextualGenerator(nn.Module):
         for size, next_size, dropout in zip(sizes, sizes[1:], config.generator_dropout, strict=False):
             layers += [nn.Conv2d(size, next_size, 1), nn.LeakyReLU(0.2), nn.Dropout(dropout)]
         self.layers = nn.Sequential(*layers, nn.Conv2d(sizes[-1], config.feature_size, 1))
+        self.embedding_scale = config.generator_embedding_scale
 
     def forward(self, embeddings, latent):
         """`(B, E, h, w)` and `(B, D, h, w)` -> features `(B, D, h, w)` in (0, 1)."""
-        return torch.sigmoid(self.layers(torch.cat([embeddings, latent], dim=1)))
+        return torch.sigmoid(self.layers(torch.cat([embeddings * self.embedding_scale, latent], dim=1)))
 
 
 class PixelClassifier(nn.Module):

@@ -127,8 +127,9 @@ class Trainer:
                     self._set_training_mode(model, stage)
         metrics = self._score(model)
         self._show(name, metrics)
-        entry = {"name": name, "iterations": stage.iterations, "seconds": round(state.seconds, 1), "metrics": metrics}
-        state.stages = [*state.stages[:index], entry]
+        before = state.stages[:index]
+        seconds = round(state.seconds - sum(entry["seconds"] for entry in before), 1)
+        state.stages = [*before, {"name": name, "iterations": stage.iterations, "seconds": seconds, "metrics": metrics}]
 
     def _set_training_mode(self, model, stage: StageRecipe) -> None:
         model.train()

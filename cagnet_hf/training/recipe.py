@@ -214,7 +214,10 @@ def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict:
     if not isinstance(tree, dict):
         raise RecipeError(f"{path}: a recipe is a mapping of keys to values")
     merged: dict = {}
-    for include in tree.pop("include", []):
+    includes = tree.pop("include", [])
+    if not isinstance(includes, list) or not all(isinstance(include, str) for include in includes):
+        raise RecipeError(f"{path}: include is a list of files, got {includes!r}")
+    for include in includes:
         _merge(merged, _read((path.parent / include).resolve(), (*seen, path)))
     _merge(merged, tree)
     return merged
