@@ -243,7 +243,7 @@ class CaGNetModel(CaGNetPreTrainedModel):
         return output if return_dict is not False else output.to_tuple()
 
     def multi_scale(self, pixel_values, scales=(1.0, 0.5, 0.75)):
-        """Features of the image at several scales, as in training (METHODS of CaGNet: DeepLabV2's multi-scale input).
+        """Features of the image at several scales, as in training (DeepLabV2's multi-scale input).
 
         Returns:
             The output at scale 1 (the first scale) and the list of feature maps: one per scale, each at its own size,

@@ -47,7 +47,7 @@ def main(argv: list[str] | None = None) -> int:
         model, processor = load_model(args.model)
         config = model.config
         to_stored_ids = LabelMap.of(config).to_stored_ids
-        palette = class_palette(256 - 1)
+        palette = class_palette(255)
         class_names = [config.id2label[i] for i in range(config.num_labels)]
         args.output.mkdir(parents=True, exist_ok=True)
         with tqdm(args.images, desc="segment", disable=len(args.images) == 1) as bar:

@@ -60,7 +60,7 @@ class OptimizerRecipe(_Strict):
 
 
 class LossWeights(_Strict):
-    """Weights of the losses (CaGNet, METHODS; names as in the published schedules)."""
+    """Weights of the losses (CaGNet, sections 3.2 to 3.5), named as in the published schedules."""
 
     classifier_real: float = Field(1.0, gt=0)  # cross-entropy on real features, for the classifier
     classifier_synthetic: float = 0.0  # cross-entropy on synthetic features of the pixels of a real step
