@@ -129,7 +129,10 @@ class Trainer:
         self._show(name, metrics)
         before = state.stages[:index]
         seconds = round(state.seconds - sum(entry["seconds"] for entry in before), 1)
-        state.stages = [*before, {"name": name, "iterations": stage.iterations, "seconds": seconds, "metrics": metrics}]
+        state.stages = [
+            *before,
+            {"name": name, "iterations": stage.iterations, "seconds": seconds, "metrics": metrics},
+        ]
 
     def _set_training_mode(self, model, stage: StageRecipe) -> None:
         model.train()
