@@ -1,11 +1,11 @@
 """`scenes`: a synthetic benchmark that this file draws, so that everything runs without a download.
 
 Sixteen classes are compositions of five attributes: the colour (4), texture (2) and shape (2) of an object, the half
-of the image it lives in (place, 2) and the ground it lies on (surroundings, 2). The first three name a class, the other
-two are parities of them. Twelve classes are seen, four are unseen, one of each colour: new
-combinations of levels that all occur in seen classes. An object shows each attribute only with probability `FIDELITY`,
-so no single cue is enough and context helps. A class's embedding is its attributes one-hot plus nuisance dimensions,
-of unit length.
+of the image it lives in (place, 2) and the ground it lies on (surroundings, 2). The first three name a class, the
+other two are parities of them. Twelve classes are seen; four are unseen, one of each colour: new combinations of
+levels that all occur in seen classes. An object shows each attribute only with probability `FIDELITY`, so no single
+cue is enough and context helps. A class's embedding is its attributes one-hot plus nuisance dimensions, of unit
+length.
 
 Everything is drawn from the seed with `Generator.random` and integer arithmetic alone: equal on every platform, tested
 by hash. The benchmark is frozen: changing an image is changing the benchmark.
