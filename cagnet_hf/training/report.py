@@ -9,7 +9,7 @@ from ..prediction import predict
 from ..visualization import loss_curves, per_class_bars, prediction_grid
 from .loop import Trainer, metrics_json
 
-NUM_PICTURES = 6
+NUM_PICTURES = 4
 
 
 def write_report(trainer: Trainer) -> None:

@@ -1,0 +1,58 @@
+"""Write the table of measured results into README.md, from the metrics files under model_cards.
+
+python scripts/results_table.py
+"""
+
+import argparse
+import json
+import re
+import sys
+from collections import defaultdict
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+COLUMNS = ("S-mIoU", "U-mIoU", "hIoU", "PA")
+_FILE = re.compile(r"(?P<row>.+)_seed(?P<seed>\d+)(?P<variant>_.+)?\.json")
+_BLOCK = re.compile(r"(?<=<!-- results -->\n).*?(?=<!-- /results -->)", re.DOTALL)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    return argparse.ArgumentParser(
+        description="Write the results table of README.md from model_cards/BENCHMARK/ROW_seedN[_VARIANT].json, "
+        "which are the metrics.json files of train.py and evaluate.py."
+    )
+
+
+def results_table(cards: Path) -> str:
+    """Markdown: one row per benchmark, row and stage or variant; mean and, over several seeds, the range."""
+    groups: dict[tuple[str, str], list[dict]] = defaultdict(list)
+    for path in sorted(cards.glob("*/*_seed*.json")):
+        match = _FILE.fullmatch(path.name)
+        metrics = json.loads(path.read_text(encoding="utf-8"))
+        row = match["row"] + (match["variant"] or "").replace("_gamma", ", γ ").replace("_", ", ")
+        stages = metrics.get("stages", [])
+        for stage in stages[:-1]:
+            groups[path.parent.name, f"{row}, after {stage['name']}"].append(stage["metrics"])
+        groups[path.parent.name, row].append(metrics)
+    lines = ["| benchmark | system | seeds | " + " | ".join(COLUMNS) + " |", "|---" * (3 + len(COLUMNS)) + "|"]
+    for (benchmark, row), runs in groups.items():
+        cells = [_cell([run[column] for run in runs]) for column in COLUMNS]
+        lines.append(f"| `{benchmark}` | {row} | {len(runs)} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(values: list[float]) -> str:
+    mean = f"{sum(values) / len(values):.3f}"
+    return mean if len(values) == 1 else f"{mean} ({min(values):.3f}–{max(values):.3f})"
+
+
+def main(argv: list[str] | None = None) -> int:
+    build_parser().parse_args(argv)
+    readme = REPOSITORY / "README.md"
+    text = readme.read_text(encoding="utf-8")
+    readme.write_text(_BLOCK.sub(results_table(REPOSITORY / "model_cards"), text), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
