@@ -119,6 +119,17 @@ def test_the_tuning_split_is_scored_on_its_own_unseen_classes(train, tmp_path):
     assert [entry["seen"] for entry in per_class.values()] == [True] * 9 + [False] * 3
 
 
+def test_a_reinitialized_part_starts_its_stage_from_new_weights(train, trained_run, tmp_path):
+    """A stage without an iteration and nothing else: what differs from the pre-trained weights is the new part."""
+    weights = {}
+    for name, keys in (("kept", ()), ("new", ("stages.finetune.reinitialize=[generator]",))):
+        train(tmp_path / name, "stages.finetune.iterations=0", *keys)
+        weights[name] = load_file(tmp_path / name / "model" / "model.safetensors")
+    changed = {key.split(".")[0] for key in weights["kept"] if not weights["kept"][key].equal(weights["new"][key])}
+
+    assert changed == {"generator"}
+
+
 def test_spnet_is_trained_by_the_same_command(train, tmp_path):
     assert train(tmp_path / "run", "stages.pretrain.iterations=1", recipe="scenes/spnet") == (0, [])
     assert json.loads((tmp_path / "run" / "model" / "config.json").read_text())["classifier"] == "projection"

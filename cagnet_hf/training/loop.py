@@ -91,6 +91,9 @@ class Trainer:
         }
         if state.stage != index:
             state.stage, state.iteration = index, 0
+        if state.iteration == 0:
+            for part in stage.reinitialize:
+                getattr(model, part).apply(model._init_weights)
         batches = self._batches(index, stage, start=state.iteration)
         if self.checkpoint is not None:
             # After everything that draws random numbers, so that the run goes on with the saved ones.

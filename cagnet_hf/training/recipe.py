@@ -90,6 +90,8 @@ class StageRecipe(_Strict):
     # Side of a synthetic label map in feature cells (as the feature map of a crop: 47 at crop 368, stride 8).
     synthetic_size: int | None = Field(None, ge=1)
     generator_learns_from_synthetic: bool = False
+    # Parts that start this stage from new weights.
+    reinitialize: list[Literal["classifier", "generator"]] = []
     weights: LossWeights = LossWeights()
     network: OptimizerRecipe | None = None
     classifier: OptimizerRecipe | None = None
