@@ -16,6 +16,8 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelFor
 
 from cagnet_hf import CaGNetConfig, CaGNetForSemanticSegmentation, CaGNetImageProcessor, CaGNetModel
 
+pytestmark = pytest.mark.usefixtures("one_thread")  # as in the other process: sums in one order
+
 NAMES = ["cat", "dog", "train", "sofa", "tv"]
 
 # Runs in a process of its own: `python -c ELSEWHERE model_folder output_folder`.
