@@ -30,8 +30,8 @@ def results_table(cards: Path) -> str:
         match = _FILE.fullmatch(path.name)
         metrics = json.loads(path.read_text(encoding="utf-8"))
         row = match["row"] + (match["variant"] or "").replace("_gamma", ", γ ").replace("_", ", ")
-        stages = metrics.get("stages", [])
-        for stage in stages[:-1]:
+        trained = [stage for stage in metrics.get("stages", []) if stage["iterations"]]
+        for stage in trained[:-1]:
             groups[path.parent.name, f"{row}, after {stage['name']}"].append(stage["metrics"])
         groups[path.parent.name, row].append(metrics)
     lines = ["| benchmark | system | seeds | " + " | ".join(COLUMNS) + " |", "|---" * (3 + len(COLUMNS)) + "|"]
