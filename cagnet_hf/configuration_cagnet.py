@@ -28,13 +28,16 @@ class CaGNetConfig(PreTrainedConfig):
             1x1 convolution, for small backbones).
         aspp_dilations: Dilations of the parallel convolutions.
         feature_size: D, channels of a pixel feature.
-        contextual: Whether features pass through the contextual module (CaGNet) or are the ASPP map (SPNet).
+        contextual: Whether features pass through the contextual module (CaGNet) or are the ASPP map (SPNet, ZS3Net).
         context_hidden_size: Channels of the three chained context convolutions.
         context_dilations: Their dilations.
-        classifier: `"convolutional"` (trunk and class head, trunk shared with the critic) or `"projection"` (onto
-            the fixed class embeddings: SPNet).
+        classifier: `"convolutional"` (trunk and class head, trunk shared with the critic: CaGNet), `"linear"` (one 1x1
+            convolution: ZS3Net) or `"projection"` (onto the fixed class embeddings: SPNet).
         classifier_hidden_size: Channels of the trunk.
         classifier_dropout: Dropout after the trunk.
+        patch_size: Side of the category patches that synthetic features come in (CaGNetv2: 3, 5 or 7); the classifier
+            then looks at 3x3 neighbours. 1 is pixel by pixel.
+        generator: `"contextual"` (CaGNet), `"moment_matching"` (the GMMN of ZS3Net) or None (SPNet).
         generator_hidden_sizes: Hidden channels of the feature generator.
         generator_dropout: Dropout after each of them.
         generator_embedding_scale: Factor on the class embedding at the generator's input. The paper's unit-length
@@ -69,6 +72,8 @@ class CaGNetConfig(PreTrainedConfig):
     classifier: str = "convolutional"
     classifier_hidden_size: int = 1024
     classifier_dropout: float | int = 0.5
+    patch_size: int = 1
+    generator: str | None = "contextual"
     generator_hidden_sizes: list[int] | tuple[int, ...] = (1024, 960, 864, 784, 720)
     generator_dropout: list[float | int] | tuple[float | int, ...] = (0.1, 0.1, 0.3, 0.5, 0.5)
     generator_embedding_scale: float | int = 1.0
@@ -104,7 +109,9 @@ class CaGNetConfig(PreTrainedConfig):
         choice("backbone", ("resnet", "efficientnet_lite0", "auto"))
         choice("output_stride", (4, 8, 16, 32))
         choice("aspp", ("full", "depthwise"))
-        choice("classifier", ("convolutional", "projection"))
+        choice("classifier", ("convolutional", "linear", "projection"))
+        choice("patch_size", (1, 3, 5, 7))
+        choice("generator", ("contextual", "moment_matching", None))
         if (self.backbone == "auto") != (self.backbone_config is not None):
             raise ValueError('backbone="auto" and backbone_config go together: give both or neither')
         both = set(self.seen_ids) & set(self.unseen_ids)
@@ -132,6 +139,12 @@ class CaGNetConfig(PreTrainedConfig):
             )
         if self.classifier == "projection" and self.contextual:
             raise ValueError('classifier="projection" classifies the ASPP map: set contextual=False')
+        if self.classifier == "projection" and self.generator is not None:
+            raise ValueError('classifier="projection" does not learn from features: set generator=None')
+        if self.generator == "contextual" and not self.contextual:
+            raise ValueError('generator="contextual" needs the contextual latent: set contextual=True')
+        if self.patch_size > 1 and self.classifier != "convolutional":
+            raise ValueError(f'patch_size={self.patch_size} needs classifier="convolutional"')
         if len(self.generator_hidden_sizes) != len(self.generator_dropout):
             raise ValueError("generator_hidden_sizes and generator_dropout must have equal length")
         if not len(self.depths) == len(self.hidden_sizes) == 4:

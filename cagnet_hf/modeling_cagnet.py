@@ -68,6 +68,10 @@ class AtrousConvolution(nn.Conv2d):
     """A dilated 3x3 convolution that starts near zero."""
 
 
+class XavierConvolution(nn.Conv2d):
+    """A convolution that starts Xavier-uniform with biases of 0.01, as the generator of ZS3Net does."""
+
+
 class AtrousSpatialPyramid(nn.Module):
     """Sum of parallel dilated 3x3 convolutions (DeepLabV2's ASPP): `(B, C, h, w)` -> `(B, D, h, w)`."""
 
@@ -145,19 +149,47 @@ class ContextualGenerator(nn.Module):
         self.layers = nn.Sequential(*layers, nn.Conv2d(sizes[-1], config.feature_size, 1))
         self.embedding_scale = config.generator_embedding_scale
 
+        self.latent_size = config.feature_size
+
     def forward(self, embeddings, latent):
         """`(B, E, h, w)` and `(B, D, h, w)` -> features `(B, D, h, w)` in (0, 1)."""
         return torch.sigmoid(self.layers(torch.cat([embeddings * self.embedding_scale, latent], dim=1)))
 
+    draw_latent = staticmethod(torch.randn)
+
+
+class MomentMatchingGenerator(nn.Module):
+    """Class embedding and uniform noise of its size -> pixel feature: the GMMN of ZS3Net (Bucher et al., 2019)."""
+
+    def __init__(self, config):
+        super().__init__()
+        sizes = [2 * config.embedding_size, *config.generator_hidden_sizes]
+        layers = []
+        for size, next_size, dropout in zip(sizes, sizes[1:], config.generator_dropout, strict=False):
+            layers += [XavierConvolution(size, next_size, 1), nn.LeakyReLU(0.2), nn.Dropout(dropout)]
+        self.layers = nn.Sequential(*layers, XavierConvolution(sizes[-1], config.feature_size, 1))
+        self.embedding_scale = config.generator_embedding_scale
+        self.latent_size = config.embedding_size
+
+    def forward(self, embeddings, latent):
+        """`(B, E, h, w)` twice -> features `(B, D, h, w)`."""
+        return self.layers(torch.cat([embeddings * self.embedding_scale, latent], dim=1))
+
+    draw_latent = staticmethod(torch.rand)
+
 
 class PixelClassifier(nn.Module):
-    """Class scores per pixel, on a trunk shared with the critic that tells real features from synthetic ones."""
+    """Class scores per pixel, on a trunk shared with the critic that tells real features from synthetic ones.
+
+    With patches (CaGNetv2, section 3.4) the class head looks at the 3x3 neighbours of a pixel, too.
+    """
 
     def __init__(self, config):
         super().__init__()
         hidden = config.classifier_hidden_size
         self.trunk = nn.Conv2d(config.feature_size, hidden, 1)
         self.dropout = nn.Dropout(config.classifier_dropout)
+        self.neighbours = nn.Conv2d(hidden, hidden, 3, padding=1) if config.patch_size > 1 else None
         self.class_head = nn.Conv2d(hidden, config.num_labels, 1)
         self.critic_head = nn.Conv2d(hidden, 1, 1)
 
@@ -166,7 +198,13 @@ class PixelClassifier(nn.Module):
 
     def forward(self, features):
         """`(B, D, h, w)` -> class logits `(B, N, h, w)`."""
-        return self.class_head(self.hidden(features))
+        hidden = self.hidden(features)
+        return self.class_head(hidden if self.neighbours is None else self.neighbours(hidden))
+
+    def classify_centres(self, features):
+        """The centres of maps tiled with 3x3 patches: `(B, D, 3n, 3m)` -> class logits `(B, N, n, m)`."""
+        convolution = self.neighbours
+        return self.class_head(F.conv2d(self.hidden(features), convolution.weight, convolution.bias, stride=3))
 
     def criticise(self, features):
         """`(B, D, h, w)` -> realness `(B, 1, h, w)` in (0, 1)."""
@@ -182,10 +220,13 @@ class CaGNetPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module):
-        """Convolutions Kaiming-normal (fan-in), biases 0; the full ASPP N(0, 0.01)."""
+        """Convolutions Kaiming-normal (fan-in), biases 0; the full ASPP N(0, 0.01); a GMMN Xavier-uniform, 0.01."""
         if isinstance(module, AtrousConvolution):
             init.normal_(module.weight, std=0.01)
             init.zeros_(module.bias)
+        elif isinstance(module, XavierConvolution):
+            init.xavier_uniform_(module.weight)
+            init.constant_(module.bias, 0.01)
         elif isinstance(module, nn.Conv2d):
             init.kaiming_normal_(module.weight, nonlinearity="relu")
             if module.bias is not None:
@@ -262,14 +303,26 @@ class CaGNetModel(CaGNetPreTrainedModel):
         return first, maps
 
 
+def _build_classifier(config):
+    if config.classifier == "convolutional":
+        return PixelClassifier(config)
+    return nn.Conv2d(config.feature_size, config.num_labels, 1) if config.classifier == "linear" else None
+
+
+def _build_generator(config):
+    if config.generator == "contextual":
+        return ContextualGenerator(config)
+    return MomentMatchingGenerator(config) if config.generator == "moment_matching" else None
+
+
 class CaGNetForSemanticSegmentation(CaGNetPreTrainedModel):
     """Zero-shot segmentation: scores of seen and unseen classes at every pixel."""
 
     def __init__(self, config):
         super().__init__(config)
         self.cagnet = CaGNetModel(config)
-        self.classifier = PixelClassifier(config) if config.classifier == "convolutional" else None
-        self.generator = ContextualGenerator(config) if config.contextual else None
+        self.classifier = _build_classifier(config)
+        self.generator = _build_generator(config)
         self.register_buffer("class_embeddings", torch.zeros(config.num_labels, config.embedding_size))
         self.post_init()
 
@@ -307,34 +360,64 @@ class CaGNetForSemanticSegmentation(CaGNetPreTrainedModel):
         """Make pixel features of the given classes; no image is involved.
 
         Args:
-            class_ids: `(B, h, w)` class indices in model order.
-            generator: Random generator of the latent z ~ N(0, 1).
+            class_ids: `(B, h, w)` class indices in model order; with `patch_size` k, tiled with k x k patches.
+            generator: Random generator of the latent, which the pixels of a patch share.
 
         Returns:
             Features `(B, D, h, w)`.
+
+        Raises:
+            ValueError: The model has no generator, or `class_ids` cannot be tiled with patches.
         """
+        return self._synthesize(class_ids, generator, self.config.patch_size)
+
+    def _synthesize(self, class_ids, generator, patch_size):
         if self.generator is None:
-            raise ValueError("this model has no generator: only contextual models synthesise features")
-        batch, height, width = class_ids.shape
-        latent = torch.randn(
-            (batch, self.config.feature_size, height, width),
+            raise ValueError("this model has no generator: SPNet does not synthesise features")
+        batch, *sides = class_ids.shape
+        for side in sides:
+            if side % patch_size:
+                fitting = max(1, round(side / patch_size)) * patch_size
+                raise ValueError(f"{side} pixels are no whole number of patches of {patch_size}; {fitting} are")
+        latent = self.generator.draw_latent(
+            (batch, self.generator.latent_size, *(side // patch_size for side in sides)),
             generator=generator,
             device=self.class_embeddings.device,
             dtype=self.class_embeddings.dtype,
         )
+        for dim in (2, 3):
+            latent = latent.repeat_interleave(patch_size, dim)
         return self.generator(self.embed_classes(class_ids), latent)
 
     def synthetic_loss(self, class_ids, generator=None, train_generator: bool = False):
         """Cross-entropy of the classifier on synthetic features (the synthetic step of CaGNet, section 3.5).
+
+        With patches the loss is taken at their centres (CaGNetv2, section 3.4): only the 3x3 pixels that a centre's
+        score depends on are made.
 
         Args:
             class_ids: `(B, h, w)` class indices in model order, the truth of the synthetic pixels.
             generator: Random generator of the latent.
             train_generator: Let the loss reach the feature generator; its graph is not built otherwise.
         """
+        patch_size = self.config.patch_size
+        if patch_size == 1:
+            classify, made, truth = self.classify, class_ids, class_ids
+        else:
+            classify, made = self.classifier.classify_centres, _patch_cores(class_ids, patch_size)
+            truth = made[:, 1::3, 1::3]
         with torch.set_grad_enabled(train_generator and torch.is_grad_enabled()):
-            features = self.synthesize_features(class_ids, generator)
-        return F.cross_entropy(self.classify(features), class_ids)
+            features = self._synthesize(made, generator, 1 if patch_size == 1 else 3)
+        return F.cross_entropy(classify(features), truth)
+
+
+def _patch_cores(class_ids, patch_size):
+    """The central 3x3 pixels of every patch: `(B, kn, km)` -> `(B, 3n, 3m)`."""
+    rim = (patch_size - 3) // 2
+    for dim in (1, 2):
+        patches = class_ids.unflatten(dim, (-1, patch_size))
+        class_ids = patches.narrow(dim + 1, rim, 3).flatten(dim, dim + 1)
+    return class_ids
 
 
 CaGNetModel.register_for_auto_class("AutoModel")

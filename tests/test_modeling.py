@@ -25,7 +25,7 @@ TINY = {
     "id2label": dict(enumerate(["cat", "dog", "train", "sofa", "tv"])),
     "unseen_ids": (3, 4),
 }
-SPNET = {"classifier": "projection", "contextual": False, "embedding_size": 12}
+SPNET = {"classifier": "projection", "contextual": False, "generator": None, "embedding_size": 12}
 BACKBONES = {
     "resnet": {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic"},
     "bit": {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "num_groups": 4},
@@ -73,7 +73,7 @@ def test_what_follows_from_the_names_is_filled_in():
         ({"backbone": "vgg"}, "backbone='vgg': choose one of 'resnet', 'efficientnet_lite0', 'auto'"),
         ({"output_stride": 6}, "output_stride=6: choose one of 4, 8, 16, 32"),
         ({"aspp": "half"}, "aspp='half': choose one of 'full', 'depthwise'"),
-        ({"classifier": "linear"}, "classifier='linear': choose one of 'convolutional', 'projection'"),
+        ({"classifier": "softmax"}, "classifier='softmax': choose one of 'convolutional', 'linear', 'projection'"),
         ({"backbone": "auto"}, 'backbone="auto" and backbone_config go together'),
         ({"backbone_config": {"model_type": "resnet"}}, 'backbone="auto" and backbone_config go together'),
         ({"seen_ids": (0, 1, 2, 3)}, r"classes \['sofa'\] are both seen and unseen"),
@@ -85,8 +85,12 @@ def test_what_follows_from_the_names_is_filled_in():
         ({"dataset_ids": (1, 2, 3)}, "dataset_ids has 3 entries for 5 classes"),
         ({"dataset_ids": (1, 2, 3, 3, 4)}, "dataset_ids repeat: 3"),
         ({"ignore_index": 4}, "ignore_index=4 is a class"),
-        ({"classifier": "projection", "contextual": False}, "feature_size == embedding_size, got 12 and 6"),
+        (SPNET | {"embedding_size": 8}, "feature_size == embedding_size, got 12 and 8"),
         ({"classifier": "projection", "embedding_size": 12}, "classifies the ASPP map: set contextual=False"),
+        (SPNET | {"generator": "moment_matching"}, "does not learn from features: set generator=None"),
+        ({"contextual": False}, "needs the contextual latent: set contextual=True"),
+        ({"patch_size": 4}, "patch_size=4: choose one of 1, 3, 5, 7"),
+        ({"patch_size": 3, "classifier": "linear"}, 'patch_size=3 needs classifier="convolutional"'),
         ({"generator_dropout": (0.1,)}, "generator_hidden_sizes and generator_dropout must have equal length"),
         ({"context_dilations": (1, 2)}, r"context_dilations needs three values, got \[1, 2\]"),
         ({"depths": (1, 1, 1)}, "depths and hidden_sizes need four values"),
