@@ -4,9 +4,9 @@ Label maps are in model order; 255 marks pixels without a label. Regions of unse
 and outline, in pictures and legends alike, so that they are told from seen ones without knowing the colours.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
-from itertools import groupby
+from itertools import cycle, groupby
 from pathlib import Path
 
 import numpy as np
@@ -301,4 +301,32 @@ def per_class_bars(metrics: dict, path: str | Path, *, title: str = "") -> None:
         panel.set_ylabel("IoU", fontsize=8)
     panels[0].legend(loc="upper right", ncols=2, frameon=False, fontsize=8)
     figure.suptitle(title, fontsize=11)
+    figure.savefig(path, dpi=130)
+
+
+def seen_unseen_scatter(
+    points: Mapping[str, Sequence[tuple[float, float]]], path: str | Path, *, title: str = ""
+) -> None:
+    """Write S-mIoU against U-mIoU, a marker per run and a colour per system, over lines of equal hIoU.
+
+    Args:
+        points: system -> (S-mIoU, U-mIoU) of its runs, fractions.
+    """
+    figure, (panel,) = _panels(1, 1, size=(6.4, 5))
+    seen = np.linspace(1, 100, 400)
+    for level in range(10, 100, 10):  # U = h S / (2 S - h)
+        line = seen > level / 2 + 0.5
+        unseen = level * seen[line] / (2 * seen[line] - level)
+        panel.plot(seen[line], unseen, color="#dddddd", linewidth=0.8, zorder=1)
+    palette = class_palette(len(points)) / 255
+    for (system, values), color, marker in zip(points.items(), palette, cycle("osD^vP*X"), strict=False):
+        x, y = 100 * np.array(values, float).T
+        panel.scatter(x, y, s=46, color=color, marker=marker, edgecolor="black", linewidth=0.5, label=system, zorder=3)
+    every = 100 * np.array([value for values in points.values() for value in values], float)
+    panel.set_xlim(max(0, every[:, 0].min() - 5), min(100, every[:, 0].max() + 5))
+    panel.set_ylim(-1, min(100, every[:, 1].max() + 5))
+    panel.set_xlabel("S-mIoU (%)")
+    panel.set_ylabel("U-mIoU (%); grey: equal hIoU in steps of 10")
+    panel.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
+    panel.set_title(title, fontsize=11)
     figure.savefig(path, dpi=130)

@@ -1,13 +1,17 @@
 """Recipes: what they read, what they refuse and what they advise, and the schedules they describe."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
 
-from cagnet_hf.training.optimizers import set_learning_rates
+from cagnet_hf.configuration_cagnet import CaGNetConfig
+from cagnet_hf.modeling_cagnet import CaGNetForSemanticSegmentation
+from cagnet_hf.training.comparison import published_results
+from cagnet_hf.training.optimizers import build_optimizers, set_learning_rates
 from cagnet_hf.training.recipe import (
     OptimizerRecipe,
     RecipeError,
@@ -16,6 +20,7 @@ from cagnet_hf.training.recipe import (
     load_recipe,
     recipe_names,
 )
+from cagnet_hf.training.setup import benchmark_of
 
 SCHEDULES = json.loads((Path(__file__).parent / "golden" / "schedules.json").read_text())
 # The "resume" entries record that the reference counted from another iteration after an interruption.
@@ -73,6 +78,15 @@ def test_later_includes_override_earlier_ones_key_by_key(write):
     recipe = load_recipe(write("c.yaml", "include: [a.yaml, b.yaml]\nseed: 3\n"))
     assert recipe.model == {"feature_size": 16, "stem_size": 8}
     assert recipe.seed == 3
+
+
+def test_what_changes_one_of_two_aliases_leaves_the_other(write):
+    stage = "{iterations: 1, batch_size: 1, crop_size: 8, weights: {backbone_kl: 1}}"
+    write("a.yaml", f"benchmark: scenes\nmethod: m\nstages:\n  one: &s {stage}\n  two: {{<<: *s}}\n")
+    path = write("b.yaml", "include: [a.yaml]\nstages: {one: {weights: {backbone_kl: 2}}}\n")
+    stages = load_recipe(path, ["stages.one.weights.classifier_real=3"]).stages
+    assert (stages["one"].weights.backbone_kl, stages["two"].weights.backbone_kl) == (2, 1)
+    assert (stages["one"].weights.classifier_real, stages["two"].weights.classifier_real) == (3, 1)
 
 
 def test_overrides_are_dotted_keys_with_yaml_values():
@@ -266,3 +280,138 @@ def test_every_step_is_real_without_synthetic_blocks():
 def test_warm_up_rises_linearly_to_the_rate():
     recipe = OptimizerRecipe(optimizer="sgd", lr=4.0, warmup=4)
     assert [recipe.lr_at(i, 10) for i in range(6)] == [1, 2, 3, 4, 4, 4]
+
+
+# The published schedules
+
+
+PUBLISHED = json.loads((Path(__file__).parent / "golden" / "published_schedules.json").read_text())
+FULL = ["pascal_voc", "pascal_context", "coco_stuff"]
+TRAIN_IMAGES = {"pascal_voc": 10582, "pascal_context": 4998, "coco_stuff": 118287}
+
+
+def decay_of(optimizer) -> list:
+    assert optimizer.schedule == "step"
+    return [optimizer.start, optimizer.every, optimizer.factor]
+
+
+def assert_network_is_published(network, common=PUBLISHED["common"]["backbone"]):
+    assert (network.optimizer, network.weight_decay) == ("sgd", common["weight_decay"])
+    assert (network.schedule, network.power) == ("poly", 0.9)
+    factors = {"backbone": 1.0, "context": 1.0} | network.multipliers
+    published = common["lr_multipliers"]
+    assert factors["backbone"] == published["backbone convolutions"]
+    assert factors["aspp_weights"] == published["ASPP weights"]
+    assert factors["aspp_biases"] == published["ASPP biases"]
+
+
+@pytest.mark.parametrize("benchmark", FULL)
+@pytest.mark.parametrize("method", ["cagnet_pi_st", "cagnet_pa_st"])
+def test_cagnet_is_trained_as_published(benchmark, method):
+    recipe = load_recipe(f"{benchmark}/{method}")
+    assert list(recipe.stages) == ["pretrain", "finetune", "self_train", "finetune_after_self_train"]
+    patches = method == "cagnet_pa_st"
+    for name, stage in recipe.stages.items():
+        values = PUBLISHED[name][benchmark]
+        if patches:
+            assert (stage.batch_size, stage.crop_size) == (4, 376)
+        else:
+            assert (stage.batch_size, stage.crop_size) == (values["batch"], values["crop"])
+        assert stage.iterations == values["iterations"]
+        assert stage.classifier.lr == values["lr_critic"]
+        assert stage.generator.lr == values["lr_generator"]
+        assert decay_of(stage.classifier) == (values.get("decay") or values["decay_critic"])
+        assert decay_of(stage.generator) == (values.get("decay") or values["decay_generator"])
+        assert (stage.classifier.optimizer, stage.generator.optimizer) == ("adam", "adam")
+        assert stage.classifier.weight_decay == PUBLISHED["common"]["critic_and_classifier"]["weight_decay"]
+        assert stage.generator.weight_decay == 0
+        assert stage.scales == [1.0, 0.5, 0.75]
+        if "lr_backbone" in values:
+            assert stage.network.lr == values["lr_backbone"]
+            assert stage.network.update_every == PUBLISHED["pretrain"][benchmark]["poly_update_every"]
+            assert stage.network.multipliers["context"] == stage.network.multipliers["selector"] == 5
+            assert_network_is_published(stage.network)
+        else:
+            assert stage.network is None
+        if "unseen_rate" in values:
+            assert stage.unseen_rate == values["unseen_rate"]
+            assert stage.weights.synthetic_step == values["synthetic_weight"]
+            assert stage.generator_learns_from_synthetic == bool(values["generator_learns_from_synthetic"])
+            assert (stage.real_block, stage.synthetic_block) == (100, 100)
+            assert stage.synthetic_size == (48 if patches else 47)
+
+
+@pytest.mark.parametrize("benchmark", FULL)
+def test_cagnets_losses_weigh_as_published(benchmark):
+    stages = load_recipe(f"{benchmark}/cagnet_pi_st").stages
+    published = PUBLISHED["pretrain"]["weights"]
+    weights = stages["pretrain"].weights.model_dump()
+    assert {key: weights[key] for key in published if key in weights} == {
+        key: value for key, value in published.items() if key != "generator_classification"
+    }
+    for name in ("finetune", "finetune_after_self_train"):
+        weights = stages[name].weights
+        assert weights.classifier_real == PUBLISHED["finetune"]["weights"]["classifier_real"]
+        assert weights.classifier_synthetic == PUBLISHED["finetune"]["weights"]["classifier_synthetic_in_real_step"]
+    self_train = PUBLISHED["self_train"][benchmark]
+    weights, labels = stages["self_train"].weights, stages["self_train"].pseudo_labels
+    assert (labels.rule, labels.top_k) == ("top_k", self_train["top_k"])
+    for key in ("classifier_real", "classifier_synthetic", "generator_adversarial"):
+        assert getattr(weights, key) == self_train[key]
+
+
+@pytest.mark.parametrize("benchmark", ["pascal_voc", "coco_stuff"])
+def test_spnet_is_trained_as_published(benchmark):
+    recipe, values = load_recipe(f"{benchmark}/spnet_c"), PUBLISHED["spnet"][benchmark]
+    (stage,) = recipe.stages.values()
+    assert (stage.iterations, stage.crop_size) == (values["iterations"], values["crop"])
+    assert stage.batch_size == values["batch"] * values.get("accumulate", 1)
+    assert stage.network.lr == values["lr_backbone"]
+    assert_network_is_published(stage.network)
+    assert recipe.model["calibration"] == values["gamma"]
+    assert "calibration" not in load_recipe(f"{benchmark}/spnet").model
+
+
+@pytest.mark.parametrize("benchmark", FULL)
+def test_zs3net_is_trained_as_published(benchmark):
+    values = PUBLISHED["zs3net"]
+    stage = load_recipe(f"{benchmark}/zs3net_st").stages["finetune"]
+    epochs = values.get(f"{benchmark}_epochs", values["epochs"])
+    assert stage.iterations == math.ceil(epochs * TRAIN_IMAGES[benchmark] / values["batch"])
+    assert stage.batch_size == values["batch"]
+    assert (stage.classifier.optimizer, stage.classifier.lr) == ("sgd", values["lr_classifier"])
+    assert (stage.classifier.weight_decay, stage.classifier.schedule, stage.classifier.power) == (5e-4, "poly", 0.9)
+    assert stage.generator.lr == values["lr_generator"]
+    assert stage.moment_matching.unseen_class_weight == values["unseen_class_weight"]
+    assert stage.moment_matching.pairs_per_class == values["pairs_per_class"]
+
+
+# Rows
+
+
+@pytest.mark.parametrize("benchmark", [*FULL, "pascal_voc_edge", "scenes"])
+def test_every_benchmark_has_the_eight_published_rows(benchmark):
+    rows = {name.split("/")[1] for name in recipe_names() if name.startswith(f"{benchmark}/")}
+    assert rows == set(published_results()["pascal_voc"])
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_recipe_describes_a_model_whose_stages_can_be_built(name):
+    """On the meta device: nothing is allocated, whatever the size."""
+    recipe = load_recipe(name)
+    benchmark = benchmark_of(recipe)
+    size = {"embedding_size": 24} if recipe.class_embeddings == "attributes" else {}
+    config = CaGNetConfig(id2label=dict(enumerate(benchmark.class_names)), **size, **recipe.model)
+    with torch.device("meta"):
+        model = CaGNetForSemanticSegmentation(config)
+        for stage in recipe.stages.values():
+            assert build_optimizers(model, stage)
+            if config.patch_size > 1 and stage.synthetic_block:
+                assert stage.synthetic_size % config.patch_size == 0
+
+
+def test_until_drops_the_stages_beyond(write):
+    assert list(load_recipe("scenes", ["until=pretrain"]).stages) == ["pretrain"]
+    assert list(load_recipe("scenes/cagnet_pi_st", ["until=self_train"]).stages)[-1] == "self_train"
+    with pytest.raises(RecipeError, match="until=pretrian is no stage; stages: pretrain, finetune"):
+        load_recipe("scenes", ["until=pretrian"])

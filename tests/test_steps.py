@@ -1,14 +1,18 @@
 """Steps: which losses there are and who learns from them."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
 from tiny import NUM_CLASSES, NUM_SEEN, gradients, new_model, noise_batch, tiny_recipe
 
-from cagnet_hf.training.recipe import Recipe
-from cagnet_hf.training.steps import draw_label_maps, real_step, synthetic_step
+from cagnet_hf.modeling_cagnet import resize_labels
+from cagnet_hf.training import steps
+from cagnet_hf.training.recipe import PseudoLabelRecipe, Recipe
+from cagnet_hf.training.setup import label_map_source
+from cagnet_hf.training.steps import draw_label_maps, label_ignored_pixels, real_step, synthetic_step, updates
 
 
 @pytest.fixture
@@ -198,7 +202,8 @@ def run_synthetic_step(*overrides: str, run=synthetic_step):
     recipe = tiny_recipe("cagnet_pi", *overrides)
     model, _ = new_model(recipe, "finetune")
     torch.manual_seed(1)
-    result = run(model, recipe.stages["finetune"])
+    stage = recipe.stages["finetune"]
+    result = run(model, stage, label_map_source(model, stage))
     result.total.backward()
     return model, result
 
@@ -207,21 +212,21 @@ def test_a_synthetic_step_runs_no_part_of_the_network():
     def fail(module, inputs, output):
         raise AssertionError(f"{type(module).__name__} ran")
 
-    def run(model, stage):
+    def run(model, stage, label_maps):
         for module in model.cagnet.modules():
             module.register_forward_hook(fail)
-        return synthetic_step(model, stage)
+        return synthetic_step(model, stage, label_maps)
 
     run_synthetic_step(run=run)
 
 
 def test_a_synthetic_step_is_the_models_synthetic_loss_weighted():
-    def run(model, stage):
+    def run(model, stage, label_maps):
         state = torch.get_rng_state()
-        result = synthetic_step(model, stage)
+        result = synthetic_step(model, stage, label_maps)
         torch.set_rng_state(state)
         shape = (stage.batch_size, stage.synthetic_size, stage.synthetic_size)
-        loss = model.synthetic_loss(draw_label_maps(model, shape, stage.unseen_rate))
+        loss = model.synthetic_loss(label_maps(shape))
         assert torch.equal(result.terms["synthetic"], loss)
         assert torch.equal(result.total, 0.25 * loss)
         return result
@@ -244,10 +249,170 @@ def test_the_generator_learns_in_a_synthetic_step_when_asked():
 def test_synthetic_pixels_prefer_unseen_classes_by_their_rate(unseen_rate):
     model, _ = new_model(tiny_recipe("cagnet_pi"))
     torch.manual_seed(0)
-    maps = draw_label_maps(model, (10, 100, 100), unseen_rate)
+    maps = draw_label_maps(model, (10, 100, 100), unseen_rate=unseen_rate)
     assert maps.shape == (10, 100, 100)
     odds = torch.tensor([1.0] * NUM_SEEN + [1.0 + unseen_rate] * (NUM_CLASSES - NUM_SEEN))
     share = odds / odds.sum()
     deviation = (share * (1 - share) / maps.numel()).sqrt()
     counted = maps.flatten().bincount(minlength=NUM_CLASSES) / maps.numel()
     assert ((counted - share).abs() < 5 * deviation).all()
+
+
+# Joint steps (ZS3Net)
+
+
+@pytest.fixture
+def zs3net():
+    """(recipe, model, batch of two images with classes 0, 1 and 0, 5)."""
+    recipe = tiny_recipe("zs3net")
+    model, _ = new_model(recipe, "finetune")
+    batch = noise_batch() | {"padding": torch.zeros(2, 32, 32, dtype=torch.bool)}
+    batch["labels"][0, :16], batch["labels"][0, 16:] = 0, 1
+    batch["labels"][1, :16], batch["labels"][1, 16:24], batch["labels"][1, 24:] = 0, 5, 255
+    return recipe, model, batch
+
+
+def joint_updates(zs3net, label_maps=None):
+    recipe, model, batch = zs3net
+    stage = recipe.stages["finetune"]
+    for update in updates(model, batch, recipe, stage, label_maps or label_map_source(model, stage)):
+        model.zero_grad()
+        update.total.backward()
+        yield update
+
+
+def test_the_generator_learns_once_per_image_and_class_then_the_classifier_once(zs3net):
+    learners = [update.learners for update in joint_updates(zs3net)]
+    assert learners == [("generator",)] * 4 + [("classifier",)]
+
+
+def test_each_joint_update_reaches_its_learner_alone(zs3net):
+    _, model, _ = zs3net
+    for update in joint_updates(zs3net):
+        (learner,) = update.learners
+        assert {name.partition(".")[0] for name in gradients(model)} == {learner}
+
+
+def test_joint_steps_compare_features_of_one_image_and_class(zs3net, monkeypatch):
+    _, model, batch = zs3net
+    compared, asked = [], []
+    made = model.synthesize_features
+    monkeypatch.setattr(model, "synthesize_features", lambda ids: asked.append(ids.unique().tolist()) or made(ids))
+    monkeypatch.setattr(steps, "moment_matching_loss", lambda fake, real: compared.append(real) or fake.sum())
+    list(joint_updates(zs3net))
+    assert asked[:4] == [[0], [1], [0], [5]]
+    with torch.no_grad():
+        features = model.cagnet(batch["pixel_values"]).features
+    labels = resize_labels(batch["labels"], features.shape[-2:])
+    for (image, label), real in zip([(0, 0), (0, 1), (1, 0), (1, 5)], compared, strict=True):
+        of_class = features[image][:, labels[image] == label].t()
+        assert (real[:, None] == of_class).all(dim=-1).any(dim=1).all()
+        assert len(real) == 64
+
+
+def test_the_classifier_sees_made_features_only_where_an_ignored_pixel_was_drawn_unseen(zs3net, monkeypatch):
+    _, _, batch = zs3net
+    seen_truths = []
+    cross_entropy = F.cross_entropy
+    monkeypatch.setattr(F, "cross_entropy", lambda x, y, **k: seen_truths.append(y) or cross_entropy(x, y, **k))
+    half = lambda shape: torch.where(torch.arange(shape[2]) % 2 == 0, NUM_SEEN + 1, 3).expand(shape)  # noqa: E731
+    list(joint_updates(zs3net, half))
+    (truth,) = seen_truths
+    counts = truth.flatten().bincount(minlength=NUM_CLASSES).tolist()
+    expected = resize_labels(batch["labels"], (9, 9))
+    expected[..., ::2][expected[..., ::2] == 255] = NUM_SEEN + 1  # the columns drawn unseen
+    assert counts == expected[expected != 255].bincount(minlength=NUM_CLASSES).tolist()
+
+
+def test_unseen_classes_weigh_more_for_the_classifier_when_asked(zs3net, monkeypatch):
+    recipe, model, batch = zs3net
+    given = []
+    cross_entropy = F.cross_entropy
+    monkeypatch.setattr(F, "cross_entropy", lambda *a, **k: given.append(k["weight"]) or cross_entropy(*a, **k))
+    recipe = tiny_recipe("zs3net", "stages.finetune.moment_matching.unseen_class_weight=100")
+    list(joint_updates((recipe, model, batch)))
+    assert given[0].tolist() == [1] * NUM_SEEN + [100] * (NUM_CLASSES - NUM_SEEN)
+
+
+def test_a_batch_without_labels_still_teaches_unseen_classes(zs3net):
+    _, model, batch = zs3net
+    batch["labels"][:] = 255
+    assert [update.learners for update in joint_updates(zs3net)] == [("classifier",)]
+    assert gradients(model.classifier)
+
+
+# Self-training
+
+
+class Confident(torch.nn.Module):
+    """Stands for a model that sees class 13 in the left half of an image and class 2 in the right."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.config = model.config
+
+    def forward(self, pixel_values):
+        logits = torch.zeros(len(pixel_values), NUM_CLASSES, 8, 8)
+        logits[:, 13, :, :4] = 9
+        logits[:, 2, :, 4:] = 9
+        logits[:, 14, :, 4:] = 8  # the second of the right half
+        return SimpleNamespace(logits=logits)
+
+
+def self_labelled(**rule):
+    model, _ = new_model(tiny_recipe("cagnet_pi"))
+    batch = noise_batch() | {"padding": torch.zeros(2, 32, 32, dtype=torch.bool)}
+    batch["padding"][:, :8] = True
+    batch["labels"][:, :16] = 255
+    before = batch["labels"].clone()
+    labels = label_ignored_pixels(Confident(model), batch, PseudoLabelRecipe(**rule))
+    assert torch.equal(batch["labels"], before)
+    return batch, labels
+
+
+@pytest.mark.parametrize(("k", "right"), [(1, 255), (2, 14)])
+def test_ignored_pixels_get_the_highest_unseen_class_among_the_top_k(k, right):
+    _, labels = self_labelled(rule="top_k", top_k=k)
+    assert labels[:, 8:16, :16].unique().tolist() == [13]
+    assert labels[:, 8:16, 16:].unique().tolist() == [right]
+
+
+def test_the_confident_share_of_ignored_pixels_is_labelled():
+    _, labels = self_labelled(rule="confidence", share=1.0)
+    assert labels[:, 8:16, :16].unique().tolist() == [13]
+    assert labels[:, 8:16, 16:].unique().tolist() == [255]
+
+
+@pytest.mark.parametrize("rule", ["top_k", "confidence"])
+def test_padding_and_labelled_pixels_are_left_alone(rule):
+    batch, labels = self_labelled(rule=rule)
+    assert (labels[:, :8] == 255).all()
+    labelled = batch["labels"] != 255
+    assert torch.equal(labels[labelled], batch["labels"][labelled])
+
+
+def test_labelling_leaves_the_model_as_it_was():
+    recipe = tiny_recipe("cagnet_pi")
+    model, _ = new_model(recipe, "finetune")
+    model.cagnet.backbone.eval()
+    modes = [module.training for module in model.modules()]
+    batch = noise_batch() | {"padding": torch.zeros(2, 32, 32, dtype=torch.bool)}
+    statistics = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    label_ignored_pixels(model, batch, PseudoLabelRecipe(rule="top_k"))
+    assert [module.training for module in model.modules()] == modes
+    assert all(torch.equal(buffer, statistics[name]) for name, buffer in model.named_buffers())
+
+
+def test_self_training_makes_the_whole_model_learn_from_its_own_labels(batch):
+    recipe = tiny_recipe("cagnet_pi_st")
+    stage = recipe.stages["self_train"]
+    model, _ = new_model(recipe, "self_train")
+    batch = batch | {"padding": torch.zeros(2, 32, 32, dtype=torch.bool)}
+    batch["labels"][:] = 255  # what is learnt comes from the model's own labels
+    stage = stage.model_copy(update={"pseudo_labels": PseudoLabelRecipe(rule="top_k", top_k=NUM_CLASSES)})
+    (update,) = updates(model, batch, recipe, stage, label_map_source(model, stage))
+    update.total.backward()
+    assert update.terms["classification"] > 0
+    assert gradients(model.cagnet)
+    assert gradients(model.classifier)
+    assert gradients(model.generator)

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 from golden_weights import GOLDEN
 from PIL import Image
 
@@ -106,7 +107,7 @@ def test_shapes_and_types(transform):
         example = transform(golden_image(), golden_training_labels(), augmentation)
         assert example["pixel_values"].shape == (3, 24, 24)
         assert example["labels"].shape == (24, 24)
-        assert [str(values.dtype) for values in example.values()] == ["torch.float32", "torch.int64"]
+        assert [str(values.dtype) for values in example.values()] == ["torch.float32", "torch.int64", "torch.bool"]
 
 
 def test_image_smaller_than_the_crop_is_padded():
@@ -114,6 +115,14 @@ def test_image_smaller_than_the_crop_is_padded():
     example = transform(golden_image(), golden_training_labels(), Augmentation(0.5, 0.99, 0.99, False))
     assert example["labels"].shape == (48, 48)
     assert (example["labels"] != 255).sum() <= 17**2
+
+
+def test_padding_is_what_is_no_part_of_the_image():
+    transform = TrainingTransform(CaGNetImageProcessor(size={"longest_edge": 40}), crop_size=60)
+    for augmentation in augmentations(transform):
+        labelled = transform(golden_image(), np.zeros((50, 70), np.uint8), augmentation)  # every pixel of the image is
+        assert torch.equal(labelled["padding"], labelled["labels"] == 255)
+        assert labelled["padding"].any()
 
 
 def test_flip_mirrors_image_and_labels(transform):

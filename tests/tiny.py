@@ -13,12 +13,13 @@ HEADS = [
     "model.context_hidden_size=8",
     "model.classifier_hidden_size=16",
     "model.generator_hidden_sizes=[16, 16]",
+    "model.generator_dropout=[0.1, 0.1]",
 ]
 
 
 def tiny_recipe(method: str, *overrides: str) -> Recipe:
     """The recipe of a method for `scenes`, with a tiny network."""
-    sizes = BACKBONE if method == "spnet" else BACKBONE + HEADS
+    sizes = BACKBONE if method.startswith("spnet") else BACKBONE + HEADS
     return load_recipe(f"scenes/{method}", [*sizes, *overrides])
 
 

@@ -57,7 +57,8 @@ class TrainingTransform:
             labels: `(H, W)` uint8, model order.
 
         Returns:
-            `pixel_values` float32 `(3, crop, crop)` and `labels` int64 `(crop, crop)`.
+            `pixel_values` float32 `(3, crop, crop)`, `labels` int64 `(crop, crop)`, and `padding` bool `(crop, crop)`:
+            what is no part of the image.
         """
         prepared = self.processor(image, segmentation_maps=labels, return_tensors=None)
         pixels, label_map = prepared["pixel_values"][0], prepared["labels"][0]
@@ -66,19 +67,18 @@ class TrainingTransform:
         pixels, label_map = resize_image(pixels, size, scale), resize_label_map(label_map, size, scale)
 
         missing = [max(full - side, self.crop_size - side, 0) for full, side in zip(prepared_size, size, strict=True)]
-        padding = [(total // 2, total - total // 2) for total in missing]
-        pixels = np.pad(pixels, [(0, 0), *padding])
-        label_map = np.pad(label_map, padding, constant_values=self.ignore_index)
+        rims = [(total // 2, total - total // 2) for total in missing]
+        padding = np.pad(np.zeros(size, dtype=bool), rims, constant_values=True)
+        pixels = np.pad(pixels, [(0, 0), *rims])
+        label_map = np.pad(label_map, rims, constant_values=self.ignore_index)
 
         crop = self.crop_size
         free = [side - crop for side in label_map.shape]
         top = int(augmentation.row * (free[0] + 1))
         left = int(augmentation.column * (free[1] + 1))
-        pixels = pixels[:, top : top + crop, left : left + crop]
-        label_map = label_map[top : top + crop, left : left + crop]
-        if augmentation.flip:
-            pixels, label_map = pixels[:, :, ::-1], label_map[:, ::-1]
+        example = {"pixel_values": pixels, "labels": label_map, "padding": padding}
+        step = -1 if augmentation.flip else 1
         return {
-            "pixel_values": torch.from_numpy(np.ascontiguousarray(pixels)),
-            "labels": torch.from_numpy(np.ascontiguousarray(label_map)),
+            key: torch.from_numpy(np.ascontiguousarray(array[..., top : top + crop, left : left + crop][..., ::step]))
+            for key, array in example.items()
         }

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from tqdm import tqdm
+from transformers.utils import ModelOutput
 
 from ..benchmarks import LabelMap
 from ..image_processing_cagnet import resize_label_map
@@ -50,6 +51,35 @@ def score(
     """
     accelerator = accelerator or Accelerator()
     metric = load_metric(model.config)
+    for outputs, references in scored_batches(
+        model,
+        processor,
+        dataset,
+        protocol=protocol,
+        batch_size=batch_size,
+        accelerator=accelerator,
+        progress=progress,
+    ):
+        predictions = processor.post_process_semantic_segmentation(
+            outputs, target_sizes=[labels.shape for labels in references]
+        )
+        metric.add_batch(predictions=[p.cpu().numpy() for p in predictions], references=references)
+    return summarize(metric, accelerator) | {"protocol": protocol, "num_images": len(dataset)}
+
+
+def summarize(metric, accelerator: Accelerator) -> dict:
+    """The metric over all processes' images."""
+    if accelerator.num_processes > 1:
+        counts = accelerator.reduce(torch.from_numpy(metric.confusion_matrix).to(accelerator.device), "sum")
+        metric.reset()
+        metric.merge(counts.cpu().numpy())
+    return metric.compute()
+
+
+def scored_batches(
+    model, processor, dataset, *, protocol: str, batch_size: int, accelerator: Accelerator, progress: bool
+) -> Iterator[tuple[ModelOutput, list[np.ndarray]]]:
+    """(outputs of the model in evaluation mode, label maps to score them against) of this process's share."""
     training = model.training
     model.eval()
     examples = _examples(dataset, LabelMap.of(model.config), processor, protocol, accelerator)
@@ -65,17 +95,9 @@ def score(
             if protocol == "paper":
                 size = tuple(outputs.logits.shape[-2:])
                 references = [resize_label_map(labels, size) for labels in references]
-            predictions = processor.post_process_semantic_segmentation(
-                outputs, target_sizes=[labels.shape for labels in references]
-            )
-            metric.add_batch(predictions=[p.cpu().numpy() for p in predictions], references=references)
+            yield outputs, references
             bar.update(len(batch))
-    if accelerator.num_processes > 1:
-        counts = accelerator.reduce(torch.from_numpy(metric.confusion_matrix).to(accelerator.device), "sum")
-        metric.reset()
-        metric.merge(counts.cpu().numpy())
     model.train(training)
-    return metric.compute() | {"protocol": protocol, "num_images": len(dataset)}
 
 
 def _examples(dataset, label_map, processor, protocol, accelerator) -> Iterator[tuple[np.ndarray, np.ndarray]]:

@@ -3,6 +3,7 @@
 import json
 import math
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -19,8 +20,8 @@ from ..modeling_cagnet import freeze_batch_norm
 from .checkpoints import RunState, checkpoints, load_run_state, save_checkpoint
 from .optimizers import build_optimizers, set_learning_rates
 from .recipe import Recipe, RecipeError, StageRecipe, changed_keys
-from .setup import benchmark_of, build_model, build_processor, dataset_of
-from .steps import real_step, synthetic_step
+from .setup import benchmark_of, build_model, build_processor, dataset_of, label_map_source
+from .steps import updates
 
 RECIPE_FILE = "recipe.yaml"
 
@@ -95,6 +96,7 @@ class Trainer:
             for part in stage.reinitialize:
                 getattr(model, part).apply(model._init_weights)
         batches = self._batches(index, stage, start=state.iteration)
+        label_maps = label_map_source(model, stage)
         if self.checkpoint is not None:
             # After everything that draws random numbers, so that the run goes on with the saved ones.
             accelerator.load_state(str(self.checkpoint))
@@ -107,9 +109,9 @@ class Trainer:
         ) as bar:
             while state.iteration < stage.iterations:
                 set_learning_rates(optimizers, stage, state.iteration)
-                terms = self._iterate(model, optimizers, batches, stage, state.iteration)
-                for term, value in terms.items():
-                    sums.setdefault(term, []).append(value)
+                for terms in self._iterate(model, optimizers, batches, stage, label_maps):
+                    for term, value in terms.items():
+                        sums.setdefault(term, []).append(value)
                 state.iteration += 1
                 state.seconds = seconds_before + time.monotonic() - started
                 bar.update()
@@ -164,27 +166,29 @@ class Trainer:
         on_gpu = self.accelerator.device.type == "cuda"
         return iter(training_batches(examples, endless, self.recipe.num_workers, pin_memory=on_gpu))
 
-    def _iterate(self, model, optimizers, batches, stage: StageRecipe, iteration: int) -> dict[str, torch.Tensor]:
-        """One step and its updates."""
-        accelerator, synthetic = self.accelerator, stage.is_synthetic(iteration)
-        with accelerator.autocast():
-            if synthetic:
-                result = synthetic_step(model, stage)
-            else:
-                device = accelerator.device
-                batch = {key: value.to(device, non_blocking=True) for key, value in next(batches).items()}
-                result = real_step(model, batch, self.recipe, stage)
-        for optimizer in optimizers.values():
-            optimizer.zero_grad()
-        accelerator.backward(result.total)
-        idle = {"generator"} if synthetic and not stage.generator_learns_from_synthetic else set()
-        idle |= {"network"} if synthetic else set()
-        stepping = [optimizer for part, optimizer in optimizers.items() if part not in idle]
-        if accelerator.num_processes > 1:
-            average_gradients(accelerator, stepping)
-        for optimizer in stepping:
-            optimizer.step()
-        return result.terms
+    def _iterate(
+        self, model, optimizers, batches, stage: StageRecipe, label_maps
+    ) -> Iterator[dict[str, torch.Tensor]]:
+        """One iteration: its updates are made here; their loss terms are handed out."""
+        accelerator, batch = self.accelerator, None
+        if not stage.is_synthetic(self.state.iteration):
+            device = accelerator.device
+            batch = {key: value.to(device, non_blocking=True) for key, value in next(batches).items()}
+        steps = updates(model, batch, self.recipe, stage, label_maps)
+        while True:
+            with accelerator.autocast():
+                result = next(steps, None)
+            if result is None:
+                return
+            for optimizer in optimizers.values():
+                optimizer.zero_grad()
+            accelerator.backward(result.total)
+            stepping = [optimizer for part, optimizer in optimizers.items() if part in result.learners]
+            if accelerator.num_processes > 1:
+                average_gradients(accelerator, stepping)
+            for optimizer in stepping:
+                optimizer.step()
+            yield result.terms
 
     def _log(self, stage_name: str, sums: dict[str, list[torch.Tensor]], bar) -> None:
         """Means since the last call go to the history, the bar and the trackers; a non-finite one stops the run."""

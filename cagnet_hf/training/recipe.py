@@ -1,6 +1,7 @@
 """Recipes: what to train, as strict data. An unknown key or a wrong type is an error that names the way out.
 
-A recipe file may `include` others (paths relative to itself); later files override earlier ones, key by key.
+A recipe file may `include` others (paths relative to itself); later files override earlier ones, key by key. The name
+`BENCHMARK/METHOD` joins three of them: the benchmark's facts, the benchmark's schedule for the method, the method.
 """
 
 import difflib
@@ -16,6 +17,7 @@ from ..image_processing_cagnet import CaGNetImageProcessorKwargs
 # What the benchmark says, not the recipe.
 _FACTS = {"id2label", "label2id", "num_labels", "seen_ids", "unseen_ids", "dataset_ids", "ignored_dataset_ids"}
 RECIPES_DIR = Path(__file__).resolve().parents[2] / "scripts" / "recipes"
+METHODS = "methods"
 DEFAULT_METHOD = "cagnet_pi"  # `--recipe scenes` means scenes/cagnet_pi
 
 
@@ -71,6 +73,26 @@ class LossWeights(_Strict):
     synthetic_step: float = 0.125
 
 
+class MomentMatchingRecipe(_Strict):
+    """Joint steps of ZS3Net: the generator is fitted to the features of each image and class, then the classifier
+    learns from real features of seen pixels and made features of unseen ones."""
+
+    pairs_per_class: int = Field(128, ge=1)
+    unseen_class_weight: float = Field(100.0, gt=0)
+
+
+class PseudoLabelRecipe(_Strict):
+    """Self-training: the model itself labels ignored pixels with unseen classes, on the fly.
+
+    `top_k` (CaGNet): the highest-ranked unseen class, where it is among the `top_k` highest classes. `confidence`
+    (ZS3Net): per image the most confident `share` of the pixels whose highest class is unseen.
+    """
+
+    rule: Literal["top_k", "confidence"]
+    top_k: int = Field(1, ge=1)
+    share: float = Field(0.25, gt=0, le=1)
+
+
 class StageRecipe(_Strict):
     """A stage: how many iterations of which steps, and who learns.
 
@@ -89,7 +111,11 @@ class StageRecipe(_Strict):
     unseen_rate: float = Field(0.0, ge=0)
     # Side of a synthetic label map in feature cells (as the feature map of a crop: 47 at crop 368, stride 8).
     synthetic_size: int | None = Field(None, ge=1)
+    # Of patches (CaGNetv2), the share drawn from the PixelCNN; the others hold one class.
+    sampled_patches: float = Field(1 / 9, ge=0, le=1)
     generator_learns_from_synthetic: bool = False
+    moment_matching: MomentMatchingRecipe | None = None
+    pseudo_labels: PseudoLabelRecipe | None = None
     # Parts that start this stage from new weights.
     reinitialize: list[Literal["classifier", "generator"]] = []
     weights: LossWeights = LossWeights()
@@ -164,32 +190,55 @@ def load_recipe(name_or_path: str, overrides: list[str] = ()) -> Recipe:
     Raises:
         RecipeError: One line naming the file, the key and the nearest known key.
     """
-    path = find_recipe(name_or_path)
-    tree = _read(path)
+    name, tree = _find(name_or_path)
     for override in overrides:
-        _apply(tree, override)
+        tree = _overridden(tree, override)
+    _keep_stages(name, tree)
     try:
         return Recipe.model_validate(tree)
     except ValidationError as error:
-        raise RecipeError(f"{path.name}: {_first_problem(error)}") from None
+        raise RecipeError(f"{name}: {_first_problem(error)}") from None
 
 
-def find_recipe(name_or_path: str) -> Path:
-    direct = Path(name_or_path)
-    for candidate in (
-        direct if direct.suffix in (".yaml", ".yml") else None,
-        RECIPES_DIR / f"{name_or_path}.yaml",
-        RECIPES_DIR / name_or_path / f"{DEFAULT_METHOD}.yaml",
-    ):
-        if candidate is not None and candidate.is_file():
-            return candidate
+def _find(name_or_path: str) -> tuple[str, dict]:
+    """(what to call it, its keys) of a file or of the parts that a name joins."""
+    path = Path(name_or_path)
+    if path.suffix in (".yaml", ".yml") and path.is_file():
+        return path.name, _read(path)
     known = recipe_names()
+    for name in (name_or_path, f"{name_or_path}/{DEFAULT_METHOD}"):
+        if name in known:
+            return name, _join(*name.split("/"))
     raise RecipeError(f"no recipe {name_or_path!r}{_nearest(name_or_path, known)}; known: {', '.join(known)}")
 
 
+def _join(benchmark: str, method_name: str) -> dict:
+    method = _read(RECIPES_DIR / METHODS / f"{method_name}.yaml")
+    schedule = _read(RECIPES_DIR / benchmark / f"{method.pop('schedule')}.yaml")
+    return _merged(_merged(_read(RECIPES_DIR / benchmark / "benchmark.yaml"), schedule), method)
+
+
+def _keep_stages(name: str, tree: dict) -> None:
+    """`until: STAGE` drops the stages that a schedule has beyond it."""
+    until, stages = tree.pop("until", None), tree.get("stages")
+    if until is None or not isinstance(stages, dict):
+        return
+    if until not in stages:
+        raise RecipeError(f"{name}: until={until} is no stage; stages: {', '.join(stages)}")
+    names = list(stages)
+    tree["stages"] = {stage: stages[stage] for stage in names[: names.index(until) + 1]}
+
+
 def recipe_names() -> list[str]:
-    files = sorted(RECIPES_DIR.glob("*/*.yaml"))
-    return [f"{f.parent.name}/{f.stem}" for f in files if not f.parent.name.startswith("_")]
+    """Every `BENCHMARK/METHOD` whose benchmark has the method's schedule."""
+    methods = {path.stem: _read(path)["schedule"] for path in sorted((RECIPES_DIR / METHODS).glob("*.yaml"))}
+    benchmarks = sorted(path.parent.name for path in RECIPES_DIR.glob("*/benchmark.yaml"))
+    return [
+        f"{benchmark}/{method}"
+        for benchmark in benchmarks
+        for method, schedule in methods.items()
+        if (RECIPES_DIR / benchmark / f"{schedule}.yaml").is_file()
+    ]
 
 
 def changed_keys(old: Recipe, new: Recipe) -> list[str]:
@@ -220,33 +269,38 @@ def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict:
     if not isinstance(includes, list) or not all(isinstance(include, str) for include in includes):
         raise RecipeError(f"{path}: include is a list of files, got {includes!r}")
     for include in includes:
-        _merge(merged, _read((path.parent / include).resolve(), (*seen, path)))
-    _merge(merged, tree)
-    return merged
+        merged = _merged(merged, _read((path.parent / include).resolve(), (*seen, path)))
+    return _merged(merged, tree)
 
 
-def _merge(base: dict, over: dict) -> None:
+def _merged(base: dict, over: dict) -> dict:
+    """A new tree: aliases in a file share values, not what is merged into them."""
+    result = dict(base)
     for key, value in over.items():
-        if isinstance(value, dict) and isinstance(base.get(key), dict):
-            _merge(base[key], value)
-        else:
-            base[key] = value
+        both = isinstance(value, dict) and isinstance(base.get(key), dict)
+        result[key] = _merged(base[key], value) if both else value
+    return result
 
 
-def _apply(tree: dict, override: str) -> None:
+def _overridden(tree: dict, override: str) -> dict:
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise RecipeError(f"{override!r} is no override: write key=value")
-    *parents, leaf = key.split(".")
-    node = tree
-    for part in parents:
-        node = node.setdefault(part, {})
-        if not isinstance(node, dict):
-            raise RecipeError(f"{override!r}: {part!r} holds a value, not keys")
     try:
-        node[leaf] = yaml.safe_load(text)
+        value = yaml.safe_load(text)
     except yaml.YAMLError:
         raise RecipeError(f"{override!r}: the value is not YAML") from None
+    *parents, leaf = key.split(".")
+    result = dict(tree)
+    node = result
+    for part in parents:
+        child = node.get(part, {})
+        if not isinstance(child, dict):
+            raise RecipeError(f"{override!r}: {part!r} holds a value, not keys")
+        node[part] = dict(child)
+        node = node[part]
+    node[leaf] = value
+    return result
 
 
 def _first_problem(error: ValidationError) -> str:
@@ -265,6 +319,7 @@ def _first_problem(error: ValidationError) -> str:
 def _keys_at(location: tuple) -> list[str]:
     """Known keys of the recipe node at `location`."""
     owners = {"stages": StageRecipe, "weights": LossWeights, "augmentation": AugmentationRecipe}
+    owners |= {"moment_matching": MomentMatchingRecipe, "pseudo_labels": PseudoLabelRecipe}
     owners |= dict.fromkeys(("network", "classifier", "generator"), OptimizerRecipe)
     owner = Recipe
     for part in location:

@@ -1,4 +1,6 @@
-"""From a recipe to its parts: benchmark, data, embeddings, image processor, model."""
+"""From a recipe to its parts: benchmark, data, embeddings, image processor, model, label maps of synthetic steps."""
+
+from functools import partial
 
 import numpy as np
 import torch
@@ -13,7 +15,8 @@ from ..data.sources import open_dataset
 from ..image_processing_cagnet import CaGNetImageProcessor
 from ..modeling_cagnet import CaGNetForSemanticSegmentation
 from ..pretrained_weights import load_backbone_weights
-from .recipe import Recipe, RecipeError
+from .recipe import Recipe, RecipeError, StageRecipe
+from .steps import LabelMapSource, draw_label_maps
 
 
 def benchmark_of(recipe: Recipe) -> Benchmark:
@@ -67,3 +70,8 @@ def build_model(recipe: Recipe, benchmark: Benchmark) -> CaGNetForSemanticSegmen
     if recipe.backbone_weights is not None:
         load_backbone_weights(model, recipe.backbone_weights)
     return model
+
+
+def label_map_source(model: CaGNetForSemanticSegmentation, stage: StageRecipe) -> LabelMapSource:
+    """What the synthetic features of a stage are features of: `shape (B, h, w) -> class ids`."""
+    return partial(draw_label_maps, model, unseen_rate=stage.unseen_rate)

@@ -5,6 +5,7 @@ detached, and the network's share of the classification loss is a scale on its g
 """
 
 import math
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -17,20 +18,46 @@ from ..losses import (
     generator_adversarial_loss,
     gradient_penalty,
     kl_to_standard_normal,
+    moment_matching_loss,
     multi_scale_cross_entropy,
 )
 from ..modeling_cagnet import resize_labels, to_pixel_list
-from .recipe import Recipe, StageRecipe
+from .pseudo_labels import confident_labels, top_k_labels
+from .recipe import MomentMatchingRecipe, PseudoLabelRecipe, Recipe, StageRecipe
 
 GRADIENT_PENALTY_WEIGHT = 10.0
+LabelMapSource = Callable[[tuple[int, int, int]], torch.Tensor]  # shape (B, h, w) -> class ids
 
 
 @dataclass
 class StepResult:
-    """The total to be differentiated and its terms (detached, unweighted) by name."""
+    """The total to be differentiated, its terms (detached, unweighted) by name, and the parts that learn from it."""
 
     total: torch.Tensor
     terms: dict[str, torch.Tensor]
+    learners: tuple[str, ...] = ("network", "classifier", "generator")
+
+
+def updates(
+    model, batch: dict[str, torch.Tensor] | None, recipe: Recipe, stage: StageRecipe, label_maps: LabelMapSource
+) -> Iterator[StepResult]:
+    """The updates of one iteration; each is to be differentiated and stepped before the next is asked for.
+
+    Args:
+        model: `CaGNetForSemanticSegmentation` in training mode.
+        batch: `pixel_values` `(B, 3, H, W)`, `labels` `(B, H, W)` in model order, 255 = ignored, and `padding`
+            `(B, H, W)`, True beyond the image; None in a synthetic step.
+        label_maps: Draws the label maps that features are synthesised for.
+    """
+    if batch is None:
+        yield synthetic_step(model, stage, label_maps)
+        return
+    if stage.pseudo_labels is not None:
+        batch = batch | {"labels": label_ignored_pixels(model, batch, stage.pseudo_labels)}
+    if stage.moment_matching is not None:
+        yield from joint_steps(model, batch, stage.moment_matching, label_maps)
+    else:
+        yield real_step(model, batch, recipe, stage)
 
 
 class _ScaleGradient(torch.autograd.Function):
@@ -138,15 +165,107 @@ def _weights_fixed(module: torch.nn.Module):
             parameter.requires_grad_(True)
 
 
-def synthetic_step(model, stage: StageRecipe) -> StepResult:
-    """Cross-entropy on synthetic features of random label maps; touches no image and no backbone."""
-    map_shape = (stage.batch_size, stage.synthetic_size, stage.synthetic_size)
-    class_ids = draw_label_maps(model, map_shape, stage.unseen_rate)
+def joint_steps(
+    model, batch: dict[str, torch.Tensor], rule: MomentMatchingRecipe, label_maps: LabelMapSource
+) -> Iterator[StepResult]:
+    """ZS3Net: one update of the generator per image and class, then one of the classifier; the network rests.
+
+    The generator matches the moments of `pairs_per_class` features of that image and class, drawn with replacement.
+    The classifier sees real features of labelled pixels, and made ones where an ignored pixel's drawn class is unseen.
+    """
+    with torch.no_grad():
+        features = model.cagnet(batch["pixel_values"]).features
+    config, labels = model.config, resize_labels(batch["labels"], features.shape[-2:])
+    labelled = labels != config.ignore_index
+
+    classes, groups = _features_by_image_and_class(features, labels, config.num_labels, rule.pairs_per_class)
+    for step in range(_most_in_any_process(len(classes), features.device)):
+        if step < len(classes):
+            made = model.synthesize_features(classes[step].expand(1, 1, rule.pairs_per_class))
+            loss = moment_matching_loss(made[0, :, 0].t(), groups[step])
+            yield StepResult(loss, {"moment_matching": loss.detach()}, ("generator",))
+        else:  # another process has more classes to learn from
+            yield StepResult(_zero(model.generator), {}, ("generator",))
+
+    with torch.no_grad():
+        drawn = label_maps(tuple(labels.shape))
+        replaced = ~labelled & (drawn >= len(config.seen_ids))
+        truth = torch.cat([labels[labelled], drawn[replaced]])
+        made = model.synthesize_features(drawn[replaced][None, None])
+        inputs = torch.cat([to_pixel_list(features, labelled), made], dim=-1)
+    if truth.numel() == 0:
+        yield StepResult(_zero(model.classifier), {}, ("classifier",))
+        return
+    class_weights = torch.ones(config.num_labels, device=features.device)
+    class_weights[list(config.unseen_ids)] = rule.unseen_class_weight
+    loss = F.cross_entropy(model.classify(inputs), truth[None, None], weight=class_weights)
+    yield StepResult(loss, {"classification": loss.detach()}, ("classifier",))
+
+
+def _features_by_image_and_class(features, labels, num_classes: int, count: int):
+    """`count` features `(G, count, D)` of every class of every image, drawn with replacement; the classes `(G,)`."""
+    one_hot = F.one_hot(labels.flatten(1).clamp(max=num_classes), num_classes + 1)[..., :num_classes]  # (B, P, N)
+    images, classes = one_hot.any(dim=1).nonzero(as_tuple=True)
+    if len(classes) == 0:
+        return classes, features.new_zeros(0, count, features.shape[1])
+    drawn = torch.multinomial(one_hot.mT[images, classes].float(), count, replacement=True)
+    return classes, features.flatten(2).mT[images[:, None], drawn]
+
+
+def _most_in_any_process(count: int, device) -> int:
+    """The largest of all processes' counts, so that they step together."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return count
+    largest = torch.tensor(count, device=device)
+    torch.distributed.all_reduce(largest, torch.distributed.ReduceOp.MAX)
+    return int(largest)
+
+
+def _zero(module: torch.nn.Module) -> torch.Tensor:
+    return sum(parameter.sum() for parameter in module.parameters()) * 0.0
+
+
+@torch.no_grad()
+def label_ignored_pixels(model, batch: dict[str, torch.Tensor], rule: PseudoLabelRecipe) -> torch.Tensor:
+    """The batch's labels `(B, H, W)` with unseen classes where they were ignored and the model, as it is, sees them.
+
+    Decided per cell of the feature map; padding stays ignored.
+    """
+    config, labels = model.config, batch["labels"]
+    with _evaluating(model):
+        logits = model(batch["pixel_values"]).logits
+    cells, padding = (resize_labels(batch[key], logits.shape[-2:]) for key in ("labels", "padding"))
+    options = {"unseen_ids": config.unseen_ids, "ignore_index": config.ignore_index}
+    if rule.rule == "top_k":
+        cells = top_k_labels(logits, cells, padding, k=rule.top_k, **options)
+    else:
+        cells = confident_labels(logits, cells, padding, share=rule.share, **options)
+    guesses = resize_labels(cells, labels.shape[-2:])
+    unseen = (guesses >= len(config.seen_ids)) & (guesses != config.ignore_index)
+    return torch.where((labels == config.ignore_index) & ~batch["padding"] & unseen, guesses, labels)
+
+
+@contextmanager
+def _evaluating(model: torch.nn.Module):
+    """Within, the model is in evaluation mode; afterwards every module is in the mode it was in."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def synthetic_step(model, stage: StageRecipe, label_maps: LabelMapSource) -> StepResult:
+    """Cross-entropy on synthetic features of drawn label maps; touches no image and no backbone."""
+    class_ids = label_maps((stage.batch_size, stage.synthetic_size, stage.synthetic_size))
     loss = model.synthetic_loss(class_ids, train_generator=stage.generator_learns_from_synthetic)
-    return StepResult(stage.weights.synthetic_step * loss, {"synthetic": loss.detach()})
+    learners = ("classifier", "generator") if stage.generator_learns_from_synthetic else ("classifier",)
+    return StepResult(stage.weights.synthetic_step * loss, {"synthetic": loss.detach()}, learners)
 
 
-def draw_label_maps(model, map_shape: tuple[int, int, int], unseen_rate: float) -> torch.Tensor:
+def draw_label_maps(model, map_shape: tuple[int, int, int], *, unseen_rate: float) -> torch.Tensor:
     """Label maps `(B, h, w)` of independent pixels, P(class) ∝ 1 for seen and 1 + `unseen_rate` for unseen classes."""
     odds = torch.ones(model.config.num_labels, device=model.class_embeddings.device)
     odds[list(model.config.unseen_ids)] += unseen_rate

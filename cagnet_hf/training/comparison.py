@@ -1,0 +1,138 @@
+"""Several systems on one benchmark: run what is missing, share what rows have in common, tabulate."""
+
+import json
+import shutil
+from collections.abc import Iterable, Sequence
+from functools import cache
+from pathlib import Path
+
+import yaml
+from accelerate import PartialState
+
+from ..files import write_text_whole, write_whole
+from .checkpoints import checkpoints
+from .loop import RECIPE_FILE, Trainer
+from .recipe import Recipe, changed_keys
+from .report import write_report
+
+TITLES = {
+    "spnet": "SPNet",
+    "spnet_c": "SPNet-c",
+    "zs3net": "ZS3Net",
+    "cagnet_pi": "CaGNet(pi)",
+    "cagnet_pa": "CaGNet(pa)",
+    "zs3net_st": "ZS3Net+ST",
+    "cagnet_pi_st": "CaGNet(pi)+ST",
+    "cagnet_pa_st": "CaGNet(pa)+ST",
+}
+COLUMNS = ("hIoU", "mIoU", "PA", "MA", "S-mIoU", "U-mIoU", "U-PA", "U-MA")
+
+
+@cache
+def published_results() -> dict[str, dict[str, dict[str, float]]]:
+    """benchmark -> row -> column -> fraction, as printed in CaGNetv2 (arXiv 2009.12232, tables 2 to 4)."""
+    path = Path(__file__).resolve().parents[1] / "published_results.json"
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def continues(recipe: Recipe, other: Recipe) -> bool:
+    """Whether a run of `recipe` starts with all of a run of `other`: its stages first, and nothing else different.
+
+    A calibration acts at test time alone, so it makes no difference.
+    """
+    names, other_names = list(recipe.stages), list(other.stages)
+    if names[: len(other_names)] != other_names:
+        return False
+    first = recipe.model_copy(update={"stages": {name: recipe.stages[name] for name in other_names}})
+    return set(changed_keys(other, first)) <= {"method", "model.calibration"}
+
+
+def run_rows(recipes: dict[str, Recipe], folder: Path) -> dict[str, dict]:
+    """Train and score every row in `folder/ROW`; a finished row is read, a started one resumed.
+
+    A row whose stages begin with all of another finished row's goes on from that one's last checkpoint: to the same
+    weights as a run of its own.
+
+    Returns:
+        The rows' metrics.
+    """
+    state, results = PartialState(), {}
+    for row, recipe in sorted(recipes.items(), key=lambda item: len(item[1].stages)):
+        output = folder / row
+        if state.is_main_process and not (output / RECIPE_FILE).is_file():
+            shorter = [done for done in results if continues(recipe, recipes[done])]
+            if shorter:
+                _start_from(folder / max(shorter, key=lambda done: len(recipes[done].stages)), output, recipe)
+        state.wait_for_everyone()
+        trainer = Trainer(recipe, output, resume=True)
+        if not (output / "metrics.json").is_file():
+            trainer.accelerator.print(f"{row} -> {output}")
+            trainer.run()
+            write_report(trainer)
+        trainer.accelerator.wait_for_everyone()
+        results[row] = json.loads((output / "metrics.json").read_text(encoding="utf-8"))
+    return {row: results[row] for row in recipes}
+
+
+def _start_from(finished: Path, output: Path, recipe: Recipe) -> None:
+    """Make `output` a run of `recipe` that was interrupted where `finished` ends."""
+    last = checkpoints(finished / "checkpoints")[-1]
+
+    def write(aside: Path) -> None:
+        shutil.copytree(last, aside / "checkpoints" / last.name)
+        if (finished / "patches").is_dir():
+            shutil.copytree(finished / "patches", aside / "patches")
+        text = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
+        (aside / RECIPE_FILE).write_text(text, encoding="utf-8")
+
+    write_whole(output, write)
+
+
+def write_comparison(benchmark: str, runs: dict[int, dict[str, dict]], folder: Path) -> str:
+    """Write `comparison.json` and `comparison.md`; returns the table.
+
+    Args:
+        runs: seed -> row -> metrics.
+    """
+    rows = {row: {str(seed): _summary(run[row]) for seed, run in runs.items()} for row in next(iter(runs.values()))}
+    write_text_whole(folder / "comparison.json", json.dumps({"benchmark": benchmark, "rows": rows}, indent=1) + "\n")
+    table = comparison_table(benchmark, rows)
+    write_text_whole(folder / "comparison.md", table)
+    return table
+
+
+def _summary(metrics: dict) -> dict:
+    kept = {column: metrics[column] for column in COLUMNS}
+    return kept | {key: metrics[key] for key in ("protocol", "num_images", "seconds")}
+
+
+def comparison_table(benchmark: str, rows: dict[str, dict[str, dict]]) -> str:
+    """Markdown: the published columns in percent, mean (lowest–highest) over seeds, the published numbers below."""
+    published = published_results().get(benchmark.removesuffix("_edge"), {})
+    lines = [f"| {benchmark} | " + " | ".join(COLUMNS) + " | seconds |", "|---" * (2 + len(COLUMNS)) + "|"]
+    for row, runs in rows.items():
+        cells = [_cell([run[column] for run in runs.values()]) for column in COLUMNS]
+        seconds = [run["seconds"] for run in runs.values()]
+        cells.append(f"{sum(seconds) / len(seconds):.0f}")
+        lines.append(f"| {TITLES.get(row, row)} | " + " | ".join(cells) + " |")
+        if row in published:
+            cells = [f"*{100 * published[row][column]:.1f}*" for column in COLUMNS]
+            lines.append("| *published* | " + " | ".join(cells) + " | |")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(values: Sequence[float | None]) -> str:
+    defined = [100 * value for value in values if value is not None]
+    if not defined:
+        return "–"
+    mean = f"{sum(defined) / len(defined):.1f}"
+    return mean if len(defined) == 1 else f"{mean} ({min(defined):.1f}–{max(defined):.1f})"
+
+
+def points(runs: Iterable[dict[str, dict]]) -> dict[str, list[tuple[float, float]]]:
+    """title -> (S-mIoU, U-mIoU) of every seed, for the figure."""
+    found: dict[str, list[tuple[float, float]]] = {}
+    for run in runs:
+        for row, metrics in run.items():
+            found.setdefault(TITLES.get(row, row), []).append((metrics["S-mIoU"], metrics["U-mIoU"]))
+    return found

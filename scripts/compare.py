@@ -1,0 +1,61 @@
+"""Train and score several systems on one benchmark, and put them into one table.
+
+accelerate launch scripts/compare.py --benchmark scenes --rows spnet zs3net cagnet_pi --output_dir outputs/comparison
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+# This folder has an evaluate.py, which must not hide the library of that name.
+sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != Path(__file__).resolve().parent]
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description="Train and score several systems on one benchmark. Rows share the stages they have in common, "
+        "finished rows are kept, and the same command resumes after an interruption.",
+        epilog="Writes OUTPUT_DIR/seed_N/ROW (as train.py does), comparison.json, comparison.md and comparison.png.",
+    )
+    parser.add_argument("--benchmark", required=True, help="a folder of recipes, such as scenes or pascal_voc_edge")
+    parser.add_argument(
+        "--rows", nargs="+", metavar="ROW", help="methods such as cagnet_pi_st (default: all there are)"
+    )
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="one run of every row per seed (default: 0)")
+    parser.add_argument("--output_dir", type=Path, required=True)
+    parser.add_argument("--set", nargs="+", default=[], metavar="key=value", help="recipe keys to change in every row")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = build_parser().parse_args(argv)
+
+    # Imported here, so that --help answers at once.
+    from accelerate import PartialState
+
+    from cagnet_hf.cli import run
+    from cagnet_hf.training.comparison import points, run_rows, write_comparison
+    from cagnet_hf.training.recipe import load_recipe, recipe_names
+    from cagnet_hf.visualization import seen_unseen_scatter
+
+    def compare():
+        known = [name.split("/")[1] for name in recipe_names() if name.split("/")[0] == args.benchmark]
+        if not known:
+            benchmarks = sorted({name.split("/")[0] for name in recipe_names()})
+            raise ValueError(f"no benchmark {args.benchmark!r}; known: {', '.join(benchmarks)}")
+        rows = args.rows or known
+        # All recipes first: a typing error must not be found after hours.
+        recipes = {
+            seed: {row: load_recipe(f"{args.benchmark}/{row}", [*args.set, f"seed={seed}"]) for row in rows}
+            for seed in args.seeds
+        }
+        runs = {seed: run_rows(recipes[seed], args.output_dir / f"seed_{seed}") for seed in args.seeds}
+        if PartialState().is_main_process:
+            print(write_comparison(args.benchmark, runs, args.output_dir), end="")
+            seen_unseen_scatter(points(runs.values()), args.output_dir / "comparison.png", title=args.benchmark)
+
+    return run(compare)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,193 @@
+"""The rows of the published tables: each trains, saves, loads as remote code; what rows share is trained once."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from tiny import tiny_recipe
+
+from cagnet_hf.prediction import load_model
+from cagnet_hf.training import comparison
+from cagnet_hf.training.comparison import TITLES, comparison_table, continues, published_results, run_rows
+from cagnet_hf.training.recipe import Recipe, load_recipe
+
+ROWS = list(TITLES)
+ITERATIONS = 4
+
+# Runs in a process of its own: `python -c ELSEWHERE output_file model_folder...`, prints nothing.
+ELSEWHERE = """
+import sys
+
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "cagnet_hf":
+            raise ImportError("cagnet_hf is not installed here")
+
+sys.meta_path.insert(0, Refuse())
+import torch
+from safetensors.torch import save_file
+from transformers import AutoModelForSemanticSegmentation
+
+torch.set_num_threads(1)
+output, *folders = sys.argv[1:]
+pixel_values = torch.linspace(-1, 1, 3 * 48 * 48).view(1, 3, 48, 48)
+logits = {}
+with torch.no_grad():
+    for folder in folders:
+        model = AutoModelForSemanticSegmentation.from_pretrained(folder, trust_remote_code=True)
+        logits[folder] = model(pixel_values).logits.contiguous()
+save_file(logits, output)
+"""
+
+
+def short_recipe(row: str, dataset, *overrides: str) -> Recipe:
+    """The row's recipe with a tiny network and a few iterations per stage."""
+    stages = load_recipe(f"scenes/{row}").stages
+    keys = ["trackers=[]", "num_workers=0", "log_every=1", f"dataset={dataset}", "checkpoint_every=1000"]
+    for name, stage in stages.items():
+        keys += [f"stages.{name}.iterations={ITERATIONS}", f"stages.{name}.batch_size=2"]
+        if stage.synthetic_block:
+            keys += [f"stages.{name}.real_block=1", f"stages.{name}.synthetic_block=1"]
+    return tiny_recipe(row, *keys, *overrides)
+
+
+@pytest.fixture(scope="module")
+def folder(tiny_dataset, tmp_path_factory, one_thread):
+    """The runs of all eight rows, made by one call."""
+    output = tmp_path_factory.mktemp("rows")
+    run_rows({row: short_recipe(row, tiny_dataset) for row in reversed(ROWS)}, output)
+    return output
+
+
+@pytest.fixture(scope="module")
+def elsewhere(folder, tmp_path_factory):
+    """Logits of every row's saved model in a process without this package."""
+    output = tmp_path_factory.mktemp("elsewhere") / "logits.safetensors"
+    models = [str(folder / row / "model") for row in ROWS]
+    finished = subprocess.run(
+        [sys.executable, "-c", ELSEWHERE, str(output), *models], capture_output=True, text=True, cwd=output.parent
+    )
+    assert finished.returncode == 0, finished.stderr
+    return dict(zip(ROWS, (load_file(output)[model] for model in models), strict=True))
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_every_row_trains_saves_and_opens_as_remote_code_with_equal_logits(row, folder, elsewhere):
+    model, _ = load_model(str(folder / row / "model"))
+    with torch.no_grad():
+        logits = model(torch.linspace(-1, 1, 3 * 48 * 48).view(1, 3, 48, 48)).logits
+    assert torch.equal(elsewhere[row], logits)
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_every_row_is_scored_after_every_stage(row, folder, tiny_dataset):
+    metrics = json.loads((folder / row / "metrics.json").read_text())
+    assert [stage["name"] for stage in metrics["stages"]] == list(short_recipe(row, tiny_dataset).stages)
+    assert metrics["S-mIoU"] is not None
+
+
+@pytest.mark.parametrize("row", ["spnet_c", "zs3net_st", "cagnet_pi_st", "cagnet_pa_st"])
+def test_a_row_that_continues_another_goes_on_from_its_end(row, folder):
+    shorter = {"spnet_c": "spnet"}.get(row, row.removesuffix("_st"))
+    histories = []
+    for name in (shorter, row):
+        newest = sorted((folder / name / "checkpoints").iterdir())[-1]
+        histories.append(json.loads((newest / "trainer_state.json").read_text())["history"])
+    assert histories[1][: len(histories[0])] == histories[0]
+
+
+def test_what_was_shared_gives_the_weights_of_a_run_of_its_own(folder, tiny_dataset, tmp_path):
+    run_rows({"zs3net_st": short_recipe("zs3net_st", tiny_dataset)}, tmp_path)
+    alone, shared = (load_file(run / "zs3net_st" / "model" / "model.safetensors") for run in (tmp_path, folder))
+    assert all(torch.equal(alone[name], shared[name]) for name in shared)
+
+
+def test_a_calibration_changes_the_score_alone(folder):
+    plain, calibrated = (load_file(folder / row / "model" / "model.safetensors") for row in ("spnet", "spnet_c"))
+    assert all(torch.equal(plain[name], calibrated[name]) for name in plain)
+    configs = [json.loads((folder / row / "model" / "config.json").read_text()) for row in ("spnet", "spnet_c")]
+    assert [config["calibration"] for config in configs] == [0.0, load_recipe("scenes/spnet_c").model["calibration"]]
+
+
+def test_finished_rows_are_not_trained_again(folder, tiny_dataset, monkeypatch):
+    monkeypatch.setattr(comparison.Trainer, "run", lambda trainer: pytest.fail("trained again"))
+    results = run_rows({row: short_recipe(row, tiny_dataset) for row in ROWS}, folder)
+    assert list(results) == ROWS
+
+
+def test_a_changed_recipe_is_refused_with_its_key(folder, tiny_dataset):
+    with pytest.raises(ValueError, match=r"the recipe changed in stages\.pretrain\.network\.lr"):
+        run_rows({"spnet": short_recipe("spnet", tiny_dataset, "stages.pretrain.network.lr=1")}, folder)
+
+
+# What continues what
+
+
+@pytest.mark.parametrize("benchmark", ["pascal_voc", "pascal_context", "coco_stuff", "pascal_voc_edge", "scenes"])
+def test_the_published_rows_share_what_they_have_in_common(benchmark):
+    recipes = {row: load_recipe(f"{benchmark}/{row}") for row in ROWS}
+    pairs = {(a, b) for a in ROWS for b in ROWS if a != b and continues(recipes[a], recipes[b])}
+    expected = {(f"{row}_st", row) for row in ("zs3net", "cagnet_pi", "cagnet_pa")} | {("spnet_c", "spnet")}
+    assert pairs - {("spnet", "spnet_c")} == expected
+
+
+def test_another_seed_continues_nothing():
+    assert not continues(load_recipe("scenes/cagnet_pi_st", ["seed=1"]), load_recipe("scenes/cagnet_pi"))
+
+
+# The table
+
+
+def test_published_numbers_are_fractions_of_every_row():
+    for rows in published_results().values():
+        assert list(rows) == sorted(rows, key=ROWS.index)
+        assert rows.keys() == set(ROWS)
+        for row in rows.values():
+            assert set(row) == set(comparison.COLUMNS)
+            assert all(0 <= value <= 1 for value in row.values())
+
+
+def result(**values) -> dict:
+    return dict.fromkeys(comparison.COLUMNS, 0.5) | {"seconds": 60.0} | values
+
+
+def test_the_table_gives_mean_and_range_beside_the_published_numbers():
+    rows = {"spnet": {"0": result(hIoU=0.1), "1": result(hIoU=0.3)}, "mine": {"0": result(hIoU=None)}}
+    lines = comparison_table("pascal_voc_edge", rows).splitlines()
+    assert lines[0].startswith("| pascal_voc_edge | hIoU | mIoU | PA | MA | S-mIoU | U-mIoU | U-PA | U-MA |")
+    assert lines[2].startswith("| SPNet | 20.0 (10.0–30.0) | 50.0 (50.0–50.0) |")
+    assert lines[3].startswith("| *published* | *0.0* | *56.9* |")
+    assert lines[4].startswith("| mine | – |")
+
+
+def test_the_command_writes_table_numbers_and_figure(folder, load_script, monkeypatch, capsys):
+    summaries = {row: json.loads((folder / row / "metrics.json").read_text()) for row in ("spnet", "cagnet_pi")}
+    monkeypatch.setattr(comparison, "run_rows", lambda recipes, folder: {row: summaries[row] for row in recipes})
+    arguments = ["--benchmark", "scenes", "--rows", "spnet", "cagnet_pi", "--seeds", "10", "11"]
+    output = folder / "table"
+    output.mkdir()
+    assert load_script("compare").main([*arguments, "--output_dir", str(output)]) == 0
+    assert capsys.readouterr().out == (output / "comparison.md").read_text()
+    written = json.loads((output / "comparison.json").read_text())
+    assert written["rows"]["spnet"]["10"]["hIoU"] == summaries["spnet"]["hIoU"]
+    with Image.open(output / "comparison.png") as picture:
+        assert picture.width > 400
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["--benchmark", "scene"], "no benchmark 'scene'; known: coco_stuff"),
+        (["--benchmark", "scenes", "--rows", "spnett"], "did you mean 'scenes/spnet'"),
+        (["--benchmark", "scenes", "--rows", "spnet", "--set", "sead=1"], "did you mean 'seed'"),
+    ],
+)
+def test_the_command_refuses_before_it_trains(arguments, reason, load_script, tmp_path, capsys):
+    output = tmp_path / "out"
+    assert load_script("compare").main([*arguments, "--output_dir", str(output)]) == 2
+    assert reason in capsys.readouterr().err
+    assert not output.exists()
