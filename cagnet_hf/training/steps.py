@@ -67,7 +67,7 @@ def real_step(model, batch: dict[str, torch.Tensor], recipe: Recipe, stage: Stag
     if learns and weights.classifier_real != weights.backbone_classification:
         factor = weights.backbone_classification / weights.classifier_real
         maps = [_ScaleGradient.apply(m, factor) for m in maps]
-    logit_maps = [_trained_columns(model, model.classify(m), recipe) for m in maps]
+    logit_maps = [_trained_columns(model, logits, recipe) for logits in model.classify_scales(maps)]
     classification = multi_scale_cross_entropy(
         logit_maps, label_maps, ignore_index=ignore_index, reduction=stage.scale_loss
     )
