@@ -1,13 +1,16 @@
-"""The losses of CaGNet, as pure functions.
+"""The losses of CaGNet, SPNet and ZS3Net, as pure functions.
 
 Pixel lists are maps of one row, `(1, C, 1, P)`, so the networks' 1x1 convolutions and these functions see one layout.
-Sources: CaGNet (arXiv 2008.06893) sections 3.2 to 3.5; GMMN (Li et al., 2015) for the MMD.
+Sources: CaGNet (arXiv 2008.06893) sections 3.2 to 3.5; GMMN (Li et al., 2015) for the MMD; ZS3Net (Bucher et al.,
+2019) section 3.1.
 """
 
 import torch
 import torch.nn.functional as F
 
 MMD_BANDWIDTHS = (2.0, 5.0, 10.0, 20.0, 40.0, 60.0)
+ZS3NET_BANDWIDTHS = (2.0, 5.0, 10.0, 20.0, 40.0, 80.0)
+SMALLEST_SQUARED_MMD = 1e-9  # keeps the root's gradient finite at equal sets
 
 
 def multi_scale_cross_entropy(logit_maps, label_maps, *, ignore_index: int = 255, reduction: str = "mean"):
@@ -66,18 +69,44 @@ def classwise_mmd(synthetic, real, labels, num_classes: int, *, max_pixels: int 
     used = torch.arange(width, device=labels.device) < taken[:, None]  # (C, m)
 
     points = torch.cat([x[0, :, 0].t()[index].unflatten(0, (num_classes, width)) for x in (synthetic, real)], dim=1)
-    points = points.to(torch.promote_types(points.dtype, torch.float32))  # (C, 2m, D); distances need precision
+    points = _precise(points)  # (C, 2m, D)
     share = used.to(points.dtype) / taken.clamp_min(1)[:, None]
-    signs = torch.cat([share, -share], dim=1)  # (C, 2m)
+    squared_mmd = _squared_mmd(points, torch.cat([share, -share], dim=1), MMD_BANDWIDTHS)
+    # w = (M² + N²) / (M + N)² = ½ for equal numbers
+    per_class = (0.5 * squared_mmd).clamp_min(SMALLEST_SQUARED_MMD).sqrt()
+    present = taken > 0
+    return (per_class * present).sum() / present.sum().clamp_min(1)
+
+
+def moment_matching_loss(synthetic, real):
+    """ZS3Net: sqrt(Σ_σ MMD²_σ) with σ in `ZS3NET_BANDWIDTHS`, kernel and statistic as in `classwise_mmd`.
+
+    Args:
+        synthetic: `(M, D)` features of one class, M > 0.
+        real: `(N, D)` features of it, N > 0.
+    """
+    points = _precise(torch.cat([synthetic, real]))
+    signs = torch.cat([points.new_ones(len(synthetic)) / len(synthetic), -points.new_ones(len(real)) / len(real)])
+    squared_mmd = _squared_mmd(points[None], signs[None], ZS3NET_BANDWIDTHS)[0]
+    return squared_mmd.clamp_min(SMALLEST_SQUARED_MMD).sqrt()
+
+
+def _precise(points):
+    """In single precision at least: distances need it."""
+    return points.to(torch.promote_types(points.dtype, torch.float32))
+
+
+def _squared_mmd(points, signs, bandwidths):
+    """Σ_σ Σ_ij s_i s_j k_σ(x_i, x_j) of points `(C, P, D)` whose signs `(C, P)` are 1/M in one set, −1/N in the other.
+
+    Returns:
+        `(C,)`.
+    """
     with torch.autocast(points.device.type, enabled=False):  # half-precision products would drown small distances
         squares = points.square().sum(-1)
         distances = (squares[:, :, None] + squares[:, None, :] - 2 * points @ points.mT).clamp_min(0)
-        kernel = sum(torch.exp(distances / (-2 * bandwidth)) for bandwidth in MMD_BANDWIDTHS)
-        squared_mmd = torch.einsum("ci,cij,cj->c", signs, kernel, signs)
-    # w = (M² + N²) / (M + N)² = ½ for equal numbers; the bound keeps the root's gradient finite at equal sets
-    per_class = (0.5 * squared_mmd).clamp_min(1e-9).sqrt()
-    present = taken > 0
-    return (per_class * present).sum() / present.sum().clamp_min(1)
+        kernel = sum(torch.exp(distances / (-2 * bandwidth)) for bandwidth in bandwidths)
+        return torch.einsum("ci,cij,cj->c", signs, kernel, signs)
 
 
 def content_loss(kind: str, synthetic, real, labels, num_classes: int, *, max_pixels: int = 256):
