@@ -44,6 +44,8 @@ class CaGNetConfig(PreTrainedConfig):
             embeddings (1.0) have entries near E^-½ beside a latent of unit variance; √E puts both on one scale, which
             short schedules need.
         embedding_size: E, length of a class embedding.
+        test_scales: Scales of the image whose logits are joined by their pixel-wise maximum at test time. CaGNet
+            looks at the image as it is, `[1.0]`; SPNet at `[1.0, 0.75, 0.5]`.
         calibration: γ, subtracted from the softmax probabilities of seen classes at test time (SPNet-c).
         id2label: Class names in model order: seen first, then unseen.
         seen_ids: Model ids of the seen classes.
@@ -78,6 +80,7 @@ class CaGNetConfig(PreTrainedConfig):
     generator_dropout: list[float | int] | tuple[float | int, ...] = (0.1, 0.1, 0.3, 0.5, 0.5)
     generator_embedding_scale: float | int = 1.0
     embedding_size: int = 600
+    test_scales: list[float | int] | tuple[float | int, ...] = (1.0,)
     calibration: float | int = 0.0
     seen_ids: list[int] | tuple[int, ...] | None = None
     unseen_ids: list[int] | tuple[int, ...] = ()
@@ -145,6 +148,8 @@ class CaGNetConfig(PreTrainedConfig):
             raise ValueError('generator="contextual" needs the contextual latent: set contextual=True')
         if self.patch_size > 1 and self.classifier != "convolutional":
             raise ValueError(f'patch_size={self.patch_size} needs classifier="convolutional"')
+        if list(self.test_scales[:1]) != [1.0] or min(self.test_scales) <= 0:
+            raise ValueError(f"test_scales must start with 1.0 and be positive, got {list(self.test_scales)}")
         if len(self.generator_hidden_sizes) != len(self.generator_dropout):
             raise ValueError("generator_hidden_sizes and generator_dropout must have equal length")
         if not len(self.depths) == len(self.hidden_sizes) == 4:

@@ -59,6 +59,13 @@ def resize_labels(labels: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     return labels[..., rows[:, None], columns]
 
 
+def scale_maximum(maps: list[torch.Tensor]) -> torch.Tensor:
+    """Pixel-wise maximum of maps `(B, C, h, w)` of several sizes, each brought to the size of the first (bilinear)."""
+    size = maps[0].shape[-2:]
+    upsampled = [F.interpolate(m, size, mode="bilinear", align_corners=False) for m in maps[1:]]
+    return torch.stack([maps[0], *upsampled]).amax(dim=0)
+
+
 def to_pixel_list(maps: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """The pixels of `(B, C, h, w)` where the mask `(B, h, w)` holds, as a map of one row: `(1, C, 1, P)`."""
     return maps.permute(0, 2, 3, 1)[mask].t()[None, :, None]
@@ -292,14 +299,12 @@ class CaGNetModel(CaGNetPreTrainedModel):
         """
         first = self(pixel_values)
         maps = [first.features]
-        size = first.features.shape[-2:]
         for scale in scales[1:]:
-            smaller = [int(side * scale) for side in pixel_values.shape[-2:]]
+            smaller = [max(1, int(side * scale)) for side in pixel_values.shape[-2:]]
             resized = F.interpolate(pixel_values, smaller, mode="bilinear", align_corners=False)
             maps.append(self(resized).features)
         if len(maps) > 1:
-            upsampled = [F.interpolate(m, size, mode="bilinear", align_corners=False) for m in maps[1:]]
-            maps.append(torch.stack([maps[0], *upsampled]).amax(dim=0))
+            maps.append(scale_maximum(maps))
         return first, maps
 
 
@@ -332,14 +337,32 @@ class CaGNetForSemanticSegmentation(CaGNetPreTrainedModel):
             return self.classifier(features)
         return F.conv2d(features, F.normalize(self.class_embeddings, dim=1)[:, :, None, None])
 
+    def classify_scales(self, maps):
+        """Class logits of the feature maps that `multi_scale` gives, its maximum included.
+
+        A learnt classifier scores the maximum of the features; a projection scores first, its maximum is that of the
+        scores (SPNet).
+        """
+        if self.classifier is not None or len(maps) == 1:
+            return [self.classify(m) for m in maps]
+        logit_maps = [self.classify(m) for m in maps[:-1]]
+        return [*logit_maps, scale_maximum(logit_maps)]
+
     def forward(self, pixel_values, labels=None, return_dict=None, **kwargs):
         """Segment a batch of images.
 
         Args:
             pixel_values: `(B, 3, H, W)` from `CaGNetImageProcessor`.
             labels: `(B, H, W)` class indices in model order, `config.ignore_index` where there is none.
+
+        In evaluation mode the logits are the pixel-wise maximum over `config.test_scales` (SPNet), in training mode
+        those of scale 1.
         """
-        logits = self.classify(self.cagnet(pixel_values).features)
+        scales = self.config.test_scales
+        if self.training or len(scales) == 1:
+            logits = self.classify(self.cagnet(pixel_values).features)
+        else:
+            logits = scale_maximum([self.classify(m) for m in self.cagnet.multi_scale(pixel_values, scales)[1][:-1]])
         loss = None
         if labels is not None:
             labels, ignore_index = resize_labels(labels, logits.shape[-2:]), self.config.ignore_index

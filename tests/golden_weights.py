@@ -88,3 +88,48 @@ def _load(module: nn.Module, prefix: str = "", **weights) -> nn.Module:
             weights[name] = torch.from_numpy(recipe.fill(original[prefix + name], tensor.shape))
     module.load_state_dict(weights, strict=True, assign=True)
     return module.eval()
+
+
+# The patch-wise network and SPNet
+
+
+def golden_patch_model(model: CaGNetForSemanticSegmentation) -> CaGNetForSemanticSegmentation:
+    """`model` with the class head that looks at neighbours; all other tensors are those of `model`."""
+    config = CaGNetConfig(**model.config.to_dict() | {"patch_size": 3})
+    with torch.device("meta"):
+        patch_model = CaGNetForSemanticSegmentation(config)
+    neighbours = {}
+    for name, tensor in patch_model.classifier.neighbours.named_parameters():
+        weights = torch.from_numpy(recipe.fill(f"dis.cls_3.{name}", tensor.shape))
+        neighbours[f"classifier.neighbours.{name}"] = weights.to(model.dtype)
+    patch_model.load_state_dict(model.state_dict() | neighbours, strict=True, assign=True)
+    return patch_model.eval()
+
+
+def our_patch_key(original: str) -> str:
+    """`our_key` of the patch-wise network."""
+    head = "dis.cls_3."
+    return original.replace(head, "classifier.neighbours.") if original.startswith(head) else our_key(original)
+
+
+def golden_spnet() -> CaGNetForSemanticSegmentation:
+    """SPNet on the small backbone: the classes' embeddings on the ASPP map; its original keys start with `scale`."""
+    names = {i: f"class {i}" for i in range(20)}
+    config = CaGNetConfig(
+        depths=SMALL,
+        contextual=False,
+        classifier="projection",
+        generator=None,
+        id2label=names,
+        unseen_ids=[*range(15, 20)],
+    )
+    with torch.device("meta"):
+        model = CaGNetForSemanticSegmentation(config)
+    original = {our_key(key): key.removeprefix("back.") for key in golden_shapes()}
+    weights = {
+        name: torch.from_numpy(recipe.fill(original[name], tensor.shape))
+        for name, tensor in model.cagnet.state_dict(prefix="cagnet.").items()
+    }
+    weights["class_embeddings"] = torch.from_numpy(recipe.embedding_tables(15, 20)[1])
+    model.load_state_dict(weights, strict=True, assign=True)
+    return model.eval()

@@ -91,6 +91,9 @@ def test_what_follows_from_the_names_is_filled_in():
         ({"contextual": False}, "needs the contextual latent: set contextual=True"),
         ({"patch_size": 4}, "patch_size=4: choose one of 1, 3, 5, 7"),
         ({"patch_size": 3, "classifier": "linear"}, 'patch_size=3 needs classifier="convolutional"'),
+        ({"test_scales": (0.5, 1.0)}, r"test_scales must start with 1.0 and be positive, got \[0.5, 1.0\]"),
+        ({"test_scales": (1.0, -0.5)}, r"test_scales must start with 1.0 and be positive, got \[1.0, -0.5\]"),
+        ({"test_scales": ()}, "test_scales must start with 1.0"),
         ({"generator_dropout": (0.1,)}, "generator_hidden_sizes and generator_dropout must have equal length"),
         ({"context_dilations": (1, 2)}, r"context_dilations needs three values, got \[1, 2\]"),
         ({"depths": (1, 1, 1)}, "depths and hidden_sizes need four values"),
@@ -227,6 +230,18 @@ def test_projection_scores_are_products_of_the_aspp_map_with_unit_embeddings():
     aspp_map, logits = model.cagnet.aspp(model.cagnet.backbone(images())), model(images()).logits
     unit = model.class_embeddings / model.class_embeddings.norm(dim=1, keepdim=True)
     torch.testing.assert_close(logits, torch.einsum("bdhw,nd->bnhw", aspp_map, unit))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("options", [{}, SPNET], ids=["cagnet", "spnet"])
+@pytest.mark.parametrize("size", [(33, 49), (1, 1)])
+def test_scores_at_several_scales_are_their_maximum(options, size):
+    model = build(test_scales=(1, 0.5), **options)
+    halves = F.interpolate(images(2, *size), [max(1, side // 2) for side in size], mode="bilinear")
+    whole, half = (model.classify(model.cagnet(pixels).features) for pixels in (images(2, *size), halves))
+    expected = torch.maximum(whole, F.interpolate(half, whole.shape[2:], mode="bilinear"))
+    torch.testing.assert_close(model(images(2, *size)).logits, expected)
+    assert size == (1, 1) or not torch.equal(expected, whole)
 
 
 def test_calibration_is_for_seen_classes():

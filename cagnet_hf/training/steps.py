@@ -94,7 +94,7 @@ def real_step(model, batch: dict[str, torch.Tensor], recipe: Recipe, stage: Stag
     if learns and weights.classifier_real != weights.backbone_classification:
         factor = weights.backbone_classification / weights.classifier_real
         maps = [_ScaleGradient.apply(m, factor) for m in maps]
-    logit_maps = [_trained_columns(model, model.classify(m), recipe) for m in maps]
+    logit_maps = [_trained_columns(model, logits, recipe) for logits in model.classify_scales(maps)]
     classification = multi_scale_cross_entropy(
         logit_maps, label_maps, ignore_index=ignore_index, reduction=stage.scale_loss
     )
@@ -123,8 +123,14 @@ def _add_generative_terms(add, model, output, labels, labelled, recipe: Recipe, 
     if classes.numel() == 0:  # a crop without a labelled pixel
         return
     real = to_pixel_list(output.features, labelled).detach()
-    latent = to_pixel_list(output.latent, labelled).detach()
-    synthetic = model.generator(model.embed_classes(classes[None, None]), latent)
+    latent = output.latent.detach()
+    if model.config.patch_size == 1:  # pixels stand alone: only the labelled ones are made
+        truth = classes[None, None]
+        made = synthetic = model.generator(model.embed_classes(truth), to_pixel_list(latent, labelled))
+    else:  # the class head looks at neighbours: those without a label are made from a zero embedding, as published
+        truth = labels
+        made = model.generator(model.embed_classes(labels.where(labelled, 0)) * labelled[:, None], latent)
+        synthetic = to_pixel_list(made, labelled)
     fixed = synthetic.detach()
     classifier = model.classifier
 
@@ -132,7 +138,7 @@ def _add_generative_terms(add, model, output, labels, labelled, recipe: Recipe, 
     if kind == "wgan-gp":
         add("gradient_penalty", GRADIENT_PENALTY_WEIGHT, gradient_penalty(classifier.criticise, real, fixed))
     if weights.classifier_synthetic:
-        loss = F.cross_entropy(classifier(fixed), classes[None, None])
+        loss = F.cross_entropy(classifier(made.detach()), truth, ignore_index=model.config.ignore_index)
         add("classification_synthetic", weights.classifier_synthetic, loss)
 
     with _weights_fixed(classifier):  # the generator is judged by the critic of this moment
