@@ -49,7 +49,11 @@ def load_backbone_weights(model, source: str) -> str:
 
 
 def _load_resnet(network: nn.Module, source: str) -> str:
-    fields, weights = convert_backbone(read_checkpoint(source))
+    tensors = read_checkpoint(source)
+    try:
+        fields, weights = convert_backbone(tensors)
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from None
     config = network.config
     feature_size = fields.pop("feature_size", None)
     for field, value in fields.items():
@@ -60,8 +64,8 @@ def _load_resnet(network: nn.Module, source: str) -> str:
     if config.aspp == "full" and feature_size == config.feature_size:
         loaded.append("aspp")
     for part in loaded:
-        tensors = {n.removeprefix(f"{part}."): t for n, t in weights.items() if n.startswith(f"{part}.")}
-        getattr(network, part).load_state_dict(tensors, strict=True)
+        own = {n.removeprefix(f"{part}."): t for n, t in weights.items() if n.startswith(f"{part}.")}
+        getattr(network, part).load_state_dict(own, strict=True)
     return f"{' and '.join(loaded)} weights: {Path(source).name}"
 
 

@@ -329,6 +329,12 @@ def test_a_file_that_does_not_fit_the_recipe_is_refused(tmp_path, options, reaso
         load_backbone_weights(recipe_model(**options), str(tmp_path / "deeplab.pth"))
 
 
+def test_a_file_without_a_backbone_is_refused_by_name(tmp_path):
+    torch.save(pixelcnn("newnew2"), tmp_path / "patches.pth")
+    with pytest.raises(ValueError, match=r"patches\.pth: a PixelCNN file"):
+        load_backbone_weights(recipe_model(), str(tmp_path / "patches.pth"))
+
+
 # PixelCNN
 
 
