@@ -49,6 +49,17 @@ class Benchmark:
     def label_map(self) -> "LabelMap":
         return LabelMap(self.class_ids, len(self.seen_ids), self.ignored_ids)
 
+    def config_fields(self) -> dict:
+        """What a model's configuration says about its classes (see `CaGNetConfig`)."""
+        num_seen = len(self.seen_ids)
+        return {
+            "id2label": dict(enumerate(self.class_names)),
+            "seen_ids": list(range(num_seen)),
+            "unseen_ids": list(range(num_seen, len(self.class_ids))),
+            "dataset_ids": list(self.class_ids),
+            "ignored_dataset_ids": list(self.ignored_ids),
+        }
+
     def for_tuning(self) -> "Benchmark":
         """The split that rates, schedules and calibrations are chosen on: some *seen* classes play the unseen ones.
 

@@ -10,7 +10,7 @@ from .files import write_whole
 _COLUMNS = ("S-mIoU", "U-mIoU", "hIoU", "mIoU", "PA", "MA", "U-PA", "U-MA")
 _SYNTHETIC = "`scenes` is a synthetic benchmark drawn by the package; its scores say nothing about photographs."
 
-_TEMPLATE = """---
+_HEAD = """---
 {metadata}
 ---
 
@@ -29,7 +29,9 @@ image = Image.open("image.jpg")
 outputs = model(**processor(images=image, return_tensors="pt"))
 label_map = processor.post_process_semantic_segmentation(outputs, [(image.height, image.width)])[0]
 ```
+"""
 
+_RESULTS = """
 ## Results
 
 Protocol `{protocol}`, {num_images} test images, after each stage:
@@ -47,7 +49,21 @@ Recipe of `cagnet_hf` ({seconds:.0f} s of training):
 ```yaml
 {recipe}
 ```
+"""
 
+_CONVERTED = """
+## Origin
+
+Converted by `cagnet_hf` from a checkpoint in the layout of the original release: {source}
+(SHA-256 `{digest}`).
+The licence is that of the checkpoint's authors, not of `cagnet_hf`; the original release names no free one.
+No scores were measured for this card.
+
+Input: BGR, 0 to 255, mean subtracted, warped to 513 x 513 (the image processor does this).
+Classes, seen then unseen: {classes}.
+"""
+
+_SOURCES = """
 ## Sources
 
 CaGNet: Gu, Zhou, Niu, Zhao, Zhang, *Context-aware Feature Generation for Zero-shot Semantic Segmentation*, ACM MM
@@ -88,13 +104,7 @@ def model_card(recipe: dict, metrics: dict, stages: list[dict], seconds: float) 
         for column in _COLUMNS
         if metrics[column] is not None
     ]
-    data = ModelCardData(
-        library_name="transformers",
-        pipeline_tag="image-segmentation",
-        tags=["zero-shot-segmentation", "cagnet"],
-        model_name=title,
-        eval_results=results,
-    )
+    metadata = _metadata(model_name=title, eval_results=results)
     rows = [
         f"| {stage['name']} | " + " | ".join(_cell(stage["metrics"][column]) for column in _COLUMNS) + " |"
         for stage in stages
@@ -106,8 +116,8 @@ def model_card(recipe: dict, metrics: dict, stages: list[dict], seconds: float) 
         for name, c in per_class.items()
     )
     seen = sum(c["seen"] for c in per_class.values())
-    return _TEMPLATE.format(
-        metadata=data.to_yaml(),
+    return (_HEAD + _RESULTS + _SOURCES).format(
+        metadata=metadata,
         title=title,
         num_seen=seen,
         num_unseen=len(per_class) - seen,
@@ -119,6 +129,33 @@ def model_card(recipe: dict, metrics: dict, stages: list[dict], seconds: float) 
         seconds=seconds,
         recipe=yaml.safe_dump(_without_paths(recipe), sort_keys=False).strip(),
     )
+
+
+def converted_model_card(config, source: str, digest: str) -> str:
+    """The card of a converted checkpoint: it claims no scores, and the licence is the authors'.
+
+    Args:
+        config: Configuration of the model.
+        source: Where the checkpoint came from: a file name or an address.
+        digest: SHA-256 of the file.
+    """
+    system = "SPNet" if config.classifier == "projection" else f"CaGNet({'pi' if config.patch_size == 1 else 'pa'})"
+    return (_HEAD + _CONVERTED + _SOURCES).format(
+        metadata=_metadata(license="other"),
+        title=f"{system}, converted",
+        num_seen=len(config.seen_ids),
+        num_unseen=len(config.unseen_ids),
+        note="",
+        source=source,
+        digest=digest,
+        classes=", ".join(config.id2label[i] for i in range(config.num_labels)),
+    )
+
+
+def _metadata(**fields) -> str:
+    """The YAML header of a card."""
+    tags = ["zero-shot-segmentation", "cagnet"]
+    return ModelCardData(library_name="transformers", pipeline_tag="image-segmentation", tags=tags, **fields).to_yaml()
 
 
 def _without_paths(recipe: dict) -> dict:

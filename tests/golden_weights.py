@@ -10,50 +10,35 @@ from golden import recipe
 from torch import nn
 
 from cagnet_hf import CaGNetConfig, CaGNetForSemanticSegmentation
+from cagnet_hf.conversion import match_keys
 from cagnet_hf.modeling_cagnet import PixelClassifier
 
 GOLDEN = Path(__file__).parent / "golden"
 SMALL, FULL = (1, 1, 2, 1), (3, 4, 23, 3)  # depths behind the golden tags s* and f*
 
-_RULES = (
-    (r"back\.scale\.layer1\.conv1\.conv\.", "cagnet.backbone.stem.convolution."),
-    (r"back\.scale\.layer1\.conv1\.bn\.", "cagnet.backbone.stem.normalization."),
-    (r"back\.scale\.aspp\.stages\.c(\d)\.", r"cagnet.aspp.branches.\1."),
-    (r"back\.scale\.contextual1\.conv\.", "cagnet.context.scales.0."),
-    (r"back\.scale\.contextual2\.conv\.", "cagnet.context.scales.1."),
-    (r"back\.scale\.contextual3\.conv\.", "cagnet.context.scales.2."),
-    (r"back\.scale\.fc_1\.conv\.", "cagnet.context.selector."),
-    (r"back\.scale\.contextualpool\.conv\.", "cagnet.context.merge."),
-    (r"back\.scale\.contextuallocalmu\.conv\.", "cagnet.context.mean."),
-    (r"back\.scale\.contextuallocalsigma\.conv\.", "cagnet.context.log_variance."),
-    (r"dis\.fc\.conv\.", "classifier.trunk."),
-    (r"dis\.cls\.", "classifier.class_head."),
-    (r"dis\.pred\.", "classifier.critic_head."),
-    (r"gen\.mlp\.5\.", "generator.layers.15."),
-)
-_BLOCK = re.compile(r"back\.scale\.layer(\d)\.block(\d+)\.(reduce|conv3x3|increase|proj)\.(conv|bn)\.(\w+)")
-_GENERATOR = re.compile(r"gen\.mlp\.(\d)\.conv\.(\w+)")
-_PART = {"reduce": "reduce", "conv3x3": "spatial", "increase": "increase", "proj": "shortcut"}
-_KIND = {"conv": "convolution", "bn": "normalization"}
-
 
 def our_key(original: str) -> str:
     """Our name of an original tensor, as listed in `keys.json`."""
-    if match := _BLOCK.fullmatch(original):
-        layer, block, part, kind, leaf = match.groups()
-        return f"cagnet.backbone.stages.{int(layer) - 2}.{int(block) - 1}.{_PART[part]}.{_KIND[kind]}.{leaf}"
-    if match := _GENERATOR.fullmatch(original):
-        return f"generator.layers.{3 * int(match[1])}.{match[2]}"  # convolution, activation, dropout
-    for pattern, replacement in _RULES:
-        if re.match(pattern, original):
-            return re.sub(pattern, replacement, original)
-    raise KeyError(original)
+    return match_keys([original]).matched[original]
+
+
+def original_shapes(variant: str = "cagnet_voc12", depths=FULL) -> dict[str, list[int]]:
+    """Shape of every tensor of an original checkpoint."""
+    variants = json.loads((GOLDEN / "keys.json").read_text())
+    shapes = variants[variant]
+    if "same_as" in shapes:
+        shapes = variants[shapes["same_as"]] | shapes["changed"]
+    block = re.compile(r".*layer(\d)\.block(\d+)\.")
+    return {
+        key: shape
+        for key, shape in shapes.items()
+        if (match := block.match(key)) is None or int(match[2]) <= depths[int(match[1]) - 2]
+    }
 
 
 def golden_shapes() -> dict[str, list[int]]:
     """Shape of every original tensor of the VOC network, the two embedding tables apart."""
-    shapes = json.loads((GOLDEN / "keys.json").read_text())["cagnet_voc12"]
-    return {key: shape for key, shape in shapes.items() if not key.startswith("Em_")}
+    return {key: shape for key, shape in original_shapes().items() if not key.startswith("Em_")}
 
 
 def golden_network(depths=SMALL) -> CaGNetForSemanticSegmentation:

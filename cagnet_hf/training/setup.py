@@ -50,19 +50,11 @@ def build_processor(recipe: Recipe) -> CaGNetImageProcessor:
 def build_model(recipe: Recipe, benchmark: Benchmark) -> CaGNetForSemanticSegmentation:
     """A new model for the recipe's benchmark, ImageNet backbone weights loaded where the recipe names some."""
     embeddings = class_embeddings_of(recipe, benchmark)
-    num_seen, num_classes = len(benchmark.seen_ids), len(benchmark.class_ids)
     fields = {"embedding_size": embeddings.shape[1]} | recipe.model
     if fields.get("classifier") == "projection":
         fields.setdefault("feature_size", embeddings.shape[1])
     try:
-        config = CaGNetConfig(
-            id2label=dict(enumerate(benchmark.class_names)),
-            seen_ids=list(range(num_seen)),
-            unseen_ids=list(range(num_seen, num_classes)),
-            dataset_ids=list(benchmark.class_ids),
-            ignored_dataset_ids=list(benchmark.ignored_ids),
-            **fields,
-        )
+        config = CaGNetConfig(**benchmark.config_fields(), **fields)
     except StrictDataclassError as error:
         raise RecipeError(f"model: {error}") from None
     model = CaGNetForSemanticSegmentation(config)
