@@ -1,7 +1,10 @@
 """What the command-line scripts share: a user's mistake ends in one line and exit code 2."""
 
+import os
 import sys
 from collections.abc import Callable
+
+import psutil
 
 
 def run(command: Callable[[], None]) -> int:
@@ -24,3 +27,15 @@ def one_line(error: Exception) -> str:
     if "Traceback" in str(error):
         return lines[-1].split(": ", 1)[-1]
     return " ".join(line.strip() for line in lines)
+
+
+def use_every_core() -> None:
+    """Let a single process that `accelerate launch` started use all cores: the launcher gives it one thread.
+
+    Several processes share the machine as the launcher says; a `python` of its own has what OMP_NUM_THREADS says.
+    """
+    launched = "ACCELERATE_MIXED_PRECISION" in os.environ and os.environ.get("OMP_NUM_THREADS") == "1"
+    if launched and int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        import torch
+
+        torch.set_num_threads(psutil.cpu_count(logical=False) or 1)

@@ -33,7 +33,7 @@ def main(argv: list[str] | None = None) -> int:
     # Imported here, so that --help answers at once.
     from accelerate import PartialState
 
-    from cagnet_hf.cli import run
+    from cagnet_hf.cli import run, use_every_core
     from cagnet_hf.training.comparison import points, run_rows, write_comparison
     from cagnet_hf.training.recipe import load_recipe, recipe_names
     from cagnet_hf.visualization import seen_unseen_scatter
@@ -54,6 +54,7 @@ def main(argv: list[str] | None = None) -> int:
             print(write_comparison(args.benchmark, runs, args.output_dir), end="")
             seen_unseen_scatter(points(runs.values()), args.output_dir / "comparison.png", title=args.benchmark)
 
+    use_every_core()
     return run(compare)
 
 

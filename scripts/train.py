@@ -32,7 +32,7 @@ def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_intermixed_args(argv)
 
     # Imported here, so that --help answers at once.
-    from cagnet_hf.cli import run
+    from cagnet_hf.cli import run, use_every_core
     from cagnet_hf.training.loop import Trainer
     from cagnet_hf.training.recipe import load_recipe
     from cagnet_hf.training.report import write_report
@@ -44,6 +44,7 @@ def main(argv: list[str] | None = None) -> int:
         write_report(trainer)
         trainer.accelerator.print(f"Wrote {args.output_dir}")
 
+    use_every_core()
     return run(train)
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from tiny import tiny_recipe
 
-from cagnet_hf.prediction import load_model
+from cagnet_hf import CaGNetForSemanticSegmentation
 from cagnet_hf.training import comparison
 from cagnet_hf.training.comparison import TITLES, comparison_table, continues, published_results, run_rows
 from cagnet_hf.training.recipe import Recipe, load_recipe
@@ -77,7 +77,7 @@ def elsewhere(folder, tmp_path_factory):
 
 @pytest.mark.parametrize("row", ROWS)
 def test_every_row_trains_saves_and_opens_as_remote_code_with_equal_logits(row, folder, elsewhere):
-    model, _ = load_model(str(folder / row / "model"))
+    model = CaGNetForSemanticSegmentation.from_pretrained(folder / row / "model")
     with torch.no_grad():
         logits = model(torch.linspace(-1, 1, 3 * 48 * 48).view(1, 3, 48, 48)).logits
     assert torch.equal(elsewhere[row], logits)
