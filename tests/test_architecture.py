@@ -14,7 +14,7 @@ from conftest import REPOSITORY
 FLOORS = [
     {"benchmarks", "cli", "configuration_cagnet", "files"},
     {"backbones_cagnet", "class_embeddings", "data", "image_processing_cagnet", "losses", "modeling_cagnet"}
-    | {"patches", "pretrained_weights"},
+    | {"patches", "pixel_cnn", "pretrained_weights"},
     {"conversion", "evaluation", "hub", "prediction", "visualization"},
     {"training"},
     {"", "scripts"},  # "": the package as its users see it
