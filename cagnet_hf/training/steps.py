@@ -20,6 +20,7 @@ from ..losses import (
     multi_scale_cross_entropy,
 )
 from ..modeling_cagnet import resize_labels, to_pixel_list
+from ..patches import class_odds
 from .recipe import Recipe, StageRecipe
 
 GRADIENT_PENALTY_WEIGHT = 10.0
@@ -148,6 +149,6 @@ def synthetic_step(model, stage: StageRecipe) -> StepResult:
 
 def draw_label_maps(model, map_shape: tuple[int, int, int], unseen_rate: float) -> torch.Tensor:
     """Label maps `(B, h, w)` of independent pixels, P(class) ∝ 1 for seen and 1 + `unseen_rate` for unseen classes."""
-    odds = torch.ones(model.config.num_labels, device=model.class_embeddings.device)
-    odds[list(model.config.unseen_ids)] += unseen_rate
+    config = model.config
+    odds = class_odds(config.num_labels, config.unseen_ids, unseen_rate, model.class_embeddings.device)
     return torch.multinomial(odds, math.prod(map_shape), replacement=True).view(map_shape)
