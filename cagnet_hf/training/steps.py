@@ -22,6 +22,7 @@ from ..losses import (
     multi_scale_cross_entropy,
 )
 from ..modeling_cagnet import resize_labels, to_pixel_list
+from ..patches import class_odds
 from .pseudo_labels import confident_labels, top_k_labels
 from .recipe import MomentMatchingRecipe, PseudoLabelRecipe, Recipe, StageRecipe
 
@@ -273,6 +274,6 @@ def synthetic_step(model, stage: StageRecipe, label_maps: LabelMapSource) -> Ste
 
 def draw_label_maps(model, map_shape: tuple[int, int, int], *, unseen_rate: float) -> torch.Tensor:
     """Label maps `(B, h, w)` of independent pixels, P(class) ∝ 1 for seen and 1 + `unseen_rate` for unseen classes."""
-    odds = torch.ones(model.config.num_labels, device=model.class_embeddings.device)
-    odds[list(model.config.unseen_ids)] += unseen_rate
+    config = model.config
+    odds = class_odds(config.num_labels, config.unseen_ids, unseen_rate, model.class_embeddings.device)
     return torch.multinomial(odds, math.prod(map_shape), replacement=True).view(map_shape)
