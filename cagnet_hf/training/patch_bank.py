@@ -27,7 +27,7 @@ class PatchFit:
         learning_rate: Of Adam.
         batch_size: Patches of a step.
         held_out: Share of the patches that the epoch is chosen on.
-        max_patches: Patches to learn from at most; the first ones of the label maps.
+        max_patches: Patches to learn from at most: the first ones, so the label maps should come in random order.
         unseen_share: Share of the training patches in which an unseen class takes the place of a seen one (see
             `swap_in_unseen`). 0 is the published procedure.
         bank_size: Kept patches.
@@ -38,7 +38,7 @@ class PatchFit:
     learning_rate: float = 1e-3
     batch_size: int = 256
     held_out: float = 0.1
-    max_patches: int = 1_000_000
+    max_patches: int = 200_000
     unseen_share: float = 0.5
     bank_size: int = 4096
     seed: int = 0
