@@ -14,6 +14,8 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
+from .benchmarks import IGNORE_INDEX
+
 
 @strict
 class PatchPixelCNNConfig(PreTrainedConfig):
@@ -31,7 +33,6 @@ class PatchPixelCNNConfig(PreTrainedConfig):
         condition: `"first"` (the class of the first raster pixel, repeated over the patch), `"patch"` (every pixel's
             own class, the one to predict included: what the published release did, kept as an ablation that cannot be
             sampled) or None.
-        ignore_index: Label of pixels without a class.
     """
 
     model_type = "cagnet_patch_pixel_cnn"
@@ -45,7 +46,6 @@ class PatchPixelCNNConfig(PreTrainedConfig):
     num_layers: int | None = None
     dropout: float | int = 0.5
     condition: str | None = "first"
-    ignore_index: int = 255
 
     def __post_init__(self, **kwargs):
         if self.patch_size not in (3, 5, 7):
@@ -56,6 +56,8 @@ class PatchPixelCNNConfig(PreTrainedConfig):
             self.kernel_size = 7 if self.patch_size == 3 else 3
         if self.num_layers is None:
             self.num_layers = 8 if self.patch_size == 3 else 4
+        if not 0 < self.num_classes <= IGNORE_INDEX:
+            raise ValueError(f"num_classes={self.num_classes}: label maps are uint8 and {IGNORE_INDEX} is ignored")
         if self.kernel_size % 2 == 0:
             raise ValueError(f"kernel_size={self.kernel_size}: a masked kernel has a centre; choose an odd size")
         if not set(self.unseen_ids) <= set(range(self.num_classes)):
@@ -155,7 +157,7 @@ class PatchPixelCNN(PreTrainedModel):
 
         Args:
             patches: `(B, k, k)` class indices in model order, every position filled.
-            labels: `(B, k, k)` the same with `config.ignore_index` where the loss must not look. The first position
+            labels: `(B, k, k)` the same with `IGNORE_INDEX` where the loss must not look. The first position
                 is given, so it never counts.
             condition_ids: Class indices, broadcastable to `(B, k, k)`; by default what `config.condition` says.
         """
@@ -168,26 +170,26 @@ class PatchPixelCNN(PreTrainedModel):
         logits = self.head(hidden)
         loss = None
         if labels is not None:
-            log_probability, counted = log_likelihood(logits, labels, self.config.ignore_index)
+            log_probability, counted = log_likelihood(logits, labels)
             loss = -log_probability.sum() / counted.sum().clamp_min(1)
         output = PatchPixelCNNOutput(loss=loss, logits=logits)
         return output if return_dict is not False else output.to_tuple()
 
 
-def log_likelihood(logits, labels, ignore_index: int = 255):
+def log_likelihood(logits, labels):
     """Log probability of each labelled position after the first, which is given.
 
     Args:
         logits: `(B, N, k, k)`.
-        labels: `(B, k, k)`, `ignore_index` where there is none.
+        labels: `(B, k, k)`, `IGNORE_INDEX` where there is none.
 
     Returns:
         Log probabilities `(B, k, k)` in nats, 0 where nothing is counted, and what is counted, `(B, k, k)` bool.
     """
     first = torch.arange(labels[0].numel(), device=labels.device).view(labels.shape[1:]) == 0
-    counted = (labels != ignore_index) & ~first
-    truth = torch.where(counted, labels, ignore_index)
-    return -F.cross_entropy(logits, truth, ignore_index=ignore_index, reduction="none"), counted
+    counted = (labels != IGNORE_INDEX) & ~first
+    truth = torch.where(counted, labels, IGNORE_INDEX)
+    return -F.cross_entropy(logits, truth, ignore_index=IGNORE_INDEX, reduction="none"), counted
 
 
 class RasterNetwork:
@@ -274,15 +276,12 @@ class RasterNetwork:
         first, row = first_classes.unique(return_inverse=True)  # (R,); patch b begins like row[b]
         last, state, shared = first, self.new_state(), True
         for position in range(self.num_positions):
-            logits = self.logits(position, first, state)
+            probabilities = self.logits(position, first, state).softmax(dim=1)
             if position >= start:
-                probabilities = logits.softmax(dim=1)
-                drawn = torch.multinomial(probabilities[row] if shared else probabilities, 1, generator=generator)[
-                    :, 0
-                ]
-                patches[:, position] = last = drawn
+                drawn = torch.multinomial(probabilities[row] if shared else probabilities, 1, generator=generator)
+                patches[:, position] = last = drawn.squeeze(1)
                 if shared:
-                    beginnings, next_row = (row * self.num_classes + drawn).unique(return_inverse=True)
+                    beginnings, next_row = (row * self.num_classes + last).unique(return_inverse=True)
                     shared = 2 * len(beginnings) <= len(patches)
                     parent = row
                     if shared:

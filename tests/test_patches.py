@@ -130,7 +130,9 @@ def test_published_sizes_are_the_defaults():
     assert [layer.dropout.p for layer in model.layers] == [0.0] * 6 + [0.5] * 2
 
 
-@pytest.mark.parametrize("field, value", [("patch_size", 4), ("condition", "all"), ("kernel_size", 4)])
+@pytest.mark.parametrize(
+    "field, value", [("patch_size", 4), ("condition", "all"), ("kernel_size", 4), ("num_classes", 256)]
+)
 def test_a_configuration_that_cannot_be_is_refused(field, value):
     with pytest.raises(Exception, match=field):
         PatchPixelCNNConfig(**{field: value})

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tqdm.auto import tqdm
 
+from ..benchmarks import IGNORE_INDEX
 from ..files import write_whole
 from ..patches import SAMPLING_RULES, accept_patches, collect_patches, fill_ignored, swap_in_unseen
 from ..pixel_cnn import PatchPixelCNN, PatchPixelCNNConfig, RasterNetwork, log_likelihood
@@ -26,7 +27,7 @@ class PatchFit:
         learning_rate: Of Adam.
         batch_size: Patches of a step.
         held_out: Share of the patches that the epoch is chosen on.
-        max_patches: Patches to learn from at most; the first ones of the label maps.
+        max_patches: Patches to learn from at most: the first ones, so the label maps should come in random order.
         unseen_share: Share of the training patches in which an unseen class takes the place of a seen one (see
             `swap_in_unseen`). 0 is the published procedure.
         bank_size: Kept patches.
@@ -37,7 +38,7 @@ class PatchFit:
     learning_rate: float = 1e-3
     batch_size: int = 256
     held_out: float = 0.1
-    max_patches: int = 1_000_000
+    max_patches: int = 200_000
     unseen_share: float = 0.5
     bank_size: int = 4096
     seed: int = 0
@@ -116,7 +117,7 @@ def _check(patches, config, class_embeddings):
         raise ValueError(
             f"class_embeddings have the shape {tuple(class_embeddings.shape)}, the network needs {expected}"
         )
-    for label in patches[patches != config.ignore_index].unique().tolist():
+    for label in patches[patches != IGNORE_INDEX].unique().tolist():
         if label in config.unseen_ids:
             raise ValueError(f"the patches show class {label}, which is unseen: hide it in the label maps")
         if label >= config.num_classes:
@@ -130,7 +131,7 @@ def held_out_nats(model: PatchPixelCNN, inputs: torch.Tensor, labels: torch.Tens
     total, count = 0.0, 0
     for some_inputs, some_labels in zip(inputs.split(2048), labels.split(2048), strict=True):
         logits = model(some_inputs.long()).logits
-        log_probability, counted = log_likelihood(logits, some_labels.long(), model.config.ignore_index)
+        log_probability, counted = log_likelihood(logits, some_labels.long())
         total, count = total - log_probability.sum().item(), count + int(counted.sum())
     return total / max(count, 1)
 
@@ -141,7 +142,7 @@ def _unigram_nats(train_labels, labels, config) -> float:
     log_frequencies = (frequencies / frequencies.sum()).log()
     side = config.patch_size
     logits = log_frequencies[None, :, None, None].expand(len(labels), -1, side, side)
-    log_probability, counted = log_likelihood(logits, labels.long(), config.ignore_index)
+    log_probability, counted = log_likelihood(logits, labels.long())
     return -log_probability.sum().item() / max(int(counted.sum()), 1)
 
 
@@ -227,7 +228,7 @@ def open_patch_bank(
         write_whole(folder, write)
     stored = json.loads((folder / REPORT_FILE).read_text())
     differing = sorted(key for key in settings if stored["settings"].get(key) != settings[key])
-    if not torch.equal(load_file(folder / "model.safetensors")["class_embeddings"], class_embeddings.cpu()):
+    if not torch.equal(load_file(folder / "model.safetensors")["class_embeddings"], class_embeddings.cpu().float()):
         differing.append("class_embeddings")
     if differing:
         raise ValueError(
