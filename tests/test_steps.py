@@ -203,7 +203,7 @@ def run_synthetic_step(*overrides: str, run=synthetic_step):
     model, _ = new_model(recipe, "finetune")
     torch.manual_seed(1)
     stage = recipe.stages["finetune"]
-    result = run(model, stage, label_map_source(model, stage))
+    result = run(model, stage, label_map_source(recipe, stage, model, None))
     result.total.backward()
     return model, result
 
@@ -275,7 +275,7 @@ def zs3net():
 def joint_updates(zs3net, label_maps=None):
     recipe, model, batch = zs3net
     stage = recipe.stages["finetune"]
-    for update in updates(model, batch, recipe, stage, label_maps or label_map_source(model, stage)):
+    for update in updates(model, batch, recipe, stage, label_maps or label_map_source(recipe, stage, model, None)):
         model.zero_grad()
         update.total.backward()
         yield update
@@ -410,7 +410,7 @@ def test_self_training_makes_the_whole_model_learn_from_its_own_labels(batch):
     batch = batch | {"padding": torch.zeros(2, 32, 32, dtype=torch.bool)}
     batch["labels"][:] = 255  # what is learnt comes from the model's own labels
     stage = stage.model_copy(update={"pseudo_labels": PseudoLabelRecipe(rule="top_k", top_k=NUM_CLASSES)})
-    (update,) = updates(model, batch, recipe, stage, label_map_source(model, stage))
+    (update,) = updates(model, batch, recipe, stage, label_map_source(recipe, stage, model, None))
     update.total.backward()
     assert update.terms["classification"] > 0
     assert gradients(model.cagnet)

@@ -11,7 +11,7 @@ from accelerate import PartialState
 
 from ..files import write_text_whole, write_whole
 from .checkpoints import checkpoints
-from .loop import RECIPE_FILE, Trainer
+from .loop import PATCHES, RECIPE_FILE, Trainer
 from .recipe import Recipe, changed_keys
 from .report import write_report
 
@@ -80,8 +80,8 @@ def _start_from(finished: Path, output: Path, recipe: Recipe) -> None:
 
     def write(aside: Path) -> None:
         shutil.copytree(last, aside / "checkpoints" / last.name)
-        if (finished / "patches").is_dir():
-            shutil.copytree(finished / "patches", aside / "patches")
+        if (finished / PATCHES).is_dir():
+            shutil.copytree(finished / PATCHES, aside / PATCHES)
         text = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
         (aside / RECIPE_FILE).write_text(text, encoding="utf-8")
 

@@ -20,10 +20,10 @@ from ..modeling_cagnet import freeze_batch_norm
 from .checkpoints import RunState, checkpoints, load_run_state, save_checkpoint
 from .optimizers import build_optimizers, set_learning_rates
 from .recipe import Recipe, RecipeError, StageRecipe, changed_keys
-from .setup import benchmark_of, build_model, build_processor, dataset_of, label_map_source
+from .setup import benchmark_of, build_model, build_processor, dataset_of, label_map_source, patches_of
 from .steps import updates
 
-RECIPE_FILE = "recipe.yaml"
+RECIPE_FILE, PATCHES = "recipe.yaml", "patches"
 
 
 class Trainer:
@@ -96,7 +96,7 @@ class Trainer:
             for part in stage.reinitialize:
                 getattr(model, part).apply(model._init_weights)
         batches = self._batches(index, stage, start=state.iteration)
-        label_maps = label_map_source(model, stage)
+        label_maps = label_map_source(self.recipe, stage, model, self._patches(model, stage))
         if self.checkpoint is not None:
             # After everything that draws random numbers, so that the run goes on with the saved ones.
             accelerator.load_state(str(self.checkpoint))
@@ -165,6 +165,13 @@ class Trainer:
         )
         on_gpu = self.accelerator.device.type == "cuda"
         return iter(training_batches(examples, endless, self.recipe.num_workers, pin_memory=on_gpu))
+
+    def _patches(self, model, stage: StageRecipe) -> torch.Tensor | None:
+        """The patches that a stage's synthetic label maps are made of; None for single pixels."""
+        if model.config.patch_size == 1 or not stage.synthetic_block:
+            return None
+        with self.accelerator.main_process_first():
+            return patches_of(self.recipe, model, self.benchmark, self.train_set, self.output_dir / PATCHES)
 
     def _iterate(
         self, model, optimizers, batches, stage: StageRecipe, label_maps

@@ -111,8 +111,6 @@ class StageRecipe(_Strict):
     unseen_rate: float = Field(0.0, ge=0)
     # Side of a synthetic label map in feature cells (as the feature map of a crop: 47 at crop 368, stride 8).
     synthetic_size: int | None = Field(None, ge=1)
-    # Of patches (CaGNetv2), the share drawn from the PixelCNN; the others hold one class.
-    sampled_patches: float = Field(1 / 9, ge=0, le=1)
     generator_learns_from_synthetic: bool = False
     moment_matching: MomentMatchingRecipe | None = None
     pseudo_labels: PseudoLabelRecipe | None = None
@@ -136,6 +134,19 @@ class StageRecipe(_Strict):
     def is_synthetic(self, iteration: int) -> bool:
         """Whether `iteration` (from 0) is a synthetic step; real blocks come first."""
         return iteration % (self.real_block + self.synthetic_block) >= self.real_block
+
+
+class PatchRecipe(_Strict):
+    """The PixelCNN over category patches (CaGNetv2) and the bank of patches sampled from it; see `PatchFit`."""
+
+    epochs: int = Field(10, ge=1)
+    learning_rate: float = Field(1e-3, gt=0)
+    batch_size: int = Field(256, ge=1)
+    held_out: float = Field(0.1, gt=0, lt=1)
+    max_patches: int = Field(200_000, ge=2)
+    unseen_share: float = Field(0.5, ge=0, le=1)
+    bank_size: int = Field(4096, ge=1)
+    pure_per_sampled: float = Field(8.0, ge=0)
 
 
 class AugmentationRecipe(_Strict):
@@ -162,6 +173,7 @@ class Recipe(_Strict):
     content_loss: Literal["mmd", "l1", "l2"] = "mmd"
     adversarial_loss: Literal["lsgan", "l1", "bce", "wgan", "wgan-gp"] = "l1"
     mmd_pixels_per_class: int = Field(256, ge=2)
+    patches: PatchRecipe = PatchRecipe()
     stages: dict[str, StageRecipe] = Field(min_length=1)
     num_workers: int = Field(2, ge=0)
     log_every: int = Field(20, ge=1)
@@ -319,7 +331,7 @@ def _first_problem(error: ValidationError) -> str:
 def _keys_at(location: tuple) -> list[str]:
     """Known keys of the recipe node at `location`."""
     owners = {"stages": StageRecipe, "weights": LossWeights, "augmentation": AugmentationRecipe}
-    owners |= {"moment_matching": MomentMatchingRecipe, "pseudo_labels": PseudoLabelRecipe}
+    owners |= {"patches": PatchRecipe, "moment_matching": MomentMatchingRecipe, "pseudo_labels": PseudoLabelRecipe}
     owners |= dict.fromkeys(("network", "classifier", "generator"), OptimizerRecipe)
     owner = Recipe
     for part in location:

@@ -1,20 +1,24 @@
 """From a recipe to its parts: benchmark, data, embeddings, image processor, model, label maps of synthetic steps."""
 
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
 from datasets import Dataset
 from huggingface_hub.errors import StrictDataclassError
 
-from ..benchmarks import Benchmark, load_benchmark
+from ..benchmarks import Benchmark, LabelMap, load_benchmark
 from ..class_embeddings import load_class_embeddings
 from ..configuration_cagnet import CaGNetConfig
 from ..data.scenes import scenes_class_embeddings
 from ..data.sources import open_dataset
-from ..image_processing_cagnet import CaGNetImageProcessor
+from ..image_processing_cagnet import CaGNetImageProcessor, fit_size, resize_label_map
 from ..modeling_cagnet import CaGNetForSemanticSegmentation
+from ..patches import PatchSource, class_odds
+from ..pixel_cnn import PatchPixelCNNConfig
 from ..pretrained_weights import load_backbone_weights
+from .patch_bank import PatchFit, open_patch_bank
 from .recipe import Recipe, RecipeError, StageRecipe
 from .steps import LabelMapSource, draw_label_maps
 
@@ -64,6 +68,53 @@ def build_model(recipe: Recipe, benchmark: Benchmark) -> CaGNetForSemanticSegmen
     return model
 
 
-def label_map_source(model: CaGNetForSemanticSegmentation, stage: StageRecipe) -> LabelMapSource:
+def label_map_source(
+    recipe: Recipe, stage: StageRecipe, model: CaGNetForSemanticSegmentation, patches: torch.Tensor | None
+) -> LabelMapSource:
     """What the synthetic features of a stage are features of: `shape (B, h, w) -> class ids`."""
-    return partial(draw_label_maps, model, unseen_rate=stage.unseen_rate)
+    if patches is None:
+        return partial(draw_label_maps, model, unseen_rate=stage.unseen_rate)
+    odds = class_odds(model.config.num_labels, model.config.unseen_ids, stage.unseen_rate, patches.device)
+    return PatchSource(patches, odds, pure_per_sampled=recipe.patches.pure_per_sampled).draw
+
+
+def patches_of(
+    recipe: Recipe, model: CaGNetForSemanticSegmentation, benchmark: Benchmark, dataset: Dataset, folder: Path
+) -> torch.Tensor:
+    """The bank of category patches `(M, k, k)` in `folder`, made from the label maps of `dataset` if need be."""
+    config = model.config
+    bank, _report = open_patch_bank(
+        folder,
+        _LabelMapsAtFeatureStride(dataset, benchmark.label_map, recipe, config.output_stride),
+        PatchPixelCNNConfig(
+            patch_size=config.patch_size,
+            num_classes=config.num_labels,
+            unseen_ids=list(config.unseen_ids),
+            embedding_size=config.embedding_size,
+        ),
+        model.class_embeddings,
+        PatchFit(**recipe.patches.model_dump(exclude={"pure_per_sampled"}), seed=recipe.seed),
+        device=model.device,
+        progress=True,
+    )
+    return bank
+
+
+class _LabelMapsAtFeatureStride:
+    """Training label maps `(h, w)` as coarse as the feature map, unseen classes hidden; no image is decoded."""
+
+    def __init__(self, dataset: Dataset, label_map: LabelMap, recipe: Recipe, stride: int):
+        self.masks = dataset.select_columns(["mask", "image_id"])
+        self.label_map, self.hide_unseen = label_map, not recipe.supervised
+        self.size, self.stride = build_processor(recipe).size, stride
+
+    def __len__(self):
+        return len(self.masks)
+
+    def __iter__(self):
+        for example in self.masks:
+            labels = self.label_map.to_model_order(
+                np.asarray(example["mask"]), hide_unseen=self.hide_unseen, source=f"mask of {example['image_id']}"
+            )
+            sides = fit_size(*labels.shape, self.size)
+            yield torch.from_numpy(resize_label_map(labels, tuple(-(-side // self.stride) for side in sides)))
