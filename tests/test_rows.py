@@ -1,6 +1,7 @@
 """The rows of the published tables: each trains, saves, loads as remote code; what rows share is trained once."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -105,6 +106,26 @@ def test_what_was_shared_gives_the_weights_of_a_run_of_its_own(folder, tiny_data
     run_rows({"zs3net_st": short_recipe("zs3net_st", tiny_dataset)}, tmp_path)
     alone, shared = (load_file(run / "zs3net_st" / "model" / "model.safetensors") for run in (tmp_path, folder))
     assert all(torch.equal(alone[name], shared[name]) for name in shared)
+
+
+@pytest.mark.parametrize(
+    ("row", "stage", "step"),
+    [("zs3net_st", 1, 2), ("zs3net_st", 2, 2), ("cagnet_pa_st", 1, 2), ("cagnet_pa_st", 2, 2)],
+)
+def test_an_interrupted_row_resumes_to_the_same_weights(row, stage, step, tiny_dataset, tmp_path):
+    recipe = short_recipe(row, tiny_dataset, "checkpoint_every=2", "checkpoints_kept=100")
+    run_rows({row: recipe}, tmp_path)
+    weights = tmp_path / row / "model" / "model.safetensors"
+    expected = load_file(weights)
+    weights.unlink()
+    (tmp_path / row / "metrics.json").unlink()
+    shutil.rmtree(tmp_path / row / "patches", ignore_errors=True)  # as if they had not been made before the kill
+    for checkpoint in (tmp_path / row / "checkpoints").iterdir():
+        if checkpoint.name > f"step-{stage:02d}-{step:08d}":
+            shutil.rmtree(checkpoint)
+    run_rows({row: recipe}, tmp_path)
+    resumed = load_file(weights)
+    assert all(torch.equal(resumed[name], expected[name]) for name in expected)
 
 
 def test_a_calibration_changes_the_score_alone(folder):
