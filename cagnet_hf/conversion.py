@@ -58,7 +58,7 @@ def convert_state_dict(original: dict[str, Tensor]) -> tuple[CaGNetConfig, dict[
     dropped.
 
     Args:
-        original: The state dict, or the checkpoint around it.
+        original: The state dict (tensors or arrays), or the checkpoint around it.
 
     Returns:
         The configuration, and weights that fit `CaGNetForSemanticSegmentation(config)` strictly.
@@ -197,10 +197,14 @@ def _named_tensors(checkpoint) -> dict[str, Tensor]:
     tensors = checkpoint.get("state_dict", checkpoint) if isinstance(checkpoint, Mapping) else checkpoint
     if not isinstance(tensors, Mapping):
         raise ValueError(f"a {type(tensors).__name__}, not named tensors")
+    named = {}
     for name, tensor in tensors.items():
+        if isinstance(tensor, np.ndarray | np.number):
+            tensor = torch.as_tensor(tensor)
         if not isinstance(name, str) or not isinstance(tensor, Tensor):
             raise ValueError(f"entry {name!r} is no tensor but a {type(tensor).__name__}")
-    return dict(tensors)
+        named[name] = tensor
+    return named
 
 
 def _renamed(original, *layouts: str) -> tuple[dict[str, Tensor], KeyMatch]:

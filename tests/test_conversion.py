@@ -64,6 +64,14 @@ def test_seen_classes_of_coco_stuff_end_with_those_the_original_tuned_on():
     assert (config.id2label[155], config.id2label[167]) == ("motorcycle", "cow")
 
 
+def test_arrays_are_as_good_as_tensors():
+    state = tiny()
+    config, weights = convert_state_dict({name: tensor.numpy() for name, tensor in state.items()})
+    expected_config, expected = convert_state_dict(state)
+    assert config.to_dict() == expected_config.to_dict()
+    assert all(torch.equal(weights[name], expected[name]) for name in expected)
+
+
 def test_classes_of_no_benchmark_are_numbered():
     config, weights = convert_state_dict(tiny(num_seen=12, num_classes=16))
     assert list(config.id2label.values()) == [f"class {i}" for i in range(16)]
