@@ -100,6 +100,8 @@ def convert_spnet(
 ) -> tuple[CaGNetConfig, dict[str, Tensor]]:
     """An SPNet checkpoint, whose file knows no classes -> configuration and weights of our network.
 
+    It is tested at three scales, as published: `test_scales=(1.0, 0.75, 0.5)`.
+
     Args:
         original: The state dict, or the checkpoint around it.
         benchmark: Names the classes.
@@ -124,6 +126,7 @@ def convert_spnet(
         contextual=False,
         classifier="projection",
         generator=None,
+        test_scales=(1.0, 0.75, 0.5),
         **benchmark.config_fields(),
     )
     weights["class_embeddings"] = torch.from_numpy(class_embeddings)

@@ -202,7 +202,7 @@ def test_files_of_no_known_network_are_refused(content):
 
 
 @torch.no_grad()
-def test_converted_spnet_gives_the_reference_numbers():
+def test_converted_spnet_gives_the_reference_numbers_at_three_scales():
     shapes = {key.removeprefix("back."): shape for key, shape in original_shapes(depths=SMALL).items()}
     trunk = {
         key: torch.from_numpy(recipe.fill(key, shape))
@@ -216,7 +216,9 @@ def test_converted_spnet_gives_the_reference_numbers():
     pixel_values = torch.from_numpy(recipe.image("spnet", 2, 72, 72))
     right, error = recipe.check_probe(SPNET, "aspp", model.cagnet(pixel_values).features.numpy(), 1e-4, 1e-5)
     assert right, error
-    np.testing.assert_allclose(model(pixel_values).logits, SPNET["logits"], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(model(pixel_values).logits, SPNET["logits_msc"], rtol=1e-4, atol=1e-5)
+    one_scale = model.classify(model.cagnet(pixel_values).features)
+    np.testing.assert_allclose(one_scale, SPNET["logits"], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("prefix", ["", "scale.", "back.scale.", "module.scale.", "module.back.scale."])
