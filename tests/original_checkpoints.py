@@ -69,8 +69,10 @@ def same(first, second) -> bool:
 
 
 def pixelcnn(name):
-    state = recipe.fill_state_dict(original_shapes(f"pixelcnn_{name}"))
-    return {key: torch.from_numpy(array) for key, array in state.items()}
+    """A PixelCNN file with the golden weights; `module.` is no part of the names they are functions of."""
+    shapes = original_shapes(f"pixelcnn_{name}")
+    state = recipe.fill_state_dict({key.removeprefix("module."): shape for key, shape in shapes.items()})
+    return {f"module.{key}": torch.from_numpy(array) for key, array in state.items()}
 
 
 class TorchvisionBottleneck(nn.Module):
