@@ -134,7 +134,7 @@ def convert_spnet(
     return config, _fitted(weights, _state_dict_of(CaGNetForSemanticSegmentation, config))
 
 
-def convert_backbone(original: dict[str, Tensor]) -> tuple[dict, dict[str, Tensor]]:
+def convert_backbone(original: dict[str, Tensor]) -> tuple[CaGNetConfig, dict[str, Tensor]]:
     """The backbone of any known file and, where there is one, its ASPP.
 
     Args:
@@ -142,8 +142,8 @@ def convert_backbone(original: dict[str, Tensor]) -> tuple[dict, dict[str, Tenso
             transformers with bottleneck blocks.
 
     Returns:
-        The fields of `CaGNetConfig` that the weights ask for (`feature_size` with an ASPP only), and the weights by
-        their names in `CaGNetModel`: `backbone.*` and `aspp.*`.
+        The configuration of a `CaGNetModel` without contextual module, and its weights: `backbone.*` and, with an
+        ASPP only, `aspp.*`.
 
     Raises:
         ValueError: The file holds no such network, or a tensor without a place here.
@@ -157,7 +157,7 @@ def convert_backbone(original: dict[str, Tensor]) -> tuple[dict, dict[str, Tenso
     fields = _trunk_fields(weights, match)
     parts = ("backbone.", "aspp.") if "feature_size" in fields else ("backbone.",)
     config = CaGNetConfig(**fields, contextual=False, generator=None)
-    return fields, _fitted(trunk, _state_dict_of(CaGNetModel, config, parts))
+    return config, _fitted(trunk, _state_dict_of(CaGNetModel, config, parts))
 
 
 def convert_pixelcnn(

@@ -164,7 +164,8 @@ def _without_paths(recipe: dict) -> dict:
     def last_name(source: str) -> str:
         return ",".join(Path(part).name if Path(part).exists() else part for part in source.split(","))
 
-    paths = {key: last_name(recipe[key]) for key in ("dataset", "class_embeddings") if recipe.get(key)}
+    keys = ("dataset", "class_embeddings", "backbone_weights")
+    paths = {key: last_name(recipe[key]) for key in keys if recipe.get(key)}
     return recipe | paths
 
 

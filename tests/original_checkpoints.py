@@ -54,6 +54,10 @@ def tiny_trunk(prefix="scale."):
     }
 
 
+def without_aspp(trunk):
+    return {key: tensor for key, tensor in trunk.items() if "aspp" not in key}
+
+
 def network(config, weights):
     model = CaGNetForSemanticSegmentation(config)
     model.load_state_dict(weights, strict=True)

@@ -6,7 +6,18 @@ import torch
 import torch.nn.functional as F
 from golden import recipe
 from golden_weights import GOLDEN, PIXELCNNS, SMALL, golden_patches, original_shapes
-from original_checkpoints import VARIANTS, TorchvisionResNet, hollow, network, noise, pixelcnn, same, tiny, tiny_trunk
+from original_checkpoints import (
+    VARIANTS,
+    TorchvisionResNet,
+    hollow,
+    network,
+    noise,
+    pixelcnn,
+    same,
+    tiny,
+    tiny_trunk,
+    without_aspp,
+)
 from transformers import (
     ResNetBackbone,
     ResNetConfig,
@@ -225,16 +236,16 @@ def test_converted_spnet_gives_the_reference_numbers_at_three_scales():
 
 @pytest.mark.parametrize("prefix", ["", "scale.", "back.scale.", "module.scale.", "module.back.scale."])
 def test_every_prefix_of_a_trunk_is_known(prefix):
-    fields, weights = convert_backbone(tiny_trunk(prefix))
+    config, weights = convert_backbone(tiny_trunk(prefix))
     assert same(weights, convert_backbone(tiny_trunk())[1])
-    assert fields["feature_size"] == 12
+    assert config.feature_size == 12
 
 
 @pytest.mark.parametrize(
     ("state", "size", "reason"),
     [
         (tiny_trunk(), 13, "class embeddings of 13 numbers do not fit a network with 12 features"),
-        ({k: v for k, v in tiny_trunk().items() if "aspp" not in k}, 12, "a network with no ASPP"),
+        (without_aspp(tiny_trunk()), 12, "a network with no ASPP"),
         (tiny(), 12, "a CaGNet network, not an SPNet"),
     ],
 )
@@ -273,9 +284,10 @@ def test_imagenet_resnets_give_the_same_features(build, skipped):
     resnet = with_statistics(build())
     match = match_keys(resnet.state_dict())
     assert (set(match.skipped), match.unknown) == (skipped, ())
-    fields, weights = convert_backbone(resnet.state_dict())
-    assert (fields["depths"], fields["stride_in_1x1"]) == ([1, 2, 1, 1], False)
-    model = CaGNetModel(CaGNetConfig(**fields, output_stride=32)).eval()
+    config, weights = convert_backbone(resnet.state_dict())
+    assert (config.depths, config.stride_in_1x1) == ([1, 2, 1, 1], False)
+    config.output_stride = 32
+    model = CaGNetModel(config).eval()
     missing, unexpected = model.load_state_dict(weights, strict=False)
     assert not unexpected
     assert not [name for name in missing if name.startswith("backbone")]
