@@ -3,7 +3,9 @@
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 _NORM = "(weight|bias|running_mean|running_var|num_batches_tracked)"
 _BOTH = "(weight|bias)"
@@ -31,6 +33,12 @@ _NAMES = {
     "shortcut": "shortcut",
 }
 _TRUNK = "cagnet.backbone"
+_IMAGENET = {
+    "do_flip_channel_order": False,
+    "do_rescale": True,
+    "image_mean": IMAGENET_DEFAULT_MEAN,
+    "image_std": IMAGENET_DEFAULT_STD,
+}
 
 
 class _Layout(NamedTuple):
@@ -40,6 +48,7 @@ class _Layout(NamedTuple):
     rules: dict[str, Callable[..., str]]
     useless: str = "(?!)"  # matches nothing
     stride_in_1x1: bool = False
+    processor_fields: dict[str, Any] = {}  # noqa: RUF012
 
 
 _LAYOUTS = {
@@ -79,6 +88,7 @@ _LAYOUTS = {
             ),
         },
         useless=r"fc\.(weight|bias)",
+        processor_fields=_IMAGENET,
     ),
     "transformers": _Layout(
         prefix=r"(?:resnet\.)?",
@@ -89,6 +99,7 @@ _LAYOUTS = {
             ),
         },
         useless=r"classifier\.1\.(weight|bias)",
+        processor_fields=_IMAGENET,
     ),
     "PixelCNN": _Layout(
         prefix=r"(?:module\.)?",
@@ -125,9 +136,19 @@ class KeyMatch:
         return _LAYOUTS[self.layout].stride_in_1x1
 
     @property
+    def processor_fields(self) -> dict[str, Any]:
+        """What `CaGNetImageProcessor` needs beyond its defaults, which are DeepLabV2's input."""
+        return dict(_LAYOUTS[self.layout].processor_fields)
+
+    @property
     def has_classes(self) -> bool:
         """Whether the file holds a whole CaGNet network, its classes included."""
         return "class_embeddings" in self.matched.values()
+
+    @property
+    def is_trunk(self) -> bool:
+        """Whether the file holds a backbone, perhaps an ASPP, and nothing beyond them."""
+        return all(ours.startswith(("cagnet.backbone.", "cagnet.aspp.")) for ours in self.matched.values())
 
 
 def match_keys(names: Iterable[str]) -> KeyMatch:
@@ -148,7 +169,7 @@ def match_keys(names: Iterable[str]) -> KeyMatch:
 
 
 def _match_layout(layout: str, names: list[str]) -> KeyMatch:
-    prefix, rules, useless, _ = _LAYOUTS[layout]
+    prefix, rules, useless, *_ = _LAYOUTS[layout]
     matched, skipped, unknown = {}, [], []
     for name in names:
         found = (

@@ -17,6 +17,7 @@ from .benchmarks import Benchmark, load_benchmark
 from .checkpoint_layouts import KeyMatch, match_keys
 from .configuration_cagnet import CaGNetConfig
 from .modeling_cagnet import CaGNetForSemanticSegmentation, CaGNetModel
+from .pixel_cnn import PatchPixelCNN, PatchPixelCNNConfig
 
 # The benchmarks that checkpoints were published for; the classes of a file are recognised by their numbers.
 _PUBLISHED = ("pascal_voc", "pascal_context", "coco_stuff")
@@ -100,6 +101,8 @@ def convert_spnet(
 ) -> tuple[CaGNetConfig, dict[str, Tensor]]:
     """An SPNet checkpoint, whose file knows no classes -> configuration and weights of our network.
 
+    It is tested at three scales, as published: `test_scales=(1.0, 0.75, 0.5)`.
+
     Args:
         original: The state dict, or the checkpoint around it.
         benchmark: Names the classes.
@@ -124,13 +127,14 @@ def convert_spnet(
         contextual=False,
         classifier="projection",
         generator=None,
+        test_scales=(1.0, 0.75, 0.5),
         **benchmark.config_fields(),
     )
     weights["class_embeddings"] = torch.from_numpy(class_embeddings)
     return config, _fitted(weights, _state_dict_of(CaGNetForSemanticSegmentation, config))
 
 
-def convert_backbone(original: dict[str, Tensor]) -> tuple[dict, dict[str, Tensor]]:
+def convert_backbone(original: dict[str, Tensor]) -> tuple[CaGNetConfig, dict[str, Tensor]]:
     """The backbone of any known file and, where there is one, its ASPP.
 
     Args:
@@ -138,8 +142,8 @@ def convert_backbone(original: dict[str, Tensor]) -> tuple[dict, dict[str, Tenso
             transformers with bottleneck blocks.
 
     Returns:
-        The fields of `CaGNetConfig` that the weights ask for (`feature_size` with an ASPP only), and the weights by
-        their names in `CaGNetModel`: `backbone.*` and `aspp.*`.
+        The configuration of a `CaGNetModel` without contextual module, and its weights: `backbone.*` and, with an
+        ASPP only, `aspp.*`.
 
     Raises:
         ValueError: The file holds no such network, or a tensor without a place here.
@@ -153,7 +157,54 @@ def convert_backbone(original: dict[str, Tensor]) -> tuple[dict, dict[str, Tenso
     fields = _trunk_fields(weights, match)
     parts = ("backbone.", "aspp.") if "feature_size" in fields else ("backbone.",)
     config = CaGNetConfig(**fields, contextual=False, generator=None)
-    return fields, _fitted(trunk, _state_dict_of(CaGNetModel, config, parts))
+    return config, _fitted(trunk, _state_dict_of(CaGNetModel, config, parts))
+
+
+def convert_pixelcnn(
+    original: dict[str, Tensor], benchmark: Benchmark, class_embeddings: np.ndarray, patch_size: int | None = None
+) -> tuple[PatchPixelCNNConfig, dict[str, Tensor]]:
+    """A PixelCNN of CaGNetv2, whose file knows neither classes nor patches -> configuration and weights of ours.
+
+    The released network was conditioned on the whole patch (`condition="patch"`): it scores, it cannot be sampled.
+
+    Args:
+        original: The state dict, or the checkpoint around it.
+        benchmark: Names the classes; those of the network come in the order of the original's checkpoints.
+        class_embeddings: Those the network was trained with, `(N, E)` in model order.
+        patch_size: Side of a patch: 3, 5 or 7; by default 3 when the kernels are 7x7.
+
+    Raises:
+        ValueError: As `convert_pixelcnn_state_dict`; classes or embeddings do not fit; or the kernels do not tell
+            the size of a patch.
+    """
+    sizes, weights = convert_pixelcnn_state_dict(original)
+    classes = _in_original_order(benchmark)
+    if sizes["num_classes"] != len(classes.class_ids):
+        raise ValueError(
+            f"{sizes['num_classes']} classes do not fit benchmark {benchmark.name} with {len(classes.class_ids)}"
+        )
+    if sizes["embedding_size"] != class_embeddings.shape[1]:
+        raise ValueError(
+            f"class embeddings of {class_embeddings.shape[1]} numbers do not fit a PixelCNN over embeddings of "
+            f"{sizes['embedding_size']}"
+        )
+    if patch_size is None:
+        if sizes["kernel_size"] != 7:
+            raise ValueError(
+                f"kernels of side {sizes['kernel_size']} do not tell the size of a patch: give patch_size, 3, 5 or 7"
+            )
+        patch_size = 3
+    rows = [benchmark.class_ids.index(stored_id) for stored_id in classes.class_ids]
+    weights["class_embeddings"] = torch.from_numpy(class_embeddings[rows])
+    fields = classes.config_fields()
+    config = PatchPixelCNNConfig(
+        **sizes,
+        patch_size=patch_size,
+        condition="patch",
+        id2label=fields["id2label"],
+        unseen_ids=fields["unseen_ids"],
+    )
+    return config, weights
 
 
 def convert_pixelcnn_state_dict(original: dict[str, Tensor]) -> tuple[dict, dict[str, Tensor]]:
@@ -165,9 +216,8 @@ def convert_pixelcnn_state_dict(original: dict[str, Tensor]) -> tuple[dict, dict
         original: The state dict, or the checkpoint around it.
 
     Returns:
-        `num_classes`, `embedding_size`, `hidden_size`, `num_layers` and `kernel_size`; and the weights
-        `layers.I.convolution.weight` (zero where masked), `layers.I.normalization.*`, `layers.I.condition.weight`
-        and `head.*`.
+        `num_classes`, `embedding_size`, `hidden_size`, `num_layers` and `kernel_size` of `PatchPixelCNNConfig`; and
+        the weights of `PatchPixelCNN` (kernels zero where masked), all but `class_embeddings`.
 
     Raises:
         ValueError: The file holds no such network, or a mask that lets a pixel see itself or later ones.
@@ -180,7 +230,7 @@ def convert_pixelcnn_state_dict(original: dict[str, Tensor]) -> tuple[dict, dict
         "num_layers": sum(name.endswith(".convolution.weight") for name in weights),
         "kernel_size": _size(weights, "layers.0.convolution.weight", 2),
     }
-    weights = _fitted(weights, _pixelcnn_state_dict(**sizes))
+    weights = _fitted(weights, _original_pixelcnn_state_dict(PatchPixelCNNConfig(**sizes)))
     for layer in range(sizes["num_layers"]):
         name = f"layers.{layer}.convolution"
         mask = weights.pop(f"{name}.mask")
@@ -269,16 +319,20 @@ def _count_seen(embeddings: Tensor, seen_table: Tensor | None) -> int:
     return num_seen
 
 
-def _original_classes(num_seen: int, num_classes: int) -> Benchmark:
-    """The classes of an original checkpoint, in its order: the benchmark with these numbers, else numbered ones.
+def _in_original_order(benchmark: Benchmark) -> Benchmark:
+    """The benchmark with its seen classes by stored id, but for those the original tuned on, which come last.
 
-    The original's order of seen classes is by stored id, but for those it tuned on, which come last. On COCO-Stuff
-    that is not the order of `load_benchmark`.
+    On COCO-Stuff that is not the order of `load_benchmark`.
     """
+    tuning = benchmark.seen_ids_for_tuning
+    return replace(benchmark, seen_ids=tuple(i for i in benchmark.seen_ids if i not in tuning) + tuning)
+
+
+def _original_classes(num_seen: int, num_classes: int) -> Benchmark:
+    """The classes of an original checkpoint, in its order: the benchmark with these numbers, else numbered ones."""
     for benchmark in map(load_benchmark, _PUBLISHED):
         if (len(benchmark.seen_ids), len(benchmark.class_ids)) == (num_seen, num_classes):
-            tuning = benchmark.seen_ids_for_tuning
-            return replace(benchmark, seen_ids=tuple(i for i in benchmark.seen_ids if i not in tuning) + tuning)
+            return _in_original_order(benchmark)
     return Benchmark(
         name="unknown",
         label_names=tuple(f"class {i}" for i in range(num_classes)),
@@ -287,18 +341,14 @@ def _original_classes(num_seen: int, num_classes: int) -> Benchmark:
     )
 
 
-def _pixelcnn_state_dict(num_classes, embedding_size, hidden_size, num_layers, kernel_size) -> dict[str, Tensor]:
-    """Shapes of the tensors of an original PixelCNN, by our names."""
-    shapes = {"head.weight": (num_classes, hidden_size, 1, 1), "head.bias": (num_classes,)}
-    for layer in range(num_layers):
-        channels = hidden_size if layer else embedding_size
-        for leaf in ("weight", "mask"):
-            shapes[f"layers.{layer}.convolution.{leaf}"] = (hidden_size, channels, kernel_size, kernel_size)
-        for leaf in ("weight", "bias", "running_mean", "running_var"):
-            shapes[f"layers.{layer}.normalization.{leaf}"] = (hidden_size,)
-        shapes[f"layers.{layer}.condition.weight"] = (embedding_size, hidden_size)
-    counters = {f"layers.{i}.normalization.num_batches_tracked": torch.zeros((), dtype=int) for i in range(num_layers)}
-    return {name: torch.empty(shape, device="meta") for name, shape in shapes.items()} | counters
+def _original_pixelcnn_state_dict(config: PatchPixelCNNConfig) -> dict[str, Tensor]:
+    """Names and shapes of an original PixelCNN: a mask beside each kernel, the condition's weights `(E, C)`."""
+    expected = _state_dict_of(PatchPixelCNN, config, ("layers.", "head."))
+    for layer in range(config.num_layers):
+        kernel, condition = f"layers.{layer}.convolution", f"layers.{layer}.condition.weight"
+        expected[f"{kernel}.mask"] = expected[f"{kernel}.weight"]
+        expected[condition] = expected[condition].t()
+    return expected
 
 
 def _causal_mask(shape, sees_itself: bool) -> Tensor:
@@ -309,7 +359,7 @@ def _causal_mask(shape, sees_itself: bool) -> Tensor:
     return (taps <= centre if sees_itself else taps < centre).expand(shape)
 
 
-def _state_dict_of(kind, config: CaGNetConfig, parts=("",)) -> dict[str, Tensor]:
+def _state_dict_of(kind, config, parts=("",)) -> dict[str, Tensor]:
     """Names and shapes of a network, or of the parts of it whose names start so."""
     with torch.device("meta"):
         return {name: tensor for name, tensor in kind(config).state_dict().items() if name.startswith(parts)}

@@ -1,6 +1,7 @@
 """The model folder as it is published: weights, configuration, code, image processor, card."""
 
 from pathlib import Path
+from typing import NamedTuple
 
 import yaml
 from huggingface_hub import EvalResult, ModelCardData
@@ -8,6 +9,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from .files import write_whole
 
 _COLUMNS = ("S-mIoU", "U-mIoU", "hIoU", "mIoU", "PA", "MA", "U-PA", "U-MA")
+UNTRAINED_ASPP = "features of an untrained ASPP, initialised at random"
 _SYNTHETIC = "`scenes` is a synthetic benchmark drawn by the package; its scores say nothing about photographs."
 
 _HEAD = """---
@@ -51,15 +53,61 @@ Recipe of `cagnet_hf` ({seconds:.0f} s of training):
 ```
 """
 
-_CONVERTED = """
+_BACKBONE = """---
+{metadata}
+---
+
+# {title}
+
+A backbone to start from: an image -> a map of {feature_size} features per pixel. It knows no classes.
+{aspp}
+
+```python
+from PIL import Image
+from transformers import AutoImageProcessor, AutoModel
+
+model = AutoModel.from_pretrained("DIR_OR_ID", trust_remote_code=True)
+processor = AutoImageProcessor.from_pretrained("DIR_OR_ID", trust_remote_code=True)
+features = model(**processor(images=Image.open("image.jpg"), return_tensors="pt")).features
+```
+
+A recipe starts from it with `backbone_weights=DIR`; its `processor` must prepare images as said below.
+"""
+
+_PIXEL_CNN = """---
+{metadata}
+---
+
+# {title}
+
+How likely a {side} x {side} patch of categories is (CaGNetv2). The released network is conditioned on the whole patch,
+the pixel it scores included (`condition="patch"`): it scores patches, it cannot be sampled.
+
+```python
+import torch
+from cagnet_hf.pixel_cnn import PatchPixelCNN
+
+model = PatchPixelCNN.from_pretrained("DIR_OR_ID")
+patches = torch.zeros(1, {side}, {side}, dtype=torch.long)  # indices of the classes below
+logits = model(patches).logits  # (1, classes, {side}, {side})
+```
+"""
+
+_ORIGIN = """
 ## Origin
 
-Converted by `cagnet_hf` from a checkpoint in the layout of the original release: {source}
+Converted by `cagnet_hf` from a checkpoint in the layout of {layout}: {source}
 (SHA-256 `{digest}`).
-The licence is that of the checkpoint's authors, not of `cagnet_hf`; the original release names no free one.
+The licence is that of the checkpoint's authors, not of `cagnet_hf`{licence}.
 No scores were measured for this card.
+"""
 
-Input: BGR, 0 to 255, mean subtracted, warped to 513 x 513 (the image processor does this).
+_INPUT = """
+Input (the image processor prepares it): {channels}, 0 to {top}, minus {mean}, divided by {std},
+warped to {height} x {width}.
+"""
+
+_CLASSES = """
 Classes, seen then unseen: {classes}.
 """
 
@@ -71,12 +119,27 @@ CaGNet: Gu, Zhou, Niu, Zhao, Zhang, *Context-aware Feature Generation for Zero-s
 """
 
 
+class Origin(NamedTuple):
+    """Where a converted checkpoint comes from.
+
+    Attributes:
+        layout: The layout of its file (see `KeyMatch.layout`).
+        source: A file name or an address.
+        digest: SHA-256 of the file.
+    """
+
+    layout: str
+    source: str
+    digest: str
+
+
 def save_model_folder(model, processor, target: Path, card: str) -> None:
-    """Write the folder aside and rename it into place."""
+    """Write the folder aside and rename it into place; `processor` is None where images are no input."""
 
     def write(folder: Path) -> None:
         model.save_pretrained(folder)
-        processor.save_pretrained(folder)
+        if processor is not None:
+            processor.save_pretrained(folder)
         (folder / "README.md").write_text(card, encoding="utf-8")
 
     write_whole(target, write)
@@ -131,31 +194,69 @@ def model_card(recipe: dict, metrics: dict, stages: list[dict], seconds: float) 
     )
 
 
-def converted_model_card(config, source: str, digest: str) -> str:
-    """The card of a converted checkpoint: it claims no scores, and the licence is the authors'.
-
-    Args:
-        config: Configuration of the model.
-        source: Where the checkpoint came from: a file name or an address.
-        digest: SHA-256 of the file.
-    """
+def converted_model_card(config, processor, origin: Origin) -> str:
+    """The card of a converted checkpoint: it claims no scores, and the licence is the authors'."""
     system = "SPNet" if config.classifier == "projection" else f"CaGNet({'pi' if config.patch_size == 1 else 'pa'})"
-    return (_HEAD + _CONVERTED + _SOURCES).format(
+    head = _HEAD.format(
         metadata=_metadata(license="other"),
         title=f"{system}, converted",
         num_seen=len(config.seen_ids),
         num_unseen=len(config.unseen_ids),
         note="",
-        source=source,
-        digest=digest,
-        classes=", ".join(config.id2label[i] for i in range(config.num_labels)),
     )
+    return head + _origin(origin) + _input(processor) + _classes(config) + _SOURCES
+
+
+def converted_backbone_card(config, processor, origin: Origin, *, has_aspp: bool) -> str:
+    """The card of a converted backbone: without an ASPP in the file, it says that the features are untrained."""
+    head = _BACKBONE.format(
+        metadata=_metadata(license="other", pipeline_tag="image-feature-extraction"),
+        title=f"ResNet-{2 + 3 * sum(config.depths)}, converted",
+        feature_size=config.feature_size,
+        aspp="The ASPP is the file's." if has_aspp else f"The file has no ASPP: these are {UNTRAINED_ASPP}.",
+    )
+    return head + _origin(origin) + _input(processor) + _SOURCES
+
+
+def converted_pixel_cnn_card(config, origin: Origin) -> str:
+    """The card of a converted PixelCNN: it scores patches and cannot be sampled."""
+    head = _PIXEL_CNN.format(
+        metadata=_metadata(license="other", library_name="cagnet-hf", pipeline_tag=None),
+        title="PixelCNN over patches of categories, converted",
+        side=config.patch_size,
+    )
+    return head + _origin(origin) + _classes(config) + _SOURCES
+
+
+def _origin(origin: Origin) -> str:
+    theirs = origin.layout in ("DeepLabV2", "PixelCNN")
+    return _ORIGIN.format(
+        layout="the original release" if theirs else origin.layout,
+        source=origin.source,
+        digest=origin.digest,
+        licence="; the original release names no free one" if theirs else "",
+    )
+
+
+def _input(processor) -> str:
+    return _INPUT.format(
+        channels="BGR" if processor.do_flip_channel_order else "RGB",
+        top=1 if processor.do_rescale else 255,
+        mean=list(processor.image_mean),
+        std=list(processor.image_std),
+        height=processor.size.height,
+        width=processor.size.width,
+    )
+
+
+def _classes(config) -> str:
+    return _CLASSES.format(classes=", ".join(config.id2label.values()))
 
 
 def _metadata(**fields) -> str:
     """The YAML header of a card."""
-    tags = ["zero-shot-segmentation", "cagnet"]
-    return ModelCardData(library_name="transformers", pipeline_tag="image-segmentation", tags=tags, **fields).to_yaml()
+    fields = {"library_name": "transformers", "pipeline_tag": "image-segmentation"} | fields
+    return ModelCardData(tags=["zero-shot-segmentation", "cagnet"], **fields).to_yaml()
 
 
 def _without_paths(recipe: dict) -> dict:
@@ -164,7 +265,8 @@ def _without_paths(recipe: dict) -> dict:
     def last_name(source: str) -> str:
         return ",".join(Path(part).name if Path(part).exists() else part for part in source.split(","))
 
-    paths = {key: last_name(recipe[key]) for key in ("dataset", "class_embeddings") if recipe.get(key)}
+    keys = ("dataset", "class_embeddings", "backbone_weights")
+    paths = {key: last_name(recipe[key]) for key in keys if recipe.get(key)}
     return recipe | paths
 
 

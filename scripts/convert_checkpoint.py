@@ -1,4 +1,4 @@
-"""Turn a checkpoint of the original authors into a model folder.
+"""Turn a checkpoint of the original authors, or an ImageNet ResNet, into a model folder.
 
 python scripts/convert_checkpoint.py 00020000.pth --output models/cagnet_voc
 """
@@ -13,21 +13,28 @@ sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != Path(__fi
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        description="Turn a CaGNet, CaGNetv2 or SPNet checkpoint of the original authors into a model folder that "
-        "predict.py, evaluate.py and from_pretrained open. Sizes and classes are read off the file; a file with a "
-        "tensor that has no place in the model is refused, and no code in it is ever run.",
-        epilog="SPNet files hold no classes: name them with --benchmark and --class_embeddings. Files with a backbone "
-        "alone (DeepLabV2, ImageNet ResNets) need no conversion: a recipe reads them as they are, "
+        description="Turn a checkpoint into a folder that from_pretrained opens: CaGNet, CaGNetv2 or SPNet of the "
+        "original authors (for predict.py and evaluate.py, too), a backbone alone (DeepLabV2, or an ImageNet ResNet "
+        "of torchvision or transformers) or the PixelCNN of CaGNetv2. Sizes and classes are read off the file; a file "
+        "with a tensor that has no place in the model is refused, and no code in it is ever run.",
+        epilog="Files of an SPNet or a PixelCNN hold no classes: name them with --benchmark and --class_embeddings. "
+        "Without them an SPNet is a backbone. A recipe also starts from a backbone's file as it is, "
         "backbone_weights=FILE.",
     )
     parser.add_argument("checkpoint", type=Path, metavar="CKPT", help="the checkpoint: a .pth or .safetensors file")
     parser.add_argument("--output", type=Path, required=True, help="the model folder to make")
     parser.add_argument("--source", help="where the checkpoint came from, for the model card (default: its name)")
-    parser.add_argument("--benchmark", metavar="NAME", help="SPNet only: the benchmark it was trained on")
+    parser.add_argument("--benchmark", metavar="NAME", help="SPNet, PixelCNN: the benchmark it was trained on")
     parser.add_argument(
         "--class_embeddings",
         metavar="FILE",
-        help="SPNet only: the class embeddings it was trained with, such as FASTTEXT.npy,WORD2VEC.npy",
+        help="SPNet, PixelCNN: the class embeddings it was trained with, such as FASTTEXT.npy,WORD2VEC.npy",
+    )
+    parser.add_argument(
+        "--patch_size",
+        type=int,
+        choices=(3, 5, 7),
+        help="PixelCNN: side of a patch (default: 3 when the kernels are 7x7; smaller kernels do not tell)",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace a folder at --output")
     return parser
@@ -45,55 +52,115 @@ def main(argv: list[str] | None = None) -> int:
 def convert(args: argparse.Namespace) -> None:
     import hashlib
 
-    import torch
-
-    from cagnet_hf import CaGNetForSemanticSegmentation, CaGNetImageProcessor
+    from cagnet_hf import CaGNetImageProcessor
     from cagnet_hf.benchmarks import load_benchmark
     from cagnet_hf.class_embeddings import load_class_embeddings
     from cagnet_hf.conversion import match_keys, read_checkpoint
-    from cagnet_hf.hub import converted_model_card, save_model_folder
+    from cagnet_hf.hub import Origin, save_model_folder
 
     if args.output.exists() and not args.overwrite:
         raise FileExistsError(f"--output {args.output} exists; choose another or pass --overwrite")
     if (args.benchmark is None) != (args.class_embeddings is None):
-        raise ValueError("--benchmark and --class_embeddings go together: give both (SPNet) or neither")
-    spnet_classes = None
+        raise ValueError("--benchmark and --class_embeddings go together: give both (SPNet, PixelCNN) or neither")
+    classes = ()
     if args.benchmark is not None:
         benchmark = load_benchmark(args.benchmark)
-        spnet_classes = (benchmark, load_class_embeddings(args.class_embeddings, benchmark))
+        classes = (benchmark, load_class_embeddings(args.class_embeddings, benchmark))
     tensors = read_checkpoint(args.checkpoint)
     try:
         match = match_keys(tensors)
-        config, weights = convert_tensors(tensors, match, spnet_classes)
+        origin = Origin(
+            match.layout,
+            args.source or args.checkpoint.name,
+            hashlib.sha256(args.checkpoint.read_bytes()).hexdigest(),
+        )
+        if match.layout == "PixelCNN":
+            processor = None
+            model, card, summary = convert_patch_model(tensors, classes, args.patch_size, origin)
+        elif args.patch_size is not None:
+            raise ValueError(f"a {match.layout} file: --patch_size is for a PixelCNN")
+        else:
+            processor = CaGNetImageProcessor(**match.processor_fields)
+            if match.is_trunk and not classes:
+                model, card, summary = convert_trunk(tensors, processor, origin)
+            else:
+                model, card, summary = convert_segmenter(tensors, classes, processor, origin)
     except ValueError as error:
         raise ValueError(f"{args.checkpoint}: {error}") from None
-    with torch.device("meta"):
-        model = CaGNetForSemanticSegmentation(config)
-    model.load_state_dict(weights, strict=True, assign=True)
-    digest = hashlib.sha256(args.checkpoint.read_bytes()).hexdigest()
-    card = converted_model_card(config, args.source or args.checkpoint.name, digest)
-    save_model_folder(model, CaGNetImageProcessor(), args.output, card)
-    names = ", ".join(config.id2label[i] for i in range(config.num_labels))
-    print(f"Matched {len(match.matched)} of {len(tensors)} tensors")
-    print(f"{len(config.seen_ids)} seen and {len(config.unseen_ids)} unseen classes: {names}")
+    save_model_folder(model, processor, args.output, card)
+    skipped = f" ({', '.join(match.skipped)})" if match.skipped else ""
+    print(
+        f"{len(tensors)} tensors: {len(match.matched)} matched, {len(match.skipped)} skipped{skipped}, "
+        f"{len(match.unknown)} unknown"
+    )
+    print(summary)
     print(f"Wrote {args.output}")
 
 
-def convert_tensors(tensors, match, spnet_classes):
-    """(configuration, weights) of the network that a file's tensors are."""
+def convert_segmenter(tensors, classes, processor, origin):
+    """(model, card, one line about it) of a CaGNet or, with `classes`, an SPNet."""
+    from cagnet_hf import CaGNetForSemanticSegmentation
     from cagnet_hf.conversion import convert_spnet, convert_state_dict
+    from cagnet_hf.hub import converted_model_card
 
-    if spnet_classes is not None:
-        return convert_spnet(tensors, *spnet_classes)
-    if match.matched and not match.unknown and not match.has_classes:
+    config, weights = convert_spnet(tensors, *classes) if classes else convert_state_dict(tensors)
+    names = ", ".join(config.id2label.values())
+    return (
+        with_weights(CaGNetForSemanticSegmentation, config, weights),
+        converted_model_card(config, processor, origin),
+        f"{len(config.seen_ids)} seen and {len(config.unseen_ids)} unseen classes: {names}",
+    )
+
+
+def convert_trunk(tensors, processor, origin):
+    """(model, card, one line about it) of a file with a backbone and perhaps an ASPP, which are all it needs."""
+    import torch
+
+    from cagnet_hf import CaGNetModel
+    from cagnet_hf.conversion import convert_backbone
+    from cagnet_hf.hub import UNTRAINED_ASPP, converted_backbone_card
+
+    config, weights = convert_backbone(tensors)
+    has_aspp = any(name.startswith("aspp.") for name in weights)
+    torch.manual_seed(0)  # so that an ASPP of no file is the same in every conversion
+    model = CaGNetModel(config)
+    model.load_state_dict(weights, strict=has_aspp)
+    aspp = f"an ASPP of {config.feature_size} features" if has_aspp else f"no ASPP, so {UNTRAINED_ASPP}"
+    return (
+        model,
+        converted_backbone_card(config, processor, origin, has_aspp=has_aspp),
+        f"A backbone of {sum(config.depths)} blocks and {aspp}; no classes "
+        "(for an SPNet give --benchmark and --class_embeddings)",
+    )
+
+
+def convert_patch_model(tensors, classes, patch_size, origin):
+    """(model, card, one line about it) of a PixelCNN."""
+    from cagnet_hf.conversion import convert_pixelcnn
+    from cagnet_hf.hub import converted_pixel_cnn_card
+    from cagnet_hf.pixel_cnn import PatchPixelCNN
+
+    if not classes:
         raise ValueError(
-            "a PixelCNN over patches, which segments nothing: it is converted by "
-            "cagnet_hf.conversion.convert_pixelcnn_state_dict"
-            if match.layout == "PixelCNN"
-            else f"a {match.layout} file without classes: for an SPNet give --benchmark and --class_embeddings; "
-            "a recipe starts from a backbone as it is, with backbone_weights=FILE"
+            "a PixelCNN file holds no class embeddings: give --benchmark and --class_embeddings it was trained with"
         )
-    return convert_state_dict(tensors)
+    config, weights = convert_pixelcnn(tensors, *classes, patch_size)
+    names = ", ".join(config.id2label.values())
+    return (
+        with_weights(PatchPixelCNN, config, weights),
+        converted_pixel_cnn_card(config, origin),
+        f"A PixelCNN over {config.patch_size} x {config.patch_size} patches of {config.num_classes} classes: {names}",
+    )
+
+
+def with_weights(kind, config, weights):
+    """The network with these weights, all of them; its own are never made."""
+    import torch
+
+    with torch.device("meta"):
+        model = kind(config)
+    model.load_state_dict(weights, strict=True, assign=True)
+    return model
 
 
 if __name__ == "__main__":

@@ -118,3 +118,22 @@ def golden_spnet() -> CaGNetForSemanticSegmentation:
     weights["class_embeddings"] = torch.from_numpy(recipe.embedding_tables(15, 20)[1])
     model.load_state_dict(weights, strict=True, assign=True)
     return model.eval()
+
+
+# The PixelCNNs
+
+
+# Side of a patch, side of a kernel, layers.
+PIXELCNNS = {
+    "newnew": (3, 7, 8),
+    "newnew2": (3, 3, 3),
+    "newnew3": (3, 3, 5),
+    "newnew_5": (5, 3, 4),
+    "newnew_7": (7, 3, 4),
+}
+
+
+def golden_patches(tag: str) -> torch.Tensor:
+    """Six patches `(6, k, k)` of 20 classes."""
+    side = PIXELCNNS[tag][0]
+    return torch.from_numpy(recipe.integers(f"pix:label:{side}", (6, side, side), 20))

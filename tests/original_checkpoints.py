@@ -54,6 +54,10 @@ def tiny_trunk(prefix="scale."):
     }
 
 
+def without_aspp(trunk):
+    return {key: tensor for key, tensor in trunk.items() if "aspp" not in key}
+
+
 def network(config, weights):
     model = CaGNetForSemanticSegmentation(config)
     model.load_state_dict(weights, strict=True)
@@ -69,8 +73,10 @@ def same(first, second) -> bool:
 
 
 def pixelcnn(name):
-    state = recipe.fill_state_dict(original_shapes(f"pixelcnn_{name}"))
-    return {key: torch.from_numpy(array) for key, array in state.items()}
+    """A PixelCNN file with the golden weights; `module.` is no part of the names they are functions of."""
+    shapes = original_shapes(f"pixelcnn_{name}")
+    state = recipe.fill_state_dict({key.removeprefix("module."): shape for key, shape in shapes.items()})
+    return {f"module.{key}": torch.from_numpy(array) for key, array in state.items()}
 
 
 class TorchvisionBottleneck(nn.Module):

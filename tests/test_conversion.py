@@ -5,8 +5,19 @@ import pytest
 import torch
 import torch.nn.functional as F
 from golden import recipe
-from golden_weights import GOLDEN, SMALL, original_shapes
-from original_checkpoints import VARIANTS, TorchvisionResNet, hollow, network, noise, pixelcnn, same, tiny, tiny_trunk
+from golden_weights import GOLDEN, PIXELCNNS, SMALL, golden_patches, original_shapes
+from original_checkpoints import (
+    VARIANTS,
+    TorchvisionResNet,
+    hollow,
+    network,
+    noise,
+    pixelcnn,
+    same,
+    tiny,
+    tiny_trunk,
+    without_aspp,
+)
 from transformers import (
     ResNetBackbone,
     ResNetConfig,
@@ -17,17 +28,19 @@ from cagnet_hf import CaGNetConfig, CaGNetForSemanticSegmentation, CaGNetModel
 from cagnet_hf.benchmarks import load_benchmark
 from cagnet_hf.conversion import (
     convert_backbone,
+    convert_pixelcnn,
     convert_pixelcnn_state_dict,
     convert_spnet,
     convert_state_dict,
     match_keys,
 )
+from cagnet_hf.pixel_cnn import PatchPixelCNN, RasterNetwork
 from cagnet_hf.pretrained_weights import load_backbone_weights
 
 HEADS = np.load(GOLDEN / "heads.npz")
 BACKBONE = np.load(GOLDEN / "backbone.npz")
 SPNET = np.load(GOLDEN / "spnet.npz")
-PIXELCNNS = {"newnew": (8, 7), "newnew2": (3, 3), "newnew3": (5, 3), "newnew_5": (4, 3), "newnew_7": (4, 3)}
+PIXELCNN = np.load(GOLDEN / "pixelcnn.npz")
 
 
 # CaGNet: names, sizes, classes
@@ -210,7 +223,7 @@ def test_files_of_no_known_network_are_refused(content):
 
 
 @torch.no_grad()
-def test_converted_spnet_gives_the_reference_numbers():
+def test_converted_spnet_gives_the_reference_numbers_at_three_scales():
     shapes = {key.removeprefix("back."): shape for key, shape in original_shapes(depths=SMALL).items()}
     trunk = {
         key: torch.from_numpy(recipe.fill(key, shape))
@@ -224,21 +237,23 @@ def test_converted_spnet_gives_the_reference_numbers():
     pixel_values = torch.from_numpy(recipe.image("spnet", 2, 72, 72))
     right, error = recipe.check_probe(SPNET, "aspp", model.cagnet(pixel_values).features.numpy(), 1e-4, 1e-5)
     assert right, error
-    np.testing.assert_allclose(model(pixel_values).logits, SPNET["logits"], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(model(pixel_values).logits, SPNET["logits_msc"], rtol=1e-4, atol=1e-5)
+    one_scale = model.classify(model.cagnet(pixel_values).features)
+    np.testing.assert_allclose(one_scale, SPNET["logits"], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("prefix", ["", "scale.", "back.scale.", "module.scale.", "module.back.scale."])
 def test_every_prefix_of_a_trunk_is_known(prefix):
-    fields, weights = convert_backbone(tiny_trunk(prefix))
+    config, weights = convert_backbone(tiny_trunk(prefix))
     assert same(weights, convert_backbone(tiny_trunk())[1])
-    assert fields["feature_size"] == 12
+    assert config.feature_size == 12
 
 
 @pytest.mark.parametrize(
     ("state", "size", "reason"),
     [
         (tiny_trunk(), 13, "class embeddings of 13 numbers do not fit a network with 12 features"),
-        ({k: v for k, v in tiny_trunk().items() if "aspp" not in k}, 12, "a network with no ASPP"),
+        (without_aspp(tiny_trunk()), 12, "a network with no ASPP"),
         (tiny(), 12, "a CaGNet network, not an SPNet"),
     ],
 )
@@ -277,9 +292,10 @@ def test_imagenet_resnets_give_the_same_features(build, skipped):
     resnet = with_statistics(build())
     match = match_keys(resnet.state_dict())
     assert (set(match.skipped), match.unknown) == (skipped, ())
-    fields, weights = convert_backbone(resnet.state_dict())
-    assert (fields["depths"], fields["stride_in_1x1"]) == ([1, 2, 1, 1], False)
-    model = CaGNetModel(CaGNetConfig(**fields, output_stride=32)).eval()
+    config, weights = convert_backbone(resnet.state_dict())
+    assert (config.depths, config.stride_in_1x1) == ([1, 2, 1, 1], False)
+    config.output_stride = 32
+    model = CaGNetModel(config).eval()
     missing, unexpected = model.load_state_dict(weights, strict=False)
     assert not unexpected
     assert not [name for name in missing if name.startswith("backbone")]
@@ -350,7 +366,7 @@ def test_a_file_without_a_backbone_is_refused_by_name(tmp_path):
 def test_pixelcnn_tensors(name):
     original = pixelcnn(name)
     sizes, weights = convert_pixelcnn_state_dict({"epoch": 9, "state_dict": original})
-    num_layers, kernel_size = PIXELCNNS[name]
+    _, kernel_size, num_layers = PIXELCNNS[name]
     assert sizes == {
         "num_classes": 20,
         "embedding_size": 600,
@@ -366,6 +382,59 @@ def test_pixelcnn_tensors(name):
             name = f"layers.{i}.normalization.{leaf}"
             assert torch.equal(weights.pop(name), original[f"module.conv{i + 1}.1.{leaf}"])
     assert same(weights, {f"head.{leaf}": original[f"module.conv9.{leaf}"] for leaf in ("weight", "bias")})
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", PIXELCNNS)
+def test_converted_pixelcnn_gives_the_reference_numbers(name):
+    benchmark, embeddings = load_benchmark("pascal_voc"), recipe.embedding_tables(15, 20)[1]
+    config, weights = convert_pixelcnn(pixelcnn(name), benchmark, embeddings, PIXELCNNS[name][0])
+    assert (config.patch_size, config.kernel_size, config.num_layers) == PIXELCNNS[name]
+    model = PatchPixelCNN(config).eval()
+    model.load_state_dict(weights, strict=True)
+    logits = model(golden_patches(name)).logits
+    np.testing.assert_allclose(logits, PIXELCNN[f"{name}/logits_eval"], rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match='condition="patch" shows the network the pixels to be sampled'):
+        RasterNetwork(model)
+
+
+def test_kernels_of_seven_mean_patches_of_three():
+    benchmark, embeddings = load_benchmark("pascal_voc"), recipe.embedding_tables(15, 20)[1]
+    assert convert_pixelcnn(pixelcnn("newnew"), benchmark, embeddings)[0].patch_size == 3
+
+
+def test_the_classes_of_a_pixelcnn_come_in_the_order_of_a_cagnet_file():
+    """On COCO-Stuff the seen classes end with those the original tuned on; each keeps its embedding."""
+    benchmark = load_benchmark("coco_stuff")
+    embeddings = np.arange(1, 183, dtype=np.float32)[:, None].repeat(600, axis=1)
+    state = pixelcnn("newnew") | {
+        "module.conv9.weight": torch.ones(182, 64, 1, 1),
+        "module.conv9.bias": torch.ones(182),
+    }
+    config, weights = convert_pixelcnn(state, benchmark, embeddings)
+    whole, _ = convert_state_dict(hollow("cagnet_cocostuff", SMALL))
+    assert (config.id2label, config.unseen_ids) == (whole.id2label, whole.unseen_ids)
+    expected = [benchmark.class_ids.index(stored_id) + 1 for stored_id in whole.dataset_ids]
+    assert weights["class_embeddings"][:, 0].tolist() == expected != sorted(expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "benchmark", "size", "reason"),
+    [
+        (
+            "newnew2",
+            "pascal_voc",
+            600,
+            "kernels of side 3 do not tell the size of a patch: give patch_size",
+        ),
+        ("newnew", "pascal_context", 600, "20 classes do not fit benchmark pascal_context with 33"),
+        ("newnew", "pascal_voc", 384, "class embeddings of 384 numbers do not fit a PixelCNN over embeddings of 600"),
+    ],
+)
+def test_classes_and_patches_that_do_not_fit_a_pixelcnn_are_refused(name, benchmark, size, reason):
+    benchmark = load_benchmark(benchmark)
+    with pytest.raises(ValueError, match=reason):
+        convert_pixelcnn(pixelcnn(name), benchmark, np.ones((len(benchmark.class_ids), size), np.float32))
 
 
 @pytest.mark.parametrize(

@@ -7,12 +7,31 @@ import pytest
 import torch
 import torch.nn.functional as F
 import yaml
-from original_checkpoints import TorchvisionResNet, network, noise, pixelcnn, same, tiny, tiny_trunk
+from golden import recipe
+from golden_weights import GOLDEN, PIXELCNNS, golden_patches
+from original_checkpoints import (
+    TorchvisionResNet,
+    network,
+    noise,
+    pixelcnn,
+    same,
+    tiny,
+    tiny_trunk,
+    without_aspp,
+)
 from safetensors.torch import save_file
-from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
+from transformers import (
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForSemanticSegmentation,
+    ResNetConfig,
+    ResNetForImageClassification,
+)
 
-from cagnet_hf import CaGNetImageProcessor
-from cagnet_hf.conversion import convert_state_dict, read_checkpoint
+from cagnet_hf import CaGNetConfig, CaGNetImageProcessor, CaGNetModel
+from cagnet_hf.conversion import convert_backbone, convert_state_dict, read_checkpoint
+from cagnet_hf.pixel_cnn import PatchPixelCNN
+from cagnet_hf.pretrained_weights import load_backbone_weights
 
 # Files
 
@@ -92,8 +111,8 @@ def convert(load_script, tmp_path, capsys):
     return run
 
 
-def open_folder(folder):
-    model = AutoModelForSemanticSegmentation.from_pretrained(folder, trust_remote_code=True).eval()
+def open_folder(folder, kind=AutoModelForSemanticSegmentation):
+    model = kind.from_pretrained(folder, trust_remote_code=True).eval()
     return model, AutoImageProcessor.from_pretrained(folder, trust_remote_code=True)
 
 
@@ -104,7 +123,7 @@ def card_header(folder):
 def test_a_checkpoint_becomes_a_model_folder(convert, tmp_path):
     code, printed, errors = convert({"iteration": 1, "state_dict": tiny()})
     assert (code, errors) == (0, [])
-    assert printed[0] == "Matched 155 of 155 tensors"
+    assert printed[0] == "155 tensors: 155 matched, 0 skipped, 0 unknown"
     assert printed[1].startswith("15 seen and 5 unseen classes: aeroplane, bicycle, ")
     folder = tmp_path / "model"
     assert {path.name for path in tmp_path.iterdir()} == {"original.pth", "model"}
@@ -135,6 +154,7 @@ def test_an_spnet_becomes_a_model_folder(convert, tmp_path):
     assert (code, errors) == (0, [])
     model, _ = open_folder(tmp_path / "model")
     assert (model.config.classifier, model.config.id2label[15]) == ("projection", "potted_plant")
+    assert list(model.config.test_scales) == [1.0, 0.75, 0.5]
     expected = F.normalize(torch.from_numpy(table[1:]), dim=1)  # row 0 is background
     torch.testing.assert_close(model.class_embeddings, expected)
 
@@ -147,6 +167,141 @@ def test_a_model_folder_is_replaced_only_when_asked(convert, tmp_path):
     assert open_folder(tmp_path / "model")[0].config.patch_size == 3
 
 
+# Backbones
+
+
+def transformers_resnet():
+    config = ResNetConfig(
+        embedding_size=8, hidden_sizes=[16, 32, 64, 128], depths=[1, 2, 1, 1], layer_type="bottleneck"
+    )
+    return ResNetForImageClassification(config).state_dict()
+
+
+BACKBONES = {  # what the file holds, and what the command counts
+    "DeepLabV2": (tiny_trunk, "128 tensors: 128 matched, 0 skipped, 0 unknown"),
+    "DeepLabV2 without ASPP": (
+        lambda: without_aspp(tiny_trunk("module.")),
+        "120 tensors: 120 matched, 0 skipped, 0 unknown",
+    ),
+    "torchvision": (
+        lambda: TorchvisionResNet().state_dict(),
+        "122 tensors: 120 matched, 2 skipped (fc.weight, fc.bias), 0 unknown",
+    ),
+    "transformers": (
+        transformers_resnet,
+        "122 tensors: 120 matched, 2 skipped (classifier.1.weight, classifier.1.bias), 0 unknown",
+    ),
+}
+
+
+@pytest.fixture(params=BACKBONES)
+def converted_backbone(request, convert, tmp_path):
+    """(kind, tensors of the file, lines of the command, folder)."""
+    tensors = BACKBONES[request.param][0]()
+    code, printed, errors = convert(tensors, "--source", "https://example.org/backbone")
+    assert (code, errors) == (0, [])
+    return request.param, tensors, printed, tmp_path / "model"
+
+
+@torch.no_grad()
+def test_a_backbone_becomes_a_model_folder(converted_backbone):
+    kind, tensors, printed, folder = converted_backbone
+    assert printed[0] == BACKBONES[kind][1]
+    model, _ = open_folder(folder, AutoModel)
+    assert type(model).__name__ == "CaGNetModel"
+    assert (model.config.contextual, model.config.generator) == (False, None)
+    assert model.config.stride_in_1x1 is kind.startswith("DeepLabV2")
+    ours = model.state_dict()
+    assert all(torch.equal(ours[name], tensor) for name, tensor in convert_backbone(tensors)[1].items())
+    features = model(noise(1, 3, 33, 33)).features
+    assert features.shape == (1, 12 if kind == "DeepLabV2" else 600, 5, 5)
+    assert features.std() > 0
+
+
+def test_report_and_card_of_a_backbone_say_where_its_features_come_from(converted_backbone):
+    kind, _, printed, folder = converted_backbone
+    text = (folder / "README.md").read_text()
+    for said in (printed[1], text):
+        assert ("features of an untrained ASPP" in said) is (kind != "DeepLabV2")
+    assert card_header(folder)["license"] == "other"
+    assert "https://example.org/backbone" in text
+
+
+def test_a_backbone_s_processor_prepares_the_input_it_was_trained_on(converted_backbone):
+    kind, _, _, folder = converted_backbone
+    image = np.random.default_rng(0).integers(0, 256, (513, 513, 3), dtype=np.uint8)
+    if kind.startswith("DeepLabV2"):
+        expected = image[..., ::-1] - np.array([104.008, 116.669, 122.675])
+    else:
+        expected = (image / 255 - np.array([0.485, 0.456, 0.406])) / np.array([0.229, 0.224, 0.225])
+    inputs = open_folder(folder, AutoModel)[1](image, return_tensors="pt")
+    np.testing.assert_allclose(inputs["pixel_values"][0], expected.transpose(2, 0, 1), rtol=1e-5, atol=1e-4)
+
+
+def test_a_recipe_starts_from_a_converted_backbone(converted_backbone):
+    _, tensors, _, folder = converted_backbone
+    model = CaGNetModel(CaGNetConfig.from_pretrained(folder))
+    assert load_backbone_weights(model, str(folder)) == "backbone and aspp weights: model"
+    ours = model.state_dict()
+    assert all(torch.equal(ours[name], tensor) for name, tensor in convert_backbone(tensors)[1].items())
+
+
+def test_an_untrained_pyramid_is_the_same_in_every_conversion(convert, tmp_path):
+    pyramids = []
+    for _ in range(2):
+        assert convert(without_aspp(tiny_trunk()), "--overwrite")[0] == 0
+        pyramids.append(open_folder(tmp_path / "model", AutoModel)[0].aspp.state_dict())
+    assert same(*pyramids)
+    assert pyramids[0]["branches.0.weight"].std().item() == pytest.approx(0.01, rel=0.01)
+
+
+# PixelCNNs
+
+
+@pytest.fixture
+def voc_classes(tmp_path):
+    """What names the classes of the golden files on the command line."""
+    embeddings = recipe.embedding_tables(15, 20)[1]
+    np.save(tmp_path / "table.npy", np.concatenate([np.ones((1, 600), np.float32), embeddings]))  # row 0: background
+    return "--benchmark", "pascal_voc", "--class_embeddings", tmp_path / "table.npy"
+
+
+@pytest.mark.parametrize("name", PIXELCNNS)
+@torch.no_grad()
+def test_a_pixelcnn_becomes_a_folder_that_gives_the_reference_numbers(convert, tmp_path, voc_classes, name):
+    side = PIXELCNNS[name][0]
+    options = () if name == "newnew" else ("--patch_size", side)
+    code, printed, errors = convert({"epoch": 9, "state_dict": pixelcnn(name)}, *voc_classes, *options)
+    assert (code, errors) == (0, [])
+    assert printed[1].startswith(f"A PixelCNN over {side} x {side} patches of 20 classes: aeroplane, bicycle")
+    folder = tmp_path / "model"
+    assert {path.name for path in folder.iterdir()} == {"config.json", "model.safetensors", "README.md"}
+    model, report = PatchPixelCNN.from_pretrained(folder, output_loading_info=True)
+    assert not any(report.values())
+    assert (model.config.patch_size, model.config.condition) == (side, "patch")
+    assert (model.config.unseen_ids, model.config.id2label[15]) == ([15, 16, 17, 18, 19], "potted_plant")
+    logits = model(golden_patches(name)).logits
+    expected = np.load(GOLDEN / "pixelcnn.npz")[f"{name}/logits_eval"]
+    np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5)
+    text = (folder / "README.md").read_text()
+    assert card_header(folder)["license"] == "other"
+    for said in ("original.pth", 'condition="patch"', "cannot be sampled", "potted_plant"):
+        assert said in text
+
+
+def test_kernels_of_three_ask_for_the_size_of_a_patch(convert, voc_classes, tmp_path):
+    result = convert(pixelcnn("newnew_5"), *voc_classes)
+    assert_refused(result, "kernels of side 3 do not tell the size of a patch: give patch_size, 3, 5 or 7")
+    assert not (tmp_path / "model").exists()
+
+
+# Refusals
+
+
+def without(*names):
+    return {key: tensor for key, tensor in tiny().items() if key not in names}
+
+
 def assert_refused(result, reason):
     code, printed, errors = result
     assert (code, printed, len(errors)) == (2, [], 1)
@@ -154,19 +309,25 @@ def assert_refused(result, reason):
     assert reason in errors[0]
 
 
+BUNDLED = ("--benchmark", "pascal_voc", "--class_embeddings", "bundled")
+
+
 @pytest.mark.parametrize(
     ("content", "arguments", "reason"),
     [
         (tiny() | {"dis.extra": torch.zeros(1)}, (), "original.pth: 1 of 156 tensors have no place"),
         (tiny() | {"Em_vis.weight": torch.ones(256, 12)}, (), "original.pth: Em_vis is not the first rows"),
-        (tiny_trunk(), (), "original.pth: a DeepLabV2 file without classes: for an SPNet give --benchmark"),
-        (TorchvisionResNet().state_dict(), (), "a torchvision file without classes"),
-        (pixelcnn("newnew2"), (), "original.pth: a PixelCNN over patches, which segments nothing"),
+        (without("Em_all.weight"), (), "original.pth: the file holds a backbone but no classes (no Em_all)"),
+        (tiny_trunk() | {"scale.fc.bias": torch.zeros(1)}, (), "tensors have no place in the DeepLabV2 layout"),
+        (pixelcnn("newnew2"), (), "original.pth: a PixelCNN file holds no class embeddings: give --benchmark"),
+        (pixelcnn("newnew2"), BUNDLED, "do not fit a PixelCNN"),
+        (tiny(), ("--patch_size", "3"), "original.pth: a DeepLabV2 file: --patch_size is for a PixelCNN"),
+        (TorchvisionResNet().state_dict(), BUNDLED, "a torchvision file, where one of DeepLabV2 is wanted"),
         ({"weight": torch.zeros(1)}, (), "no known network: 1 tensors, the first 'weight'"),
         (tiny(), ("--benchmark", "pascal_voc"), "--benchmark and --class_embeddings go together"),
-        (tiny(), ("--benchmark", "pascal_voc", "--class_embeddings", "bundled"), "not an SPNet"),
+        (tiny(), BUNDLED, "not an SPNet"),
         (tiny_trunk(), ("--benchmark", "pascal", "--class_embeddings", "bundled"), "unknown benchmark 'pascal'"),
-        (tiny_trunk(), ("--benchmark", "pascal_voc", "--class_embeddings", "bundled"), "do not fit a network with 12"),
+        (tiny_trunk(), BUNDLED, "do not fit a network with 12"),
     ],
 )
 def test_the_command_refuses_in_one_line_and_writes_nothing(convert, tmp_path, content, arguments, reason):

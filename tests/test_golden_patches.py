@@ -13,7 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from golden import recipe
-from golden_weights import GOLDEN
+from golden_weights import GOLDEN, PIXELCNNS, golden_patches
 
 from cagnet_hf.patches import SAMPLING_RULES, accept_patches, assemble_patches, cut_patches, fill_ignored
 from cagnet_hf.pixel_cnn import PatchPixelCNN, PatchPixelCNNConfig, RasterNetwork
@@ -21,15 +21,7 @@ from cagnet_hf.pixel_cnn import PatchPixelCNN, PatchPixelCNNConfig, RasterNetwor
 ARRAYS = np.load(GOLDEN / "pixelcnn.npz")
 VALUES = json.loads((GOLDEN / "pixelcnn.json").read_text())
 SHAPES = json.loads((GOLDEN / "keys.json").read_text())
-# The reference's networks: side of a patch, side of a kernel, layers.
-NETWORKS = {
-    "newnew": (3, 7, 8),
-    "newnew2": (3, 3, 3),
-    "newnew3": (3, 3, 5),
-    "newnew_5": (5, 3, 4),
-    "newnew_7": (7, 3, 4),
-}
-every_network = pytest.mark.parametrize("tag", NETWORKS)
+every_network = pytest.mark.parametrize("tag", PIXELCNNS)
 _RULES = (
     (r"conv9\.(\w+)", lambda m: f"head.{m[1]}"),
     (r"conv(\d)\.0\.weight", lambda m: f"layers.{int(m[1]) - 1}.convolution.weight"),
@@ -44,7 +36,7 @@ def our_key(original: str) -> str:
 
 def golden_pixel_cnn(tag: str, condition: str | None = "patch") -> PatchPixelCNN:
     """A network of the reference with its weights, without dropout, in evaluation mode."""
-    side, kernel_size, num_layers = NETWORKS[tag]
+    side, kernel_size, num_layers = PIXELCNNS[tag]
     config = PatchPixelCNNConfig(
         patch_size=side, kernel_size=kernel_size, num_layers=num_layers, dropout=0.0, condition=condition
     )
@@ -60,13 +52,8 @@ def golden_pixel_cnn(tag: str, condition: str | None = "patch") -> PatchPixelCNN
     return model.eval()
 
 
-def golden_patches(tag: str) -> torch.Tensor:
-    side = NETWORKS[tag][0]
-    return torch.from_numpy(recipe.integers(f"pix:label:{side}", (6, side, side), 20))
-
-
 def golden_targets(tag: str) -> torch.Tensor:
-    side = NETWORKS[tag][0]
+    side = PIXELCNNS[tag][0]
     holes = torch.from_numpy(recipe.integers(f"pix:hole:{side}", (6, side, side), 4)) == 0
     return golden_patches(tag).masked_fill(holes, 255)
 

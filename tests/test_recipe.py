@@ -373,6 +373,12 @@ def test_spnet_is_trained_as_published(benchmark):
 
 
 @pytest.mark.parametrize("benchmark", FULL)
+@pytest.mark.parametrize("method", ["spnet", "spnet_c"])
+def test_spnet_is_tested_at_three_scales(benchmark, method):
+    assert load_recipe(f"{benchmark}/{method}").model["test_scales"] == [1.0, 0.75, 0.5]
+
+
+@pytest.mark.parametrize("benchmark", FULL)
 def test_zs3net_is_trained_as_published(benchmark):
     values = PUBLISHED["zs3net"]
     stage = load_recipe(f"{benchmark}/zs3net_st").stages["finetune"]
