@@ -10,11 +10,14 @@ from pathlib import Path
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        description="Check a dataset of images and masks; write it as Parquet files, splits train and test."
+        description="Check a dataset of images and masks; write it as Parquet files, splits train and test.",
+        epilog="DATASET --help tells what each is read from. Archives are read where they lie, not unpacked.",
     )
     datasets = parser.add_subparsers(dest="dataset", required=True, metavar="DATASET")
     common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--source", type=Path, required=True, help="where the data lies; see the dataset's help")
+    common.add_argument(
+        "--source", type=Path, required=True, help="the folder or archive of the data; see the dataset's help"
+    )
     common.add_argument("--output", type=Path, required=True, help="the folder to make")
     common.add_argument("--overwrite", action="store_true", help="replace a prepared dataset at --output")
     common.add_argument(
@@ -24,13 +27,15 @@ def build_parser() -> argparse.ArgumentParser:
     )
     common.add_argument("--num_proc", type=_positive, help="how many images to check at once (default: the cores)")
 
-    datasets.add_parser(
+    voc = datasets.add_parser(
         "pascal_voc",
         parents=[common],
-        help="Pascal VOC 2012 with the augmented training masks of SBD",
-        description="Pascal VOC 2012: --source is the folder that holds VOCdevkit/VOC2012, with JPEGImages, "
-        "SegmentationClassAug (PNG masks) and ImageSets/Segmentation/{train_aug,val}.txt in it.",
+        help="Pascal VOC 2012 with the training masks of SBD",
+        description="Pascal VOC 2012: --source is the folder or the .tar that holds VOCdevkit/VOC2012. With --sbd, "
+        "its own masks and lists are joined with SBD's; without, it has a ready SegmentationClassAug (PNG masks) and "
+        "ImageSets/Segmentation/train_aug.txt.",
     )
+    voc.add_argument("--sbd", type=Path, help="the folder benchmark_RELEASE, or benchmark.tgz (needs scipy)")
     return parser
 
 
@@ -38,16 +43,18 @@ def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
 
     # Imported here, so that --help answers at once.
-    from cagnet_hf.benchmarks import load_benchmark
-    from cagnet_hf.data.pascal_voc import DESCRIPTION, pascal_voc_examples
-    from cagnet_hf.data.prepared import format_report, write_prepared
+    from cagnet_hf.cli import run
 
-    readers = {"pascal_voc": (pascal_voc_examples, DESCRIPTION)}
-    read_examples, description = readers[args.dataset]
-    benchmark = load_benchmark(args.dataset)
+    return run(lambda: prepare(args))
+
+
+def prepare(args: argparse.Namespace) -> None:
+    from cagnet_hf.data.prepared import NUM_PROBLEMS_SHOWN, BadPairsError, format_report, write_prepared
+
+    examples, benchmark, description, official_images = _read(args)
     try:
         reports = write_prepared(
-            read_examples(args.source),
+            examples,
             args.output,
             benchmark,
             description=description,
@@ -55,12 +62,26 @@ def main(argv: list[str] | None = None) -> int:
             skip_broken=args.skip_broken,
             num_proc=args.num_proc,
         )
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    except BadPairsError as error:
+        if len(error.problems) > NUM_PROBLEMS_SHOWN:
+            print(*error.problems, sep="\n")
+        raise
     print(format_report(benchmark, reports))
-    print(f"\nWrote {args.output}")
-    return 0
+    print()
+    for split, number in official_images.items():
+        if reports[split].num_images != number:
+            print(f"Note: {split} has {reports[split].num_images:,} images, the official one {number:,}.")
+    print(f"Wrote {args.output}")
+
+
+def _read(args: argparse.Namespace) -> tuple:
+    """(examples by split, benchmark, a sentence on the data, official number of images by split)."""
+    from cagnet_hf.benchmarks import load_benchmark
+    from cagnet_hf.data import pascal_voc
+
+    benchmark = load_benchmark(args.dataset)
+    examples = pascal_voc.pascal_voc_examples(args.source, args.sbd)
+    return examples, benchmark, pascal_voc.DESCRIPTION, pascal_voc.OFFICIAL_IMAGES
 
 
 def _positive(text: str) -> int:

@@ -32,6 +32,19 @@ MAX_SHARD_BYTES = 500_000_000
 NUM_PROBLEMS_SHOWN = 5
 
 
+class BadPairsError(ValueError):
+    """Pairs of image and mask that were refused; the message names the first, `problems` holds all."""
+
+    def __init__(self, problems: list[ValueError]):
+        self.problems = problems
+        shown = "; ".join(str(problem) for problem in problems[:NUM_PROBLEMS_SHOWN])
+        more = f"; and {len(problems) - NUM_PROBLEMS_SHOWN} more" if len(problems) > NUM_PROBLEMS_SHOWN else ""
+        way_out = "repair them"
+        if all(isinstance(problem, BrokenFileError) for problem in problems):
+            way_out += " or pass skip_broken"
+        super().__init__(f"{len(problems)} bad pairs of image and mask, {way_out}: {shown}{more}")
+
+
 @dataclass
 class SplitReport:
     """What went into a split. The counts are indexed by stored id, `(256,)`."""
@@ -100,7 +113,7 @@ def write_prepared(
                     else:
                         problems.append(result)
         if problems:
-            raise ValueError(_describe(problems))
+            raise BadPairsError(problems)
         for split, report in reports.items():
             if not report.num_images:
                 raise ValueError(f"split {split!r} is empty: every file is broken (first: {report.skipped[0]})")
@@ -238,15 +251,6 @@ def _check_ids(split: str, examples: Sequence[Example]) -> None:
     image_id, count = Counter(example.image_id for example in examples).most_common(1)[0]
     if count > 1:
         raise ValueError(f"split {split!r}: image id {image_id!r} occurs {count} times; each must be unique")
-
-
-def _describe(problems: list[ValueError]) -> str:
-    shown = "; ".join(str(problem) for problem in problems[:NUM_PROBLEMS_SHOWN])
-    more = f"; and {len(problems) - NUM_PROBLEMS_SHOWN} more" if len(problems) > NUM_PROBLEMS_SHOWN else ""
-    way_out = "repair them"
-    if all(isinstance(problem, BrokenFileError) for problem in problems):
-        way_out += " or pass skip_broken"
-    return f"{len(problems)} bad pairs of image and mask, {way_out}: {shown}{more}"
 
 
 def _card(benchmark: Benchmark, reports: Mapping[str, SplitReport], description: str) -> str:
