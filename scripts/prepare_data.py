@@ -36,6 +36,29 @@ def build_parser() -> argparse.ArgumentParser:
         "ImageSets/Segmentation/train_aug.txt.",
     )
     voc.add_argument("--sbd", type=Path, help="the folder benchmark_RELEASE, or benchmark.tgz (needs scipy)")
+
+    context = datasets.add_parser(
+        "pascal_context",
+        parents=[common],
+        help="Pascal-Context, 33 classes",
+        description="Pascal-Context, 33 classes: --source is the folder or the .tar that holds VOCdevkit/VOC2010, "
+        "whose images and lists (ImageSets/Main) it uses; --labels has the label maps.",
+    )
+    context.add_argument(
+        "--labels",
+        type=Path,
+        required=True,
+        help="folder or archive: 33_context_labels (*.png), or trainval (*.mat and labels.txt; needs scipy), which is "
+        "reduced to the 33 classes by name",
+    )
+
+    datasets.add_parser(
+        "coco_stuff",
+        parents=[common],
+        help="COCO-Stuff, 182 classes",
+        description="COCO-Stuff: --source is the folder that holds train2017, val2017 and "
+        "stuffthingmaps_trainval2017, each a folder or a .zip.",
+    )
     return parser
 
 
@@ -77,11 +100,17 @@ def prepare(args: argparse.Namespace) -> None:
 def _read(args: argparse.Namespace) -> tuple:
     """(examples by split, benchmark, a sentence on the data, official number of images by split)."""
     from cagnet_hf.benchmarks import load_benchmark
-    from cagnet_hf.data import pascal_voc
+    from cagnet_hf.data import coco_stuff, pascal_context, pascal_voc
 
     benchmark = load_benchmark(args.dataset)
-    examples = pascal_voc.pascal_voc_examples(args.source, args.sbd)
-    return examples, benchmark, pascal_voc.DESCRIPTION, pascal_voc.OFFICIAL_IMAGES
+    if args.dataset == "pascal_voc":
+        module, examples = pascal_voc, pascal_voc.pascal_voc_examples(args.source, args.sbd)
+    elif args.dataset == "pascal_context":
+        module = pascal_context
+        examples = pascal_context.pascal_context_examples(args.source, args.labels, benchmark)
+    else:
+        module, examples = coco_stuff, coco_stuff.coco_stuff_examples(args.source)
+    return examples, benchmark, module.DESCRIPTION, module.OFFICIAL_IMAGES
 
 
 def _positive(text: str) -> int:

@@ -9,7 +9,7 @@ import tarfile
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from threading import Lock
 
@@ -93,6 +93,20 @@ def open_source(path: str | Path, wanted: Callable[[str], bool] = lambda name: T
         return ArchivePath(_Zip(path) if path.suffix.lower() == ".zip" else _Tar(path, wanted))
     except (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError) as error:
         raise ValueError(f"{path}: truncated or damaged ({error}); get it anew") from None
+
+
+def find_root(source: AnyPath, levels: Iterable[str], part: str, otherwise: str) -> AnyPath:
+    """The first of `levels` in `source` that has the folder `part`; else an error that ends with `otherwise`."""
+    for level in levels:
+        if (source / level / part).is_dir():
+            return source / level
+    raise FileNotFoundError(f"{source}: {otherwise}")
+
+
+def require(path: AnyPath, what: str) -> AnyPath:
+    if not path.exists():
+        raise FileNotFoundError(f"{path} is missing: expected {what}")
+    return path
 
 
 class _Archive:

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .archives import AnyPath, open_source
+from .archives import AnyPath, find_root, open_source, require
 from .examples import Example
 from .mat_files import MatMask, import_loadmat
 
@@ -67,7 +67,7 @@ def _with_sbd(root: AnyPath, images: AnyPath, lists: AnyPath, sbd: str | Path) -
     masks = require(root / "SegmentationClass", "the folder of VOC's PNG masks")
     train = read_list(require(lists / "train.txt", "VOC's list of training image ids"))
     val = read_list(require(lists / "val.txt", "VOC's list of test image ids"))
-    benchmark = _find_root(
+    benchmark = find_root(
         open_source(sbd, lambda name: name.endswith((".txt", ".mat")) and "/inst/" not in name),
         ["", "dataset", "benchmark_RELEASE/dataset"],
         "cls",
@@ -94,25 +94,12 @@ def _same(labels: np.ndarray, _name: str) -> np.ndarray:
 
 def voc_root(source: str | Path, year: str) -> AnyPath:
     """The folder `VOC2012` (or another year's) in a folder or archive that holds it at any level of the devkit."""
-    return _find_root(
+    return find_root(
         open_source(source),
         ["", year, f"VOCdevkit/{year}"],
         "JPEGImages",
         f"no VOCdevkit/{year}/JPEGImages in it; give the folder that holds VOCdevkit, or its archive",
     )
-
-
-def _find_root(source: AnyPath, levels: list[str], part: str, otherwise: str) -> AnyPath:
-    for level in levels:
-        if (source / level / part).is_dir():
-            return source / level
-    raise FileNotFoundError(f"{source}: {otherwise}")
-
-
-def require(path: AnyPath, what: str) -> AnyPath:
-    if not path.exists():
-        raise FileNotFoundError(f"{path} is missing: expected {what}")
-    return path
 
 
 def read_list(path: AnyPath) -> list[str]:
