@@ -59,6 +59,21 @@ def build_parser() -> argparse.ArgumentParser:
         description="COCO-Stuff: --source is the folder that holds train2017, val2017 and "
         "stuffthingmaps_trainval2017, each a folder or a .zip.",
     )
+
+    folder = datasets.add_parser(
+        "folder",
+        parents=[common],
+        help="your own photographs and masks",
+        description="Your own photographs: --source has images/, masks/ (PNG, named as their images; ids or colours) "
+        "and classes.yaml, which names classes (id, name, optional color), seen and unseen ones. test.txt may list "
+        "the test images; or make train/ and test/, each with images/ and masks/.",
+    )
+    folder.add_argument(
+        "--test_share",
+        type=_share,
+        default=0.2,
+        help="share of the images to test on where --source does not say which (default: 0.2)",
+    )
     return parser
 
 
@@ -100,8 +115,11 @@ def prepare(args: argparse.Namespace) -> None:
 def _read(args: argparse.Namespace) -> tuple:
     """(examples by split, benchmark, a sentence on the data, official number of images by split)."""
     from cagnet_hf.benchmarks import load_benchmark
-    from cagnet_hf.data import coco_stuff, pascal_context, pascal_voc
+    from cagnet_hf.data import coco_stuff, own_folder, pascal_context, pascal_voc
 
+    if args.dataset == "folder":
+        examples, benchmark = own_folder.folder_examples(args.source, args.test_share)
+        return examples, benchmark, f"Photographs and masks of the folder {args.source.name}.", {}
     benchmark = load_benchmark(args.dataset)
     if args.dataset == "pascal_voc":
         module, examples = pascal_voc, pascal_voc.pascal_voc_examples(args.source, args.sbd)
@@ -117,6 +135,16 @@ def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of at least 1")
     return int(text)
+
+
+def _share(text: str) -> float:
+    try:
+        share = float(text)
+    except ValueError:
+        share = 0.0
+    if not 0 < share < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a share between 0 and 1")
+    return share
 
 
 if __name__ == "__main__":
