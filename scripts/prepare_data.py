@@ -1,6 +1,7 @@
 """Turn a dataset as it is distributed into a folder that `datasets.load_dataset` opens.
 
 python scripts/prepare_data.py pascal_voc --source DIR_WITH_VOCDEVKIT --output data/pascal_voc
+python scripts/prepare_data.py check data/pascal_voc
 """
 
 import argparse
@@ -74,6 +75,17 @@ def build_parser() -> argparse.ArgumentParser:
         default=0.2,
         help="share of the images to test on where --source does not say which (default: 0.2)",
     )
+
+    check = datasets.add_parser(
+        "check",
+        help="look at a prepared dataset: balance, sizes, warnings, a contact sheet",
+        description="Decode every pair of a prepared dataset; print pixels by class, shares of seen, unseen and "
+        "unlabelled pixels, sizes and warnings; write a contact sheet.",
+    )
+    check.add_argument("prepared", type=Path, metavar="DIR", help="the folder that this script made")
+    check.add_argument("--benchmark", help="whose classes its masks hold (default: those of its classes.yaml)")
+    check.add_argument("--sheet", type=Path, help="the contact sheet (default: DIR/contact_sheet.png)")
+    check.add_argument("--num_proc", type=_positive, help="how many images to check at once (default: the cores)")
     return parser
 
 
@@ -83,7 +95,7 @@ def main(argv: list[str] | None = None) -> int:
     # Imported here, so that --help answers at once.
     from cagnet_hf.cli import run
 
-    return run(lambda: prepare(args))
+    return run(lambda: (check if args.dataset == "check" else prepare)(args))
 
 
 def prepare(args: argparse.Namespace) -> None:
@@ -110,6 +122,32 @@ def prepare(args: argparse.Namespace) -> None:
         if reports[split].num_images != number:
             print(f"Note: {split} has {reports[split].num_images:,} images, the official one {number:,}.")
     print(f"Wrote {args.output}")
+
+
+def check(args: argparse.Namespace) -> None:
+    import numpy as np
+
+    from cagnet_hf.benchmarks import load_benchmark
+    from cagnet_hf.data.prepared import open_prepared
+    from cagnet_hf.data.survey import format_survey, survey, telling_images
+    from cagnet_hf.visualization import contact_sheet
+
+    if not args.prepared.is_dir():
+        raise FileNotFoundError(f"{args.prepared}: no such folder")
+    benchmark = load_benchmark(args.benchmark or args.prepared)
+    surveys = survey(args.prepared, benchmark, args.num_proc)
+    print(format_survey(benchmark, surveys))
+    rows = {split: open_prepared(args.prepared, split=split) for split in surveys}
+    pairs = []
+    for split, index in telling_images(surveys, 12):
+        row = rows[split][index]
+        pairs.append(
+            (row["image"], benchmark.label_map.to_model_order(np.asarray(row["mask"])), f"{split} {row['image_id']}")
+        )
+    sheet = args.sheet or args.prepared / "contact_sheet.png"
+    fields = benchmark.config_fields()
+    contact_sheet(pairs, benchmark.class_names, fields["seen_ids"], fields["unseen_ids"]).save(sheet, "PNG")
+    print(f"Wrote {sheet}")
 
 
 def _read(args: argparse.Namespace) -> tuple:
