@@ -1,23 +1,46 @@
 """Facts of the benchmarks: label names, seen/unseen splits, and the one map between stored ids and model order.
 
+The published ones lie in `benchmarks.json`; a dataset of one's own brings its facts along, as a class table:
+
+    name: farm                # what reports call it
+    classes:
+    - {id: 0, name: nothing}
+    - {id: 1, name: sheep}
+    - {id: 2, name: cow}
+    seen: [sheep]             # by name or by id
+    unseen: [cow]
+    ignored: [nothing]        # may be left out, as may tuning: the seen classes that play unseen ones
+
 A *stored id* is the number in a mask of the dataset. *Model order* is what the package computes with: the seen
 classes first, then the unseen ones, numbered from 0. `LabelMap` turns one into the other; training, evaluation and
 prediction all use it.
 """
 
+import difflib
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 import numpy as np
+import yaml
 
 IGNORE_INDEX = 255
+CLASS_TABLE = "classes.yaml"
+# What a class table calls groups of classes -> the field of a benchmark.
+_GROUPS = {
+    "seen": "seen_ids",
+    "unseen": "unseen_ids",
+    "ignored": "ignored_ids",
+    "tuning": "seen_ids_for_tuning",
+    "unannotated": "unannotated_ids",
+}
 
 
 @dataclass(frozen=True)
 class Benchmark:
-    """Label names by stored id and the split into seen and unseen classes."""
+    """Label names by stored id ("" where there is no such class) and the split into seen and unseen classes."""
 
     name: str
     label_names: tuple[str, ...]
@@ -129,14 +152,24 @@ def benchmark_names() -> list[str]:
     return sorted(_facts())
 
 
-def load_benchmark(name: str) -> Benchmark:
-    """The benchmark called `name` (see `benchmark_names`)."""
-    facts = _facts()
-    if name not in facts:
-        raise ValueError(f"unknown benchmark {name!r}; known: {', '.join(benchmark_names())}")
-    entry = facts[name]
+def load_benchmark(name: str | Path) -> Benchmark:
+    """A benchmark by its name (see `benchmark_names`), by a prepared dataset's folder, or by a class table's file.
+
+    Raises:
+        ValueError: There is no such benchmark, or its class table is wrong.
+    """
+    facts, path = _facts(), Path(name)
+    if str(name) not in facts:
+        table = path / CLASS_TABLE if path.is_dir() else path
+        if table.suffix in (".yaml", ".yml") and table.is_file():
+            return parse_class_table(table.read_text(encoding="utf-8"), str(table), table.absolute().parent.name)[0]
+        if path.is_dir():
+            raise ValueError(f"{path}: no {CLASS_TABLE} in it; scripts/prepare_data.py makes folders that have one")
+        known = ", ".join(benchmark_names())
+        raise ValueError(f"unknown benchmark {str(name)!r}; known: {known}, and folders of prepared datasets")
+    entry = facts[str(name)]
     return Benchmark(
-        name=name,
+        name=str(name),
         label_names=tuple(entry["label_names"]),
         seen_ids=tuple(entry["seen_ids"]),
         unseen_ids=tuple(entry["unseen_ids"]),
@@ -144,3 +177,103 @@ def load_benchmark(name: str) -> Benchmark:
         seen_ids_for_tuning=tuple(entry["seen_ids_for_tuning"] or ()),
         unannotated_ids=tuple(entry.get("unannotated_ids", ())),
     )
+
+
+def format_class_table(benchmark: Benchmark) -> str:
+    """The class table of a benchmark, as YAML."""
+    names = benchmark.label_names
+    table = {
+        "name": benchmark.name,
+        "classes": [{"id": i, "name": name} for i, name in enumerate(names) if name],
+        **{group: [names[i] for i in getattr(benchmark, field)] for group, field in _GROUPS.items()},
+    }
+    table = {key: value for key, value in table.items() if value}
+    return yaml.safe_dump(table, sort_keys=False, default_flow_style=None, allow_unicode=True, width=119)
+
+
+def parse_class_table(text: str, where: str, name: str) -> tuple[Benchmark, dict[int, tuple[int, int, int]]]:
+    """The benchmark of a class table (see above) and, where its classes have a `color: [r, g, b]`, these by id.
+
+    Args:
+        text: The table, YAML.
+        where: What to call it in an error.
+        name: What to call the benchmark if the table does not.
+
+    Raises:
+        ValueError: The table is wrong; the message is one line.
+    """
+    try:
+        return _parse_class_table(text, name)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{where}: not YAML: {' '.join(str(error).split())}") from None
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
+
+
+def _parse_class_table(text: str, name: str) -> tuple[Benchmark, dict[int, tuple[int, int, int]]]:
+    table = yaml.safe_load(text)
+    known = ["name", "classes", *_GROUPS]
+    if not isinstance(table, dict):
+        raise ValueError(f"not a mapping of {', '.join(known)}")
+    for key in table:
+        if key not in known:
+            raise ValueError(f"unknown key {key!r}; known: {', '.join(known)}")
+    for key in ("classes", "seen", "unseen"):
+        if not table.get(key):
+            raise ValueError(f"no {key}; a class table has classes, seen and unseen")
+    for key in table.keys() - {"name"}:
+        if not isinstance(table[key], list):
+            raise ValueError(f"{key} is a list, got {table[key]!r}")
+    names, colors = _parse_classes(table["classes"])
+    groups = {field: _parse_group(group, table.get(group) or [], names) for group, field in _GROUPS.items()}
+    told = [*groups["seen_ids"], *groups["unseen_ids"], *groups["ignored_ids"]]
+    for stored_id, label in names.items():
+        if told.count(stored_id) != 1:
+            many = (
+                "neither seen, unseen nor ignored" if stored_id not in told else "in several of seen, unseen, ignored"
+            )
+            raise ValueError(f"class {label!r} is {many}")
+    for stored_id in groups["seen_ids_for_tuning"]:
+        if stored_id not in groups["seen_ids"]:
+            raise ValueError(f"tuning: {names[stored_id]!r} is no seen class")
+    label_names = tuple(names.get(i, "") for i in range(max(names) + 1))
+    return Benchmark(name=str(table.get("name", name)), label_names=label_names, **groups), colors
+
+
+def _parse_classes(entries: list) -> tuple[dict[int, str], dict[int, tuple[int, int, int]]]:
+    names: dict[int, str] = {}
+    colors: dict[int, tuple[int, int, int]] = {}
+    for entry in entries:
+        if not isinstance(entry, dict) or not {"id", "name"} <= entry.keys() <= {"id", "name", "color"}:
+            raise ValueError(f"{entry!r} is no class: write {{id: 1, name: sheep}}, with color: [r, g, b] if need be")
+        stored_id, label, color = entry["id"], entry["name"], entry.get("color")
+        if type(stored_id) is not int or not 0 <= stored_id < IGNORE_INDEX:
+            raise ValueError(f"id {stored_id!r} of class {label!r}: an id is a number from 0 to {IGNORE_INDEX - 1}")
+        if not isinstance(label, str) or not label.strip():
+            raise ValueError(f"name {label!r} of id {stored_id}: a name is a text (in quotes where YAML needs them)")
+        if stored_id in names:
+            raise ValueError(f"id {stored_id} is both {names[stored_id]!r} and {label!r}")
+        if label in names.values():
+            raise ValueError(f"two classes are called {label!r}")
+        names[stored_id] = label
+        if color is not None:
+            if not isinstance(color, list) or len(color) != 3 or not all(value in range(256) for value in color):
+                raise ValueError(f"color {color!r} of class {label!r}: write [r, g, b], each from 0 to 255")
+            colors[stored_id] = tuple(color)
+    if colors and len(colors) < len(names):
+        without = next(label for stored_id, label in names.items() if stored_id not in colors)
+        raise ValueError(f"class {without!r} has no color: give one to every class or to none")
+    return names, colors
+
+
+def _parse_group(group: str, members: Iterable, names: dict[int, str]) -> tuple[int, ...]:
+    """Stored ids of classes that are named by name or id."""
+    ids = {name: stored_id for stored_id, name in names.items()}
+    found = []
+    for member in members:
+        stored_id = ids.get(member) if isinstance(member, str) else member
+        if type(stored_id) is not int or stored_id not in names:
+            near = difflib.get_close_matches(str(member), ids, n=1)
+            raise ValueError(f"{group}: {member!r} is no class" + (f"; did you mean {near[0]!r}?" if near else ""))
+        found.append(stored_id)
+    return tuple(found)

@@ -122,14 +122,15 @@ def _load_part(path: Path, benchmark: Benchmark) -> np.ndarray:
     else:
         raise ValueError(f"{path}: class embeddings are a .safetensors, .json or .npy file, or {BUNDLED!r}")
     rows = _rows_by_name(path, names)
-    for name in benchmark.class_names:
-        if plain_name(name) not in rows:
-            near = difflib.get_close_matches(plain_name(name), rows, n=3)
-            hint = f"; near names: {', '.join(near)}" if near else ""
-            raise ValueError(
-                f"{path}: no embedding of class {name!r} among its {len(rows)} names{hint}; "
-                "scripts/prepare_embeddings.py makes a table of any names"
-            )
+    missing = [name for name in benchmark.class_names if plain_name(name) not in rows]
+    if missing:
+        near = difflib.get_close_matches(plain_name(missing[0]), rows, n=3)
+        hint = f"; near names: {', '.join(near)}" if near else ""
+        others = f" (nor of {', '.join(map(repr, missing[1:]))})" if missing[1:] else ""
+        raise ValueError(
+            f"{path}: no embedding of class {missing[0]!r}{others} among its {len(rows)} names{hint}; "
+            "scripts/prepare_embeddings.py makes a table of any names"
+        )
     return vectors[[rows[plain_name(name)] for name in benchmark.class_names]]
 
 

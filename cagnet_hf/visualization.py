@@ -174,6 +174,49 @@ def prediction_grid(
     return _stack(pictures)
 
 
+def contact_sheet(
+    pairs: Iterable[tuple[Image.Image, np.ndarray, str]],
+    class_names: Sequence[str],
+    seen_ids: Ids,
+    unseen_ids: Ids,
+    *,
+    columns: int = 4,
+    cell: int = 280,
+) -> Image.Image:
+    """Overlays with captions in a grid, above a legend of the classes that occur.
+
+    Args:
+        pairs: (image, label map `(H, W)` in model order, caption).
+        class_names: Names of all classes in model order.
+        columns: Overlays side by side.
+        cell: Width and largest height of each in pixels.
+    """
+    pairs, palette = list(pairs), class_palette(len(class_names))
+    if not pairs:
+        raise ValueError("no pairs: a contact sheet needs at least one (image, label map, caption)")
+    listed = _occurring([label_map for _, label_map, _ in pairs], seen_ids=seen_ids, unseen_ids=unseen_ids)
+    width = columns * cell + (columns - 1) * GAP
+    pictures = []
+    for start in range(0, len(pairs), columns):
+        line = [_fitted(image, label_map, cell) for image, label_map, _ in pairs[start : start + columns]]
+        picture = Image.new("RGB", (width, max(image.height for image, _ in line)), PAPER)
+        for column, (image, label_map) in enumerate(line):
+            picture.paste(
+                overlay(image, label_map, palette, unseen_ids=listed["unseen_ids"]), (column * (cell + GAP), 0)
+            )
+        captions = [caption for *_, caption in pairs[start : start + columns]]
+        pictures += [picture, _headings(captions + [""] * (columns - len(captions)), width)]
+    return _stack([*pictures, legend(class_names, palette, **listed, width=width)])
+
+
+def _fitted(image: Image.Image, label_map: np.ndarray, side: int) -> tuple[Image.Image, np.ndarray]:
+    """Image and map, scaled so that the longer side is `side`."""
+    scale = side / max(image.size)
+    size = tuple(max(1, round(scale * pixels)) for pixels in image.size)
+    smaller = Image.fromarray(label_map.astype(np.uint8)).resize(size, Image.Resampling.NEAREST)
+    return image.convert("RGB").resize(size, Image.Resampling.BILINEAR), np.asarray(smaller)
+
+
 def _enlarged(image: Image.Image, *label_maps: np.ndarray) -> tuple:
     """Image and maps, repeated by a whole factor where the image is narrower than 240 pixels."""
     factor = -(-240 // image.width)

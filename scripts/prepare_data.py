@@ -1,6 +1,7 @@
 """Turn a dataset as it is distributed into a folder that `datasets.load_dataset` opens.
 
 python scripts/prepare_data.py pascal_voc --source DIR_WITH_VOCDEVKIT --output data/pascal_voc
+python scripts/prepare_data.py check data/pascal_voc
 """
 
 import argparse
@@ -10,11 +11,14 @@ from pathlib import Path
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        description="Check a dataset of images and masks; write it as Parquet files, splits train and test."
+        description="Check a dataset of images and masks; write it as Parquet files, splits train and test.",
+        epilog="DATASET --help tells what each is read from. Archives are read where they lie, not unpacked.",
     )
     datasets = parser.add_subparsers(dest="dataset", required=True, metavar="DATASET")
     common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--source", type=Path, required=True, help="where the data lies; see the dataset's help")
+    common.add_argument(
+        "--source", type=Path, required=True, help="the folder or archive of the data; see the dataset's help"
+    )
     common.add_argument("--output", type=Path, required=True, help="the folder to make")
     common.add_argument("--overwrite", action="store_true", help="replace a prepared dataset at --output")
     common.add_argument(
@@ -24,13 +28,64 @@ def build_parser() -> argparse.ArgumentParser:
     )
     common.add_argument("--num_proc", type=_positive, help="how many images to check at once (default: the cores)")
 
-    datasets.add_parser(
+    voc = datasets.add_parser(
         "pascal_voc",
         parents=[common],
-        help="Pascal VOC 2012 with the augmented training masks of SBD",
-        description="Pascal VOC 2012: --source is the folder that holds VOCdevkit/VOC2012, with JPEGImages, "
-        "SegmentationClassAug (PNG masks) and ImageSets/Segmentation/{train_aug,val}.txt in it.",
+        help="Pascal VOC 2012 with the training masks of SBD",
+        description="Pascal VOC 2012: --source is the folder or the .tar that holds VOCdevkit/VOC2012. With --sbd, "
+        "its own masks and lists are joined with SBD's; without, it has a ready SegmentationClassAug (PNG masks) and "
+        "ImageSets/Segmentation/train_aug.txt.",
     )
+    voc.add_argument("--sbd", type=Path, help="the folder benchmark_RELEASE, or benchmark.tgz (needs scipy)")
+
+    context = datasets.add_parser(
+        "pascal_context",
+        parents=[common],
+        help="Pascal-Context, 33 classes",
+        description="Pascal-Context, 33 classes: --source is the folder or the .tar that holds VOCdevkit/VOC2010, "
+        "whose images and lists (ImageSets/Main) it uses; --labels has the label maps.",
+    )
+    context.add_argument(
+        "--labels",
+        type=Path,
+        required=True,
+        help="folder or archive: 33_context_labels (*.png), or trainval (*.mat and labels.txt; needs scipy), which is "
+        "reduced to the 33 classes by name",
+    )
+
+    datasets.add_parser(
+        "coco_stuff",
+        parents=[common],
+        help="COCO-Stuff, 182 classes",
+        description="COCO-Stuff: --source is the folder that holds train2017, val2017 and "
+        "stuffthingmaps_trainval2017, each a folder or a .zip.",
+    )
+
+    folder = datasets.add_parser(
+        "folder",
+        parents=[common],
+        help="your own photographs and masks",
+        description="Your own photographs: --source has images/, masks/ (PNG, named as their images; ids or colours) "
+        "and classes.yaml, which names classes (id, name, optional color), seen and unseen ones. test.txt may list "
+        "the test images; or make train/ and test/, each with images/ and masks/.",
+    )
+    folder.add_argument(
+        "--test_share",
+        type=_share,
+        default=0.2,
+        help="share of the images to test on where --source does not say which (default: 0.2)",
+    )
+
+    check = datasets.add_parser(
+        "check",
+        help="look at a prepared dataset: balance, sizes, warnings, a contact sheet",
+        description="Decode every pair of a prepared dataset; print pixels by class, shares of seen, unseen and "
+        "unlabelled pixels, sizes and warnings; write a contact sheet.",
+    )
+    check.add_argument("prepared", type=Path, metavar="DIR", help="the folder that this script made")
+    check.add_argument("--benchmark", help="whose classes its masks hold (default: those of its classes.yaml)")
+    check.add_argument("--sheet", type=Path, help="the contact sheet (default: DIR/contact_sheet.png)")
+    check.add_argument("--num_proc", type=_positive, help="how many images to check at once (default: the cores)")
     return parser
 
 
@@ -38,16 +93,18 @@ def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
 
     # Imported here, so that --help answers at once.
-    from cagnet_hf.benchmarks import load_benchmark
-    from cagnet_hf.data.pascal_voc import DESCRIPTION, pascal_voc_examples
-    from cagnet_hf.data.prepared import format_report, write_prepared
+    from cagnet_hf.cli import run
 
-    readers = {"pascal_voc": (pascal_voc_examples, DESCRIPTION)}
-    read_examples, description = readers[args.dataset]
-    benchmark = load_benchmark(args.dataset)
+    return run(lambda: (check if args.dataset == "check" else prepare)(args))
+
+
+def prepare(args: argparse.Namespace) -> None:
+    from cagnet_hf.data.prepared import NUM_PROBLEMS_SHOWN, BadPairsError, format_report, write_prepared
+
+    examples, benchmark, description, official_images = _read(args)
     try:
         reports = write_prepared(
-            read_examples(args.source),
+            examples,
             args.output,
             benchmark,
             description=description,
@@ -55,18 +112,77 @@ def main(argv: list[str] | None = None) -> int:
             skip_broken=args.skip_broken,
             num_proc=args.num_proc,
         )
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    except BadPairsError as error:
+        if len(error.problems) > NUM_PROBLEMS_SHOWN:
+            print(*error.problems, sep="\n")
+        raise
     print(format_report(benchmark, reports))
-    print(f"\nWrote {args.output}")
-    return 0
+    print()
+    for split, number in official_images.items():
+        if reports[split].num_images != number:
+            print(f"Note: {split} has {reports[split].num_images:,} images, the official one {number:,}.")
+    print(f"Wrote {args.output}")
+
+
+def check(args: argparse.Namespace) -> None:
+    import numpy as np
+
+    from cagnet_hf.benchmarks import load_benchmark
+    from cagnet_hf.data.prepared import open_prepared
+    from cagnet_hf.data.survey import format_survey, survey, telling_images
+    from cagnet_hf.visualization import contact_sheet
+
+    if not args.prepared.is_dir():
+        raise FileNotFoundError(f"{args.prepared}: no such folder")
+    benchmark = load_benchmark(args.benchmark or args.prepared)
+    surveys = survey(args.prepared, benchmark, args.num_proc)
+    print(format_survey(benchmark, surveys))
+    rows = {split: open_prepared(args.prepared, split=split) for split in surveys}
+    pairs = []
+    for split, index in telling_images(surveys, 12):
+        row = rows[split][index]
+        pairs.append(
+            (row["image"], benchmark.label_map.to_model_order(np.asarray(row["mask"])), f"{split} {row['image_id']}")
+        )
+    sheet = args.sheet or args.prepared / "contact_sheet.png"
+    fields = benchmark.config_fields()
+    contact_sheet(pairs, benchmark.class_names, fields["seen_ids"], fields["unseen_ids"]).save(sheet, "PNG")
+    print(f"Wrote {sheet}")
+
+
+def _read(args: argparse.Namespace) -> tuple:
+    """(examples by split, benchmark, a sentence on the data, official number of images by split)."""
+    from cagnet_hf.benchmarks import load_benchmark
+    from cagnet_hf.data import coco_stuff, own_folder, pascal_context, pascal_voc
+
+    if args.dataset == "folder":
+        examples, benchmark = own_folder.folder_examples(args.source, args.test_share)
+        return examples, benchmark, f"Photographs and masks of the folder {args.source.name}.", {}
+    benchmark = load_benchmark(args.dataset)
+    if args.dataset == "pascal_voc":
+        module, examples = pascal_voc, pascal_voc.pascal_voc_examples(args.source, args.sbd)
+    elif args.dataset == "pascal_context":
+        module = pascal_context
+        examples = pascal_context.pascal_context_examples(args.source, args.labels, benchmark)
+    else:
+        module, examples = coco_stuff, coco_stuff.coco_stuff_examples(args.source)
+    return examples, benchmark, module.DESCRIPTION, module.OFFICIAL_IMAGES
 
 
 def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of at least 1")
     return int(text)
+
+
+def _share(text: str) -> float:
+    try:
+        share = float(text)
+    except ValueError:
+        share = 0.0
+    if not 0 < share < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a share between 0 and 1")
+    return share
 
 
 if __name__ == "__main__":

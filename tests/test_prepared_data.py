@@ -284,7 +284,7 @@ def test_the_command_prepares_and_reports(voc, tmp_path, load_script, capsys):
 def test_the_command_tells_a_mistake_in_one_line(tmp_path, load_script, capsys):
     command = ["pascal_voc", "--source", str(tmp_path / "nowhere"), "--output", str(tmp_path / "out")]
     assert load_script("prepare_data").main(command) == 2
-    assert capsys.readouterr().err == f"error: {tmp_path / 'nowhere'}: no such folder\n"
+    assert capsys.readouterr().err == f"error: {tmp_path / 'nowhere'}: no such folder or archive\n"
 
 
 # The real data

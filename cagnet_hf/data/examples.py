@@ -4,7 +4,7 @@ import io
 import os
 import zlib
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol
@@ -32,12 +32,43 @@ class Example:
 
 @dataclass(frozen=True)
 class CheckedExample:
-    """The files of a valid example, and how many pixels of each stored id its mask holds: `(256,)` int64."""
+    """The files of a valid example, its size, and how many pixels of each stored id its mask holds: `(256,)` int64."""
 
     image_id: str
     image_bytes: bytes
     mask_bytes: bytes
+    size: tuple[int, int]  # width, height
     num_pixels: np.ndarray
+
+
+def pair_by_stem(images, masks, image_suffixes: Sequence[str], mask_suffixes: Sequence[str]) -> list[Example]:
+    """Images and masks of equal names but for the suffix, sorted by name. One that stands alone is a broken pair.
+
+    Args:
+        images, masks: Folders (`pathlib.Path` or `ArchivePath`).
+
+    Raises:
+        ValueError: Two files of a folder differ in the suffix only.
+    """
+    image_of, mask_of = _by_stem(images, image_suffixes), _by_stem(masks, mask_suffixes)
+    return [
+        Example(
+            stem,
+            image_of.get(stem, images / (stem + image_suffixes[0])),
+            mask_of.get(stem, masks / (stem + mask_suffixes[0])),
+        )
+        for stem in sorted(image_of.keys() | mask_of.keys())
+    ]
+
+
+def _by_stem(folder, suffixes: Sequence[str]) -> dict[str, File]:
+    files = {}
+    for file in sorted(folder.iterdir(), key=str):
+        if file.suffix.lower() in suffixes and not file.name.startswith("."):  # macOS leaves ._NAME beside files
+            if file.stem in files:
+                raise ValueError(f"{file}: {files[file.stem].name} has the same name but for the suffix; keep one")
+            files[file.stem] = file
+    return files
 
 
 class BrokenFileError(ValueError):
@@ -52,8 +83,8 @@ def check_example(example: Example, label_map: LabelMap) -> CheckedExample:
         ValueError: The mask is no 8-bit grey or palette image, its size differs from the image's, or it holds
             an id outside the label set.
     """
-    image_bytes, image = _decode(example.image)
-    mask_bytes, mask = _decode(example.mask)
+    image_bytes, image = read_encoded(example.image)
+    mask_bytes, mask = read_encoded(example.mask)
     if image.getexif().get(ExifTags.Base.Orientation) is not None:
         image = ImageOps.exif_transpose(image)  # as `datasets` does when a row is read
     if mask.size != image.size:
@@ -67,7 +98,7 @@ def check_example(example: Example, label_map: LabelMap) -> CheckedExample:
     label_map.to_model_order(present[None], source=str(example.mask))  # refuses ids it does not know
     if (mask.mode, mask.format) != ("L", "PNG"):
         mask_bytes = encode_mask(stored_ids)
-    return CheckedExample(example.image_id, image_bytes, mask_bytes, num_pixels)
+    return CheckedExample(example.image_id, image_bytes, mask_bytes, image.size, num_pixels)
 
 
 def check_examples(
@@ -104,10 +135,11 @@ def encode_mask(stored_ids: np.ndarray) -> bytes:
 
 def read_image(file: File) -> Image.Image:
     """An image, decoded to its end; raises `BrokenFileError`."""
-    return _decode(file)[1]
+    return read_encoded(file)[1]
 
 
-def _decode(file: File) -> tuple[bytes, Image.Image]:
+def read_encoded(file: File) -> tuple[bytes, Image.Image]:
+    """The bytes of an image and the image, decoded to its end; raises `BrokenFileError`."""
     try:
         data = file.read_bytes()
     except OSError as error:

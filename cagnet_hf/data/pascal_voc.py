@@ -1,38 +1,56 @@
-"""Pascal VOC 2012 as it is distributed, with the augmented segmentation masks of SBD.
+"""Pascal VOC 2012 as it is distributed, with the training masks of SBD.
 
     VOCdevkit/VOC2012/JPEGImages/*.jpg
-                      SegmentationClassAug/*.png
                       ImageSets/Segmentation/{train_aug,val}.txt
+                      SegmentationClassAug/*.png
 
-The zero-shot literature trains on `train_aug` = (VOC train ∪ SBD) − VOC val, 10,582 images, and tests on
-`val`, 1,449 images.
+or, without the last two, VOC's own masks and the Semantic Boundaries Dataset as it is distributed:
+
+    VOCdevkit/VOC2012/ImageSets/Segmentation/{train,val}.txt
+                      SegmentationClass/*.png
+    benchmark_RELEASE/dataset/{train,val}.txt
+                              cls/*.mat
+
+The zero-shot literature trains on `train_aug` = (VOC train ∪ SBD train ∪ SBD val) − VOC val, 10,582 images, and tests
+on `val`, 1,449 images.
 """
 
 from pathlib import Path
 
+import numpy as np
+
+from .archives import AnyPath, find_root, open_source, require
 from .examples import Example
+from .mat_files import MatMask, import_loadmat
 
 DESCRIPTION = "Pascal VOC 2012, train_aug (VOC train and SBD, without VOC val) and val."
 LISTS = {"train": "train_aug.txt", "test": "val.txt"}
+OFFICIAL_IMAGES = {"train": 10_582, "test": 1_449}
 
 
-def pascal_voc_examples(source: str | Path) -> dict[str, list[Example]]:
-    """The pairs of image and mask by split, in the order of the official lists. No image is opened yet.
+def pascal_voc_examples(source: str | Path, sbd: str | Path | None = None) -> dict[str, list[Example]]:
+    """The pairs of image and mask by split. No image is opened yet.
 
     Args:
-        source: The folder `VOC2012`, the `VOCdevkit` that holds it, or the folder that holds `VOCdevkit`.
+        source: The folder `VOC2012`, the `VOCdevkit` that holds it, the folder that holds `VOCdevkit`, or an archive
+            of these. Without `sbd` it has a `SegmentationClassAug`.
+        sbd: The folder `benchmark_RELEASE`, one above or below it, or the archive `benchmark.tgz`. Where VOC and SBD
+            both have a mask, VOC's is taken.
 
     Raises:
-        FileNotFoundError: The folder is none of these, or lacks one of the parts named above.
-        ValueError: A list is empty, or `val` shares images with `train_aug`.
+        FileNotFoundError: A source is none of these, or lacks one of the parts named above.
+        ValueError: A list is empty, `val` shares images with `train_aug`, or scipy is missing.
     """
-    root = _voc2012(Path(source))
-    images = _require(root / "JPEGImages", "the folder of JPEG images")
-    masks = _require(root / "SegmentationClassAug", "a folder of PNG masks, VOC's and SBD's, one per image")
-    ids = {
-        split: _read_list(_require(root / "ImageSets" / "Segmentation" / name, f"the list of {split} image ids"))
-        for split, name in LISTS.items()
-    }
+    root = voc_root(source, "VOC2012")
+    images = require(root / "JPEGImages", "the folder of JPEG images")
+    lists = root / "ImageSets" / "Segmentation"
+    if sbd is not None:
+        return _with_sbd(root, images, lists, sbd)
+    masks = require(
+        root / "SegmentationClassAug",
+        "a folder of PNG masks, VOC's and SBD's, one per image; or give SBD itself (--sbd)",
+    )
+    ids = {split: read_list(require(lists / name, f"the list of {split} image ids")) for split, name in LISTS.items()}
     shared = sorted(set(ids["train"]) & set(ids["test"]))
     if shared:
         raise ValueError(
@@ -44,22 +62,47 @@ def pascal_voc_examples(source: str | Path) -> dict[str, list[Example]]:
     }
 
 
-def _voc2012(source: Path) -> Path:
-    for root in (source, source / "VOC2012", source / "VOCdevkit" / "VOC2012"):
-        if (root / "JPEGImages").is_dir():
-            return root
-    if not source.is_dir():
-        raise FileNotFoundError(f"{source}: no such folder")
-    raise FileNotFoundError(f"{source}: no VOCdevkit/VOC2012/JPEGImages in it; give the folder that holds VOCdevkit")
+def _with_sbd(root: AnyPath, images: AnyPath, lists: AnyPath, sbd: str | Path) -> dict[str, list[Example]]:
+    import_loadmat()
+    masks = require(root / "SegmentationClass", "the folder of VOC's PNG masks")
+    train = read_list(require(lists / "train.txt", "VOC's list of training image ids"))
+    val = read_list(require(lists / "val.txt", "VOC's list of test image ids"))
+    benchmark = find_root(
+        open_source(sbd, lambda name: name.endswith((".txt", ".mat")) and "/inst/" not in name),
+        ["", "dataset", "benchmark_RELEASE/dataset"],
+        "cls",
+        "no benchmark_RELEASE/dataset/cls in it; give SBD's folder or archive",
+    )
+    in_sbd = [read_list(require(benchmark / name, "SBD's list of image ids")) for name in ("train.txt", "val.txt")]
+    more = sorted(set().union(*in_sbd) - set(train) - set(val))
+    return {
+        "train": [
+            *(Example(i, images / f"{i}.jpg", masks / f"{i}.png") for i in train if i not in set(val)),
+            *(Example(i, images / f"{i}.jpg", MatMask(benchmark / "cls" / f"{i}.mat", _sbd_map, _same)) for i in more),
+        ],
+        "test": [Example(i, images / f"{i}.jpg", masks / f"{i}.png") for i in val],
+    }
 
 
-def _require(path: Path, what: str) -> Path:
-    if not path.exists():
-        raise FileNotFoundError(f"{path} is missing: expected {what}")
-    return path
+def _sbd_map(variables: dict) -> np.ndarray:
+    return variables["GTcls"]["Segmentation"][0, 0]
 
 
-def _read_list(path: Path) -> list[str]:
+def _same(labels: np.ndarray, _name: str) -> np.ndarray:
+    return labels
+
+
+def voc_root(source: str | Path, year: str) -> AnyPath:
+    """The folder `VOC2012` (or another year's) in a folder or archive that holds it at any level of the devkit."""
+    return find_root(
+        open_source(source),
+        ["", year, f"VOCdevkit/{year}"],
+        "JPEGImages",
+        f"no VOCdevkit/{year}/JPEGImages in it; give the folder that holds VOCdevkit, or its archive",
+    )
+
+
+def read_list(path: AnyPath) -> list[str]:
     """Image ids, one a line; a line may also be `/JPEGImages/ID.jpg /SegmentationClassAug/ID.png`."""
     lines = path.read_text(encoding="utf-8").splitlines()
     ids = [Path(line.split()[0]).stem for line in lines if line.strip()]

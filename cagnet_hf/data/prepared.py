@@ -2,6 +2,7 @@
 
     data/{split}-00000-of-0000N.parquet   columns `image`, `mask` (encoded files), `image_id`
     id2label.json                         stored id -> label name
+    classes.yaml                          the class table: names, seen and unseen (see `benchmarks`)
     README.md                             dataset card with the `configs` block
 
 Masks hold stored ids: mapping to model order and hiding unseen classes happen at training time, so one
@@ -23,13 +24,26 @@ from datasets import Dataset, Features, Image, Value, get_dataset_split_names, l
 from datasets.exceptions import DatasetGenerationError
 from tqdm import tqdm
 
-from ..benchmarks import IGNORE_INDEX, Benchmark
+from ..benchmarks import CLASS_TABLE, IGNORE_INDEX, Benchmark, format_class_table
 from .examples import BrokenFileError, CheckedExample, Example, check_examples
 
 FEATURES = Features({"image": Image(), "mask": Image(), "image_id": Value("string")})
 ROWS_PER_GROUP = 100  # what a reader must load to reach one row
 MAX_SHARD_BYTES = 500_000_000
 NUM_PROBLEMS_SHOWN = 5
+
+
+class BadPairsError(ValueError):
+    """Pairs of image and mask that were refused; the message names the first, `problems` holds all."""
+
+    def __init__(self, problems: list[ValueError]):
+        self.problems = problems
+        shown = "; ".join(str(problem) for problem in problems[:NUM_PROBLEMS_SHOWN])
+        more = f"; and {len(problems) - NUM_PROBLEMS_SHOWN} more" if len(problems) > NUM_PROBLEMS_SHOWN else ""
+        way_out = "repair them"
+        if all(isinstance(problem, BrokenFileError) for problem in problems):
+            way_out += " or pass skip_broken"
+        super().__init__(f"{len(problems)} bad pairs of image and mask, {way_out}: {shown}{more}")
 
 
 @dataclass
@@ -100,12 +114,13 @@ def write_prepared(
                     else:
                         problems.append(result)
         if problems:
-            raise ValueError(_describe(problems))
+            raise BadPairsError(problems)
         for split, report in reports.items():
             if not report.num_images:
                 raise ValueError(f"split {split!r} is empty: every file is broken (first: {report.skipped[0]})")
-        id2label = {str(i): name for i, name in enumerate(benchmark.label_names)}
+        id2label = {str(i): name for i, name in enumerate(benchmark.label_names) if name}
         (partial / "id2label.json").write_text(json.dumps(id2label, indent=2) + "\n", encoding="utf-8")
+        (partial / CLASS_TABLE).write_text(format_class_table(benchmark), encoding="utf-8")
         (partial / "README.md").write_text(_card(benchmark, reports, description), encoding="utf-8")
         _publish(partial, output_dir)
     finally:
@@ -118,7 +133,8 @@ def format_report(benchmark: Benchmark, reports: Mapping[str, SplitReport]) -> s
     roles = dict.fromkeys(benchmark.seen_ids, "seen") | dict.fromkeys(benchmark.unseen_ids, "unseen")
     header = ["id", "class", "role"] + [f"{split} {what}" for split in reports for what in ("images", "pixels")]
     rows = [header, ["---"] * len(header)]
-    for i, name in [*enumerate(benchmark.label_names), (IGNORE_INDEX, "(unlabelled)")]:
+    names = {i: name for i, name in enumerate(benchmark.label_names) if name} | {IGNORE_INDEX: "(unlabelled)"}
+    for i, name in names.items():
         counts = [f"{n:,}" for r in reports.values() for n in (r.num_images_with[i], r.num_pixels[i])]
         rows.append([str(i), name, roles.get(i, "ignored"), *counts])
     totals = [f"{n:,}" for r in reports.values() for n in (r.num_images, r.num_pixels.sum())]
@@ -240,15 +256,6 @@ def _check_ids(split: str, examples: Sequence[Example]) -> None:
         raise ValueError(f"split {split!r}: image id {image_id!r} occurs {count} times; each must be unique")
 
 
-def _describe(problems: list[ValueError]) -> str:
-    shown = "; ".join(str(problem) for problem in problems[:NUM_PROBLEMS_SHOWN])
-    more = f"; and {len(problems) - NUM_PROBLEMS_SHOWN} more" if len(problems) > NUM_PROBLEMS_SHOWN else ""
-    way_out = "repair them"
-    if all(isinstance(problem, BrokenFileError) for problem in problems):
-        way_out += " or pass skip_broken"
-    return f"{len(problems)} bad pairs of image and mask, {way_out}: {shown}{more}"
-
-
 def _card(benchmark: Benchmark, reports: Mapping[str, SplitReport], description: str) -> str:
     data_files = "\n".join(f"  - split: {split}\n    path: data/{split}-*" for split in reports)
     return f"""---
@@ -266,7 +273,7 @@ configs:
 {description}
 
 Columns: `image`, `mask` (8-bit PNG of the ids below; 255 has no label), `image_id`.
-Names by id: `id2label.json`.
+Names by id: `id2label.json`; seen and unseen classes: `classes.yaml`.
 Seen classes have labels in training; unseen classes have none and are met at test time only.
 
 {format_report(benchmark, reports)}

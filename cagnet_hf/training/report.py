@@ -24,7 +24,7 @@ def write_report(trainer: Trainer) -> None:
     save_model_folder(trainer.model, trainer.processor, folder / "model", card)
     figures = folder / "figures"
     figures.mkdir(exist_ok=True)
-    title = f"{trainer.recipe.method} on {trainer.recipe.benchmark}"
+    title = f"{trainer.recipe.method} on {trainer.benchmark.name}"
     if trainer.recipe.benchmark == "scenes":
         title += " (synthetic images)"
     if state.history:

@@ -29,10 +29,15 @@ def benchmark_of(recipe: Recipe) -> Benchmark:
 
 
 def dataset_of(recipe: Recipe, split: str) -> Dataset:
-    """The `train` or `test` split: drawn from the recipe's seed for `scenes`, opened otherwise."""
+    """The `train` or `test` split: drawn from the recipe's seed for `scenes`, opened otherwise.
+
+    A benchmark that is the folder of a prepared dataset is its own dataset.
+    """
     source = recipe.dataset
     if source is None and recipe.benchmark == "scenes":
         source = f"scenes:{recipe.seed}"
+    if source is None and Path(recipe.benchmark).is_dir():
+        source = recipe.benchmark
     if source is None:
         raise ValueError(
             f"the recipe needs dataset=DIR: a folder made by scripts/prepare_data.py {recipe.benchmark}, or a Hub id"
