@@ -173,6 +173,14 @@ def test_a_model_with_a_damaged_header_is_refused(tmp_path):
         found(str(source), "cat")
 
 
+def test_a_model_that_lacks_rows_which_nobody_asked_for_is_refused(tmp_path):
+    source = Path(write_fasttext(tmp_path / "model.bin", CAT, BUCKETS, ngrams=(0, 0)))
+    output = 17 + 4 * 2 * len(CAT)  # the second matrix, at the end
+    source.write_bytes(source.read_bytes()[: -output - 4])
+    with pytest.raises(ValueError, match="ends early"):
+        found(str(source), "cat")
+
+
 def test_only_a_fasttext_model_composes_words(tmp_path):
     source = write_vec(tmp_path / "fasttext.vec", TABLE)
     with pytest.raises(ValueError, match=r"lacks zebbra; only a fastText \.bin can build"):
