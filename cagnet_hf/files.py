@@ -1,8 +1,11 @@
-"""Files and folders that are whole or absent."""
+"""Files and folders that are whole or absent, and how to tell one file from another."""
 
+import hashlib
 import os
 import shutil
 from pathlib import Path
+
+from tqdm import tqdm
 
 
 def write_whole(target: Path, write) -> None:
@@ -24,3 +27,16 @@ def write_text_whole(path: Path, text: str) -> None:
     aside = path.with_name(f".{path.name}.partial")
     aside.write_text(text, encoding="utf-8")
     os.replace(aside, path)
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file of any size, as hexadecimal digits."""
+    digest = hashlib.sha256()
+    bar = tqdm(
+        total=path.stat().st_size, desc=f"SHA-256 of {path.name}", unit="B", unit_scale=True, delay=2, leave=False
+    )
+    with path.open("rb") as file, bar:
+        while block := file.read(1 << 20):
+            digest.update(block)
+            bar.update(len(block))
+    return digest.hexdigest()

@@ -5,13 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from safetensors import safe_open
 from safetensors.numpy import save_file
-from transformers import BertConfig, BertModel, BertTokenizer
 
 from cagnet_hf.benchmarks import Benchmark, load_benchmark
-from cagnet_hf.class_embeddings import encode_names, load_class_embeddings, save_embedding_table
+from cagnet_hf.class_embeddings import BUNDLED_TABLE, load_class_embeddings, plain_name, save_embedding_table
 
 ANIMALS = Benchmark("animals", ("nothing", "cat", "polar_bear", "dog"), seen_ids=(3, 1), unseen_ids=(2,))
 VECTORS = {"cat": [3.0, 4.0], "polar_bear": [0.0, 2.0], "dog": [5.0, 0.0]}
@@ -36,6 +34,18 @@ def test_the_bundled_table_covers_the_published_benchmarks(name, source):
     assert embeddings.shape == (len(benchmark.class_ids), 384)
     assert embeddings.dtype == np.float32
     assert np.linalg.norm(embeddings, axis=1) == pytest.approx(1)
+
+
+def test_the_bundled_table_has_every_label_name_and_says_where_from():
+    with safe_open(BUNDLED_TABLE, framework="numpy") as table:
+        metadata = table.metadata()
+    benchmarks = [load_benchmark(name) for name in ("pascal_voc", "pascal_context", "coco_stuff")]
+    labels = {plain_name(name) for benchmark in benchmarks for name in benchmark.label_names}
+    assert set(json.loads(metadata["names"])) == labels
+    (source,) = json.loads(metadata["sources"])
+    assert source["encoder"] == "sentence-transformers/all-MiniLM-L6-v2"
+    assert len(source["sha256"]["model.safetensors"]) == 64
+    assert metadata["license"] == "apache-2.0"
 
 
 def test_bundled_vectors_of_like_classes_are_near():
@@ -159,60 +169,6 @@ def test_a_table_with_a_zero_vector_is_not_saved(tmp_path):
     with pytest.raises(ValueError, match="class 'dog' is zero"):
         save_embedding_table(tmp_path / "table.safetensors", ["cat", "dog"], np.array([[1.0], [0.0]]))
     assert not list(tmp_path.iterdir())
-
-
-# Text encoders
-
-
-@pytest.fixture
-def encoder(tmp_path) -> Path:
-    """A tiny BERT with random weights."""
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "cat", "polar", "bear", "dog"]
-    (tmp_path / "vocab.txt").write_text("\n".join(words))
-    folder = tmp_path / "tiny-bert"
-    BertTokenizer(str(tmp_path / "vocab.txt")).save_pretrained(folder)
-    config = BertConfig(
-        vocab_size=len(words), hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
-    )
-    torch.manual_seed(0)
-    BertModel(config).save_pretrained(folder)
-    return folder
-
-
-def test_a_name_has_the_same_vector_alone_and_beside_a_longer_one(encoder):
-    together = encode_names(["cat", "polar_bear"], str(encoder))
-    assert together.shape == (2, 8)
-    assert np.linalg.norm(together, axis=1) == pytest.approx(1)
-    assert together[0] == pytest.approx(encode_names(["cat"], str(encoder))[0], abs=1e-6)
-
-
-def test_the_spelling_of_a_name_does_not_change_its_vector(encoder):
-    one, other = encode_names(["polar_bear", "Polar Bear"], str(encoder))
-    assert (one == other).all()
-
-
-def test_a_folder_without_an_encoder_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="not a text encoder"):
-        encode_names(["cat"], str(tmp_path))
-
-
-def test_the_command_makes_a_table_of_names(encoder, tmp_path, load_script):
-    output = tmp_path / "table.safetensors"
-    command = ["--encoder", str(encoder), "--output", str(output), "--names", "dog,cat,polar bear,dog"]
-    assert load_script("prepare_embeddings").main(command) == 0
-    assert load_class_embeddings(str(output), ANIMALS).shape == (3, 8)
-    with safe_open(output, framework="numpy") as table:
-        assert json.loads(table.metadata()["names"]) == ["cat", "dog", "polar bear"]
-        assert table.metadata()["encoder"] == "tiny-bert"
-
-
-def test_the_command_keeps_an_existing_file(encoder, tmp_path, load_script, capsys):
-    output = tmp_path / "table.safetensors"
-    output.write_bytes(b"precious")
-    command = ["--encoder", str(encoder), "--output", str(output), "--names", "cat"]
-    assert load_script("prepare_embeddings").main(command) == 2
-    assert "exists; choose another or pass --overwrite" in capsys.readouterr().err
-    assert output.read_bytes() == b"precious"
 
 
 # The paper's vectors
