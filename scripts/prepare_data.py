@@ -66,7 +66,8 @@ def build_parser() -> argparse.ArgumentParser:
         parents=[common],
         help="your own photographs and masks",
         description="Your own photographs: --source has images/, masks/ (PNG, named as their images; ids or colours) "
-        "and classes.yaml, which names classes (id, name, optional color), seen and unseen ones. test.txt may list "
+        "and classes.yaml, which names classes (id, name, optional color), seen and unseen ones. metadata.jsonl "
+        "(file_name, mask_file_name) may pair files of other names, test.txt list "
         "the test images; or make train/ and test/, each with images/ and masks/.",
     )
     folder.add_argument(

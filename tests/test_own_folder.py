@@ -89,6 +89,26 @@ def test_the_splits_may_be_folders(farm):
     assert ids_of(folder_examples(farm)[0]) == {"train": ["a", "b"], "test": ["c"]}
 
 
+def test_pairs_may_be_listed_with_names_of_their_own(farm):
+    (farm / "masks" / "img_2.png").rename(farm / "other.png")
+    rows = [("images/img_1.jpg", "masks/img_1.png"), ("images/img_2.jpg", "other.png")]
+    lines = [json.dumps({"file_name": image, "mask_file_name": mask}) for image, mask in rows]
+    (farm / "metadata.jsonl").write_text("\n".join(lines))
+    examples, _ = folder_examples(farm, 0.5)
+    assert sorted(ids_of(examples)["train"] + ids_of(examples)["test"]) == ["img_1", "img_2"]
+    for example in examples["train"] + examples["test"]:
+        assert (np.asarray(read_image(example.mask)) == IDS).all()
+        assert example.image.read_bytes() == (farm / "images" / f"{example.image_id}.jpg").read_bytes()
+
+
+@pytest.mark.parametrize("line", ["images/img_1.jpg", '{"file_name": "images/img_1.jpg"}', "[1]"])
+def test_a_line_that_names_no_pair_is_refused(farm, line):
+    (farm / "metadata.jsonl").write_text('{"file_name": "a.jpg", "mask_file_name": "a.png"}\n' + line)
+    with pytest.raises(ValueError) as refused:
+        folder_examples(farm)
+    assert str(refused.value) == f"{farm}/metadata.jsonl, line 2: no object with file_name and mask_file_name"
+
+
 def test_a_zip_is_read_where_it_lies(farm, tmp_path):
     (tmp_path / "archive").mkdir()
     examples, benchmark = folder_examples(write_zip(farm, tmp_path / "archive" / "herd.zip"))
@@ -175,6 +195,7 @@ def test_a_missing_part_is_named(farm, part, what):
 
 
 def test_jpeg_masks_are_refused(farm):
+    (farm / "masks" / "img_3.png").unlink()
     write_jpeg(farm / "masks" / "img_3.jpg")
     with pytest.raises(ValueError) as refused:
         folder_examples(farm)

@@ -6,6 +6,7 @@ from PIL import Image
 
 from cagnet_hf.visualization import (
     class_palette,
+    contact_sheet,
     legend,
     loss_curves,
     overlay,
@@ -139,3 +140,19 @@ def test_figures_leave_pyplot_alone(tmp_path):
     pyplot = pytest.importorskip("matplotlib.pyplot")
     loss_curves([{"iteration": 1, "stage": "pretrain", "loss/kl": 1.0}], tmp_path / "losses.png")
     assert pyplot.get_fignums() == []
+
+
+def test_a_contact_sheet_shows_each_pair_scaled_to_its_cell(image, label_map):
+    plain = Image.new("RGB", image.size, (0, 0, 0))
+    pairs = [(plain, label_map, "first"), (plain.rotate(90, expand=True), label_map.T, "second")]
+    sheet = np.array(contact_sheet(pairs, NAMES, [0, 1], [2], columns=2, cell=192))
+    first, second = sheet[8 : 8 + 128, 8 : 8 + 192], sheet[8 : 8 + 192, 208 : 208 + 128]
+    color = np.rint(0.6 * class_palette(3)[0])
+    assert (first[:90, :90] == color).all() and (second[:90, :90] == color).all()
+    assert (first[100:] == 0).all() and (second[:, 100:] == 0).all()  # without labels
+    assert (first[:90, 100:] == 255).all(-1).any()  # the hatch of the unseen class
+
+
+def test_a_contact_sheet_of_nothing_is_refused():
+    with pytest.raises(ValueError, match="at least one"):
+        contact_sheet([], NAMES, [0, 1], [2])

@@ -1,16 +1,19 @@
 """A folder of one's own photographs and masks.
 
-   classes.yaml       the class table: names, seen and unseen (see `benchmarks`)
-   images/*.jpg       and their masks, of equal names but for the suffix:
-   masks/*.png        ids; or colours, of the table's `color`s or else of the PASCAL palette
-   test.txt           names of the test images; without it a share of all is held out
-or {train,test}/{images,masks}/ instead of these
+    classes.yaml       the class table: names, seen and unseen (see `benchmarks`)
+    images/*.jpg       and their masks, of equal names but for the suffix:
+    masks/*.png        ids; or colours, of the table's `color`s or else of the PASCAL palette
+    metadata.jsonl     instead of equal names: lines {"file_name": "a.jpg", "mask_file_name": "b.png"}
+    test.txt           names of the test images; without it a share of all is held out
+
+or the same, without test.txt, in each of train/ and test/, beside classes.yaml.
 """
 
+import json
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 
@@ -21,6 +24,8 @@ from .pascal_voc import read_list
 
 IMAGE_SUFFIXES = [".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"]
 MASK_SUFFIXES = [".png", ".bmp", ".tif", ".tiff", ".gif"]  # those that keep ids as they are
+_LOSSY = [".jpg", ".jpeg"]
+METADATA = "metadata.jsonl"
 LISTED, SPLITS = "test.txt", ("train", "test")
 
 
@@ -33,7 +38,7 @@ def folder_examples(source: str | Path, test_share: float = 0.2) -> tuple[dict[s
 
     Raises:
         FileNotFoundError: A part named above is missing.
-        ValueError: The class table is wrong, two files have one name, a mask is a JPEG, or `test.txt` names no image.
+        ValueError: The class table is wrong, two files have one name, a mask is a JPEG, or a list is wrong.
     """
     root = open_source(source)
     if not (root / CLASS_TABLE).exists():  # it may lie one level below, as in an archive of the folder
@@ -60,13 +65,30 @@ def folder_examples(source: str | Path, test_share: float = 0.2) -> tuple[dict[s
 
 
 def _pairs(folder: AnyPath, decode: "ColorTable") -> list[Example]:
-    images = require(folder / "images", "the folder of photographs")
-    masks = require(folder / "masks", "the folder of masks, named as their images")
-    for file in masks.iterdir():
-        if file.suffix.lower() in (".jpg", ".jpeg"):
-            raise ValueError(f"{file}: a JPEG does not keep the ids of a mask; save it as PNG")
-    pairs = pair_by_stem(images, masks, IMAGE_SUFFIXES, MASK_SUFFIXES)
+    if (folder / METADATA).is_file():
+        pairs = _listed_pairs(folder)
+    else:
+        images = require(folder / "images", "the folder of photographs")
+        masks = require(folder / "masks", "the folder of masks, named as their images")
+        pairs = pair_by_stem(images, masks, IMAGE_SUFFIXES, MASK_SUFFIXES + _LOSSY)
+    for pair in pairs:
+        if pair.mask.suffix.lower() in _LOSSY:
+            raise ValueError(f"{pair.mask}: a JPEG does not keep the ids of a mask; save it as PNG")
     return [Example(pair.image_id, pair.image, _OwnMask(pair.mask, decode)) for pair in pairs]
+
+
+def _listed_pairs(folder: AnyPath) -> list[Example]:
+    pairs = []
+    for number, line in enumerate((folder / METADATA).read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            row = json.loads(line)
+            image, mask = (PurePosixPath(row[key]) for key in ("file_name", "mask_file_name"))
+        except (ValueError, KeyError, TypeError):
+            raise ValueError(
+                f"{folder / METADATA}, line {number}: no object with file_name and mask_file_name"
+            ) from None
+        pairs.append(Example(image.stem, folder / str(image), folder / str(mask)))
+    return pairs
 
 
 @dataclass(frozen=True)
