@@ -1,9 +1,11 @@
 """Training runs from the command line: what they leave behind and what they refuse."""
 
+import dataclasses
 import json
 import re
 import shutil
 
+import numpy as np
 import pytest
 import yaml
 from datasets import Dataset
@@ -12,7 +14,8 @@ from PIL import Image
 from safetensors.torch import load_file
 from trained import FINETUNE, PRETRAIN, arguments
 
-from cagnet_hf.benchmarks import load_benchmark
+from cagnet_hf.benchmarks import format_class_table, load_benchmark
+from cagnet_hf.data.scenes import scenes_class_embeddings
 
 CONTRACT = {"hIoU", "mIoU", "PA", "MA", "S-mIoU", "U-mIoU", "U-PA", "U-MA", "protocol", "num_images", "per_class"}
 ONE_ITERATION = ["stages.pretrain.iterations=1", "stages.finetune.iterations=0"]
@@ -83,6 +86,21 @@ def test_the_model_card_carries_the_scores(trained_run):
     assert scores["s-miou"] == metrics["S-mIoU"]
     assert (card.data.library_name, card.data.pipeline_tag) == ("transformers", "image-segmentation")
     assert "synthetic" in card.text
+
+
+def test_a_benchmark_of_ones_own_is_called_by_its_name_not_its_place(train, tiny_dataset, tmp_path):
+    shutil.copytree(tiny_dataset, tmp_path / "secret" / "data")
+    scenes = load_benchmark("scenes")
+    table = format_class_table(dataclasses.replace(scenes, name="orchard"))
+    (tmp_path / "secret" / "data" / "classes.yaml").write_text(table)
+    vectors = np.zeros((len(scenes.label_names), 24), np.float32)
+    vectors[list(scenes.class_ids)] = scenes_class_embeddings(scenes)
+    np.save(tmp_path / "vectors.npy", vectors)
+    keys = [f"benchmark={tmp_path / 'secret' / 'data'}", f"class_embeddings={tmp_path / 'vectors.npy'}"]
+    assert train(tmp_path / "run", *ONE_ITERATION, *keys) == (0, [])
+    card = (tmp_path / "run" / "model" / "README.md").read_text()
+    assert "orchard" in card
+    assert "secret" not in card
 
 
 @pytest.mark.parametrize("name", ["losses", "per_class_iou", "predictions"])

@@ -18,9 +18,9 @@ def write_report(trainer: Trainer) -> None:
         return
     folder, state = trainer.output_dir, trainer.state
     metrics = state.stages[-1]["metrics"]
-    card = model_card(
-        trainer.recipe.model_dump(mode="json", exclude_defaults=True), metrics, state.stages, state.seconds
-    )
+    # A benchmark of one's own is called by its name, not by where it lies.
+    recipe = trainer.recipe.model_dump(mode="json", exclude_defaults=True) | {"benchmark": trainer.benchmark.name}
+    card = model_card(recipe, metrics, state.stages, state.seconds)
     save_model_folder(trainer.model, trainer.processor, folder / "model", card)
     figures = folder / "figures"
     figures.mkdir(exist_ok=True)
