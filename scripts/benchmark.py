@@ -111,7 +111,7 @@ def timed(run: Callable[[], object], device: str) -> float:
 
     started = time.perf_counter()
     run()
-    if device == "cuda":
+    if device.startswith("cuda"):
         torch.cuda.synchronize()
     return time.perf_counter() - started
 

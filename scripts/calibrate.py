@@ -20,7 +20,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--model", required=True, help="folder of a model trained with split=tuning")
     parser.add_argument("--dataset", required=True, help="prepared folder, Hub id, or scenes:SEED")
-    parser.add_argument("--split", default="test", help="split of the dataset (default: test)")
+    parser.add_argument(
+        "--split", default="test", help="split of the dataset (default: test; unseen classes count as ignored)"
+    )
     parser.add_argument("--image_column", default="image")
     parser.add_argument("--mask_column", default="mask")
     parser.add_argument("--apply_to", type=Path, help="model folder whose config.json gets the chosen calibration")
@@ -32,6 +34,8 @@ def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
 
     # Imported here, so that --help answers at once.
+    from accelerate import PartialState
+
     from cagnet_hf.cli import run
     from cagnet_hf.data.sources import open_dataset
     from cagnet_hf.evaluation.calibration import best_gamma, calibration_curve
@@ -53,6 +57,8 @@ def main(argv: list[str] | None = None) -> int:
                 "choose on a model trained with split=tuning, which knows fewer"
             )
         curve = calibration_curve(model, processor, dataset)
+        if not PartialState().is_main_process:
+            return
         chosen = best_gamma(curve)
         for gamma, metrics in curve.items():
             columns = "  ".join(f"{key} {metrics[key] or 0.0:.4f}" for key in ("S-mIoU", "U-mIoU", "hIoU"))

@@ -34,7 +34,7 @@ def main(argv: list[str] | None = None) -> int:
     from accelerate import PartialState
 
     from cagnet_hf.cli import run, use_every_core
-    from cagnet_hf.training.comparison import points, run_rows, write_comparison
+    from cagnet_hf.training.comparison import points, published_rows, run_rows, write_comparison
     from cagnet_hf.training.recipe import load_recipe, recipe_names
     from cagnet_hf.visualization import seen_unseen_scatter
 
@@ -51,8 +51,10 @@ def main(argv: list[str] | None = None) -> int:
         }
         runs = {seed: run_rows(recipes[seed], args.output_dir / f"seed_{seed}") for seed in args.seeds}
         if PartialState().is_main_process:
-            print(write_comparison(args.benchmark, runs, args.output_dir), end="")
+            first = next(iter(recipes[args.seeds[0]].values()))
+            print(write_comparison(args.benchmark, runs, args.output_dir, published_rows(first)), end="")
             seen_unseen_scatter(points(runs.values()), args.output_dir / "comparison.png", title=args.benchmark)
+        PartialState().destroy_process_group()
 
     use_every_core()
     return run(compare)

@@ -43,6 +43,7 @@ def main(argv: list[str] | None = None) -> int:
         trainer.run()
         write_report(trainer)
         trainer.accelerator.print(f"Wrote {args.output_dir}")
+        trainer.accelerator.state.destroy_process_group()
 
     use_every_core()
     return run(train)

@@ -127,13 +127,15 @@ def test_resuming_a_finished_run_changes_nothing(trained_run, tmp_path, resume):
 
 # Two processes
 
+TWO = ["stages.finetune.reinitialize=[generator]"]  # which every process draws for itself
+
 
 @pytest.fixture(scope="module")
 def run_of_two(tiny_dataset, environment, tmp_path_factory) -> Path:
     """The output folder of a run of two processes."""
     output = tmp_path_factory.mktemp("two") / "run"
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    process = subprocess.Popen([*launch, SCRIPT, *arguments(tiny_dataset, output)], env=environment)
+    process = subprocess.Popen([*launch, SCRIPT, *arguments(tiny_dataset, output, *TWO)], env=environment)
     try:
         assert process.wait(PATIENCE) == 0
     finally:

@@ -1,19 +1,31 @@
 """The rows of the published tables: each trains, saves, loads as remote code; what rows share is trained once."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
 
 import pytest
 import torch
+from conftest import REPOSITORY
 from PIL import Image
 from safetensors.torch import load_file
 from tiny import tiny_recipe
 
 from cagnet_hf import CaGNetForSemanticSegmentation
+from cagnet_hf.data.sources import open_dataset
+from cagnet_hf.evaluation.scoring import score
+from cagnet_hf.prediction import load_model
 from cagnet_hf.training import comparison
-from cagnet_hf.training.comparison import TITLES, comparison_table, continues, published_results, run_rows
+from cagnet_hf.training.comparison import (
+    TITLES,
+    comparison_table,
+    continues,
+    published_results,
+    published_rows,
+    run_rows,
+)
 from cagnet_hf.training.recipe import Recipe, load_recipe
 
 ROWS = list(TITLES)
@@ -128,6 +140,33 @@ def test_an_interrupted_row_resumes_to_the_same_weights(row, stage, step, tiny_d
     assert all(torch.equal(resumed[name], expected[name]) for name in expected)
 
 
+TWO_PROCESSES = """
+import sys
+from pathlib import Path
+from accelerate import PartialState
+from test_rows import run_rows, short_recipe
+
+dataset, output = sys.argv[1:]
+run_rows({row: short_recipe(row, dataset) for row in ("zs3net", "zs3net_st")}, Path(output))
+PartialState().destroy_process_group()
+"""
+
+
+def test_two_processes_train_row_after_row_to_one_model(tiny_dataset, tmp_path):
+    (tmp_path / "rows.py").write_text(TWO_PROCESSES)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    paths = os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "tests")])
+    environment = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    command = [*launch, str(tmp_path / "rows.py"), str(tiny_dataset), str(tmp_path / "runs")]
+    finished = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert finished.returncode == 0, finished.stderr[-2000:]
+    for row in ("zs3net", "zs3net_st"):
+        model, processor = load_model(str(tmp_path / "runs" / row / "model"))
+        scores = score(model, processor, open_dataset(str(tiny_dataset), "test"), progress=False)
+        written = json.loads((tmp_path / "runs" / row / "metrics.json").read_text())
+        assert {key: written[key] for key in scores} == scores  # of two halves of the images, by one model
+
+
 def test_a_calibration_changes_the_score_alone(folder):
     plain, calibrated = (load_file(folder / row / "model" / "model.safetensors") for row in ("spnet", "spnet_c"))
     assert all(torch.equal(plain[name], calibrated[name]) for name in plain)
@@ -174,16 +213,27 @@ def test_published_numbers_are_fractions_of_every_row():
 
 
 def result(**values) -> dict:
-    return dict.fromkeys(comparison.COLUMNS, 0.5) | {"seconds": 60.0} | values
+    facts = {"seconds": 60.0, "protocol": "full", "num_images": 6}
+    return dict.fromkeys(comparison.COLUMNS, 0.5) | facts | values
 
 
 def test_the_table_gives_mean_and_range_beside_the_published_numbers():
     rows = {"spnet": {"0": result(hIoU=0.1), "1": result(hIoU=0.3)}, "mine": {"0": result(hIoU=None)}}
-    lines = comparison_table("pascal_voc_edge", rows).splitlines()
-    assert lines[0].startswith("| pascal_voc_edge | hIoU | mIoU | PA | MA | S-mIoU | U-mIoU | U-PA | U-MA |")
+    published = published_rows(load_recipe("pascal_voc_edge/spnet"))
+    lines = comparison_table("pascal_voc_edge", rows, published).splitlines()
+    assert lines[0].startswith(
+        "| pascal_voc_edge, protocol full, 6 images | hIoU | mIoU | PA | MA | S-mIoU | U-mIoU |"
+    )
     assert lines[2].startswith("| SPNet | 20.0 (10.0–30.0) | 50.0 (50.0–50.0) |")
-    assert lines[3].startswith("| *published* | *0.0* | *56.9* |")
+    assert lines[3].startswith("| *published, full benchmark* | *0.0* | *56.9* |")
     assert lines[4].startswith("| mine | – |")
+
+
+@pytest.mark.parametrize("key", ["split=tuning", "supervised=true"])
+def test_nothing_published_stands_beside_what_cannot_be_compared(key):
+    assert published_rows(load_recipe("pascal_voc/cagnet_pi"))
+    assert not published_rows(load_recipe("pascal_voc/cagnet_pi", [key]))
+    assert not published_rows(load_recipe("scenes/cagnet_pi"))
 
 
 def test_the_command_writes_table_numbers_and_figure(folder, load_script, monkeypatch, capsys):

@@ -334,6 +334,13 @@ def test_unseen_classes_weigh_more_for_the_classifier_when_asked(zs3net, monkeyp
     assert given[0].tolist() == [1] * NUM_SEEN + [100] * (NUM_CLASSES - NUM_SEEN)
 
 
+def test_a_batch_without_ignored_pixels_still_teaches_seen_classes(zs3net):
+    _, model, batch = zs3net
+    batch["labels"][:] = 3
+    assert [update.learners for update in joint_updates(zs3net)][-1] == ("classifier",)
+    assert gradients(model.classifier)
+
+
 def test_a_batch_without_labels_still_teaches_unseen_classes(zs3net):
     _, model, batch = zs3net
     batch["labels"][:] = 255

@@ -18,6 +18,7 @@ def calibration_curve(
     its best unseen class comes within γ of its best seen one: the probabilities are needed once, whatever the grid.
     """
     accelerator = Accelerator()
+    model.to(accelerator.device)
     metrics = {gamma: load_metric(model.config) for gamma in gammas}
     num_seen = len(model.config.seen_ids)
     batches = scored_batches(

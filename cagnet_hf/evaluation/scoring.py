@@ -44,7 +44,7 @@ def score(
     Args:
         protocol: `"full"`: logits brought to the original image size (bilinear), scored against the original
             labels. `"paper"`: images warped to a square, predictions scored at feature resolution against labels
-            resized to it (nearest).
+            resized to it (nearest); a projection (SPNet) is scored at the square's resolution.
 
     Returns:
         The metric's dictionary (see `METRIC_PATH`) with `protocol` and `num_images`, equal on all processes.
@@ -92,7 +92,7 @@ def scored_batches(
             with torch.inference_mode(), accelerator.autocast():
                 outputs = model(pixel_values)
             references = [labels for _, labels in batch]
-            if protocol == "paper":
+            if protocol == "paper" and model.config.classifier != "projection":
                 size = tuple(outputs.logits.shape[-2:])
                 references = [resize_label_map(labels, size) for labels in references]
             yield outputs, references

@@ -26,7 +26,7 @@ class PatchFit:
         epochs: Passes over the patches; the epoch with the best held-out likelihood is kept.
         learning_rate: Of Adam.
         batch_size: Patches of a step.
-        held_out: Share of the patches that the epoch is chosen on.
+        held_out: Share of the patches that the epoch is chosen on: the last ones, so they are of other label maps.
         max_patches: Patches to learn from at most: the first ones, so the label maps should come in random order.
         unseen_share: Share of the training patches in which an unseen class takes the place of a seen one (see
             `swap_in_unseen`). 0 is the published procedure.
@@ -74,10 +74,9 @@ def fit_pixel_cnn(
             "give more label maps or another share"
         )
     device = torch.device(device)
-    order = torch.randperm(len(patches), generator=torch.Generator().manual_seed(fit.seed))
-    inputs, labels = (part.to(device) for part in fill_ignored(patches[order]))
-    held_out = inputs[:num_held_out], labels[:num_held_out]
-    train = inputs[num_held_out:], labels[num_held_out:]
+    inputs, labels = (part.to(device) for part in fill_ignored(patches))
+    held_out = inputs[-num_held_out:], labels[-num_held_out:]
+    train = inputs[:-num_held_out], labels[:-num_held_out]
     report = {
         "train_patches": len(train[0]),
         "held_out_patches": num_held_out,

@@ -27,9 +27,12 @@ def top_k_labels(logits, labels, padding, unseen_ids: Sequence[int], k: int, ign
         raise ValueError(f"k={k}: choose from 1 to the number of classes, {logits.shape[1]}")
     unseen = _on_device(unseen_ids, logits)
     score, index = logits.index_select(1, unseen).max(dim=1)  # (B, h, w)
-    rank = (logits > score[:, None]).sum(dim=1)
+    given = unseen[index]  # (B, h, w)
+    # Of equal scores the lower class ranks higher, as in an argmax.
+    earlier = torch.arange(logits.shape[1], device=logits.device)[:, None, None] < given[:, None]
+    rank = ((logits > score[:, None]) | ((logits == score[:, None]) & earlier)).sum(dim=1)
     free = (labels == ignore_index) & ~padding
-    return torch.where(free & (rank < k), unseen[index], labels)
+    return torch.where(free & (rank < k), given, labels)
 
 
 def confident_labels(logits, labels, padding, unseen_ids: Sequence[int], share: float, ignore_index: int = 255):

@@ -73,6 +73,29 @@ def build_model(recipe: Recipe, benchmark: Benchmark) -> CaGNetForSemanticSegmen
     return model
 
 
+def check_stages(recipe: Recipe, model: CaGNetForSemanticSegmentation) -> None:
+    """Refuse, before the first iteration, a stage that this model cannot run.
+
+    Raises:
+        RecipeError: A stage trains a part that the model lacks, or sizes do not fit.
+    """
+    num_labels, patch_size = model.config.num_labels, model.config.patch_size
+    for name, stage in recipe.stages.items():
+        for part in ("classifier", "generator"):
+            if getattr(stage, part) is not None and getattr(model, part) is None:
+                raise RecipeError(f"stages.{name} trains the {part}, but this model has none")
+        if stage.synthetic_block and stage.synthetic_size % patch_size:
+            fitting = max(1, round(stage.synthetic_size / patch_size)) * patch_size
+            raise RecipeError(
+                f"stages.{name}.synthetic_size: {stage.synthetic_size} is no multiple of patch_size {patch_size}; "
+                f"{fitting} is"
+            )
+        if stage.pseudo_labels is not None and stage.pseudo_labels.top_k > num_labels:
+            raise RecipeError(
+                f"stages.{name}.pseudo_labels.top_k: {stage.pseudo_labels.top_k} of {num_labels} classes"
+            )
+
+
 def label_map_source(
     recipe: Recipe, stage: StageRecipe, model: CaGNetForSemanticSegmentation, patches: torch.Tensor | None
 ) -> LabelMapSource:
@@ -106,20 +129,25 @@ def patches_of(
 
 
 class _LabelMapsAtFeatureStride:
-    """Training label maps `(h, w)` as coarse as the feature map, unseen classes hidden; no image is decoded."""
+    """Training label maps `(h, w)` as coarse as the feature map, in random order; no image is decoded.
+
+    Unseen classes are hidden, even from the upper bound: patches are sampled for them.
+    """
 
     def __init__(self, dataset: Dataset, label_map: LabelMap, recipe: Recipe, stride: int):
         self.masks = dataset.select_columns(["mask", "image_id"])
-        self.label_map, self.hide_unseen = label_map, not recipe.supervised
+        self.order = np.random.default_rng(recipe.seed).permutation(len(dataset)).tolist()
+        self.label_map = label_map
         self.size, self.stride = build_processor(recipe).size, stride
 
     def __len__(self):
         return len(self.masks)
 
     def __iter__(self):
-        for example in self.masks:
+        for row in self.order:
+            example = self.masks[row]
             labels = self.label_map.to_model_order(
-                np.asarray(example["mask"]), hide_unseen=self.hide_unseen, source=f"mask of {example['image_id']}"
+                np.asarray(example["mask"]), hide_unseen=True, source=f"mask of {example['image_id']}"
             )
             sides = fit_size(*labels.shape, self.size)
             yield torch.from_numpy(resize_label_map(labels, tuple(-(-side // self.stride) for side in sides)))

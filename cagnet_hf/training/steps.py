@@ -198,8 +198,9 @@ def joint_steps(
         drawn = label_maps(tuple(labels.shape))
         replaced = ~labelled & (drawn >= len(config.seen_ids))
         truth = torch.cat([labels[labelled], drawn[replaced]])
-        made = model.synthesize_features(drawn[replaced][None, None])
-        inputs = torch.cat([to_pixel_list(features, labelled), made], dim=-1)
+        inputs = to_pixel_list(features, labelled)
+        if replaced.any():
+            inputs = torch.cat([inputs, model.synthesize_features(drawn[replaced][None, None])], dim=-1)
     if truth.numel() == 0:
         yield StepResult(_zero(model.classifier), {}, ("classifier",))
         return
@@ -248,6 +249,7 @@ def label_ignored_pixels(model, batch: dict[str, torch.Tensor], rule: PseudoLabe
     else:
         cells = confident_labels(logits, cells, padding, share=rule.share, **options)
     guesses = resize_labels(cells, labels.shape[-2:])
+    torch.clear_autocast_cache()  # weights cast without gradients must not serve the step that follows
     unseen = (guesses >= len(config.seen_ids)) & (guesses != config.ignore_index)
     return torch.where((labels == config.ignore_index) & ~batch["padding"] & unseen, guesses, labels)
 
