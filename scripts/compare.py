@@ -23,7 +23,13 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="one run of every row per seed (default: 0)")
     parser.add_argument("--output_dir", type=Path, required=True)
-    parser.add_argument("--set", nargs="+", default=[], metavar="key=value", help="recipe keys to change in every row")
+    parser.add_argument(
+        "--set",
+        nargs="+",
+        default=[],
+        metavar="key=value",
+        help="recipe keys to change in every row (a stage's: in the rows that have it)",
+    )
     return parser
 
 
@@ -46,7 +52,10 @@ def main(argv: list[str] | None = None) -> int:
         rows = args.rows or known
         # All recipes first: a typing error must not be found after hours.
         recipes = {
-            seed: {row: load_recipe(f"{args.benchmark}/{row}", [*args.set, f"seed={seed}"]) for row in rows}
+            seed: {
+                row: load_recipe(f"{args.benchmark}/{row}", [*keys, f"seed={seed}"])
+                for row, keys in keys_of_rows(args.benchmark, rows, args.set).items()
+            }
             for seed in args.seeds
         }
         runs = {seed: run_rows(recipes[seed], args.output_dir / f"seed_{seed}") for seed in args.seeds}
@@ -58,6 +67,22 @@ def main(argv: list[str] | None = None) -> int:
 
     use_every_core()
     return run(compare)
+
+
+def keys_of_rows(benchmark: str, rows: list[str], keys: list[str]) -> dict[str, list[str]]:
+    """The keys to change in each row: those of a stage only where the row has it."""
+    from cagnet_hf.training.recipe import RecipeError, load_recipe, stage_of_key
+
+    stages = {row: load_recipe(f"{benchmark}/{row}").stages for row in rows}
+    for key in keys:
+        stage = stage_of_key(key)
+        if stage is not None and not any(stage in of_row for of_row in stages.values()):
+            known = dict.fromkeys(name for of_row in stages.values() for name in of_row)
+            raise RecipeError(f"{key!r}: none of the rows has a stage {stage!r}; stages: {', '.join(known)}")
+    return {
+        row: [key for key in keys if stage_of_key(key) is None or stage_of_key(key) in of_row]
+        for row, of_row in stages.items()
+    }
 
 
 if __name__ == "__main__":

@@ -419,5 +419,21 @@ def test_every_recipe_describes_a_model_whose_stages_can_be_built(name):
 def test_until_drops_the_stages_beyond(write):
     assert list(load_recipe("scenes", ["until=pretrain"]).stages) == ["pretrain"]
     assert list(load_recipe("scenes/cagnet_pi_st", ["until=self_train"]).stages)[-1] == "self_train"
-    with pytest.raises(RecipeError, match="until=pretrian is no stage; stages: pretrain, finetune"):
+    with pytest.raises(RecipeError, match="until=pretrian is no stage; did you mean 'pretrain'"):
         load_recipe("scenes", ["until=pretrian"])
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "hint"),
+    [
+        ("scenes", ["stages.fintune.iterations=2"], "did you mean 'finetune'?; stages: pretrain, finetune"),
+        ("scenes", ["until=pretrain", "stages.finetune.iterations=2"], "stages: pretrain"),
+        ("scenes", ["stages.finetune.iterations=2", "until=pretrain"], "stages: pretrain"),
+        ("scenes/spnet", ["stages.finetune.iterations=2"], "no stage 'finetune' in this run"),
+        ("scenes/cagnet_pi", ["stages.self_train={iterations: 2}"], "no stage 'self_train' in this run"),
+    ],
+)
+def test_a_key_of_a_stage_that_is_not_run_is_refused(name, overrides, hint):
+    with pytest.raises(RecipeError) as refusal:
+        load_recipe(name, overrides)
+    assert hint in str(refusal.value)

@@ -236,6 +236,12 @@ def test_nothing_published_stands_beside_what_cannot_be_compared(key):
     assert not published_rows(load_recipe("scenes/cagnet_pi"))
 
 
+def test_a_key_of_a_stage_changes_the_rows_that_have_it(load_script):
+    keys = ["seed=3", "stages.pretrain.iterations=1", "stages.finetune.iterations=2"]
+    of_rows = load_script("compare").keys_of_rows("scenes", ["spnet", "zs3net"], keys)
+    assert of_rows == {"spnet": keys[:2], "zs3net": keys}
+
+
 def test_the_command_writes_table_numbers_and_figure(folder, load_script, monkeypatch, capsys):
     summaries = {row: json.loads((folder / row / "metrics.json").read_text()) for row in ("spnet", "cagnet_pi")}
     monkeypatch.setattr(comparison, "run_rows", lambda recipes, folder: {row: summaries[row] for row in recipes})
@@ -256,6 +262,10 @@ def test_the_command_writes_table_numbers_and_figure(folder, load_script, monkey
         (["--benchmark", "scene"], "no benchmark 'scene'; known: coco_stuff"),
         (["--benchmark", "scenes", "--rows", "spnett"], "did you mean 'scenes/spnet'"),
         (["--benchmark", "scenes", "--rows", "spnet", "--set", "sead=1"], "did you mean 'seed'"),
+        (
+            ["--benchmark", "scenes", "--rows", "spnet", "--set", "stages.finetune.iterations=1"],
+            "none of the rows has",
+        ),
     ],
 )
 def test_the_command_refuses_before_it_trains(arguments, reason, load_script, tmp_path, capsys):

@@ -241,3 +241,15 @@ def test_weights_that_do_not_fit_are_refused(call, photo, tmp_path, trained_run,
     else:
         (model / "config.json").write_text(json.dumps({**config, "depths": [1, 1, 1, 2]}))
     assert_refused(call("predict", photo, "--output", tmp_path / "out", model=model), str(model))
+
+
+@pytest.mark.parametrize(
+    ("model", "reason"),
+    [("nowhere", "no such model folder"), ("empty", "no model in this folder"), ("run", "did you mean")],
+)
+@pytest.mark.parametrize("script", ["evaluate", "calibrate"])
+def test_a_folder_without_a_model_is_refused(call, script, model, reason, tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "run" / "model").mkdir(parents=True)
+    (tmp_path / "run" / "model" / "config.json").write_text("{}")
+    assert_refused(call(script, "--dataset", "scenes:0", model=tmp_path / model), reason)

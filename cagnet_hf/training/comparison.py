@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 
 import yaml
-from accelerate import PartialState
+from accelerate import Accelerator
 
 from ..files import write_text_whole, write_whole
 from .checkpoints import checkpoints
@@ -56,10 +56,10 @@ def run_rows(recipes: dict[str, Recipe], folder: Path) -> dict[str, dict]:
     Returns:
         The rows' metrics.
     """
-    state, results = PartialState(), {}
+    accelerator, results = Accelerator(), {}  # not a PartialState, which knows no processes on CPUs by itself
     for row, recipe in sorted(recipes.items(), key=lambda item: len(item[1].stages)):
         output = folder / row
-        if state.is_main_process and not (output / RECIPE_FILE).is_file():
+        if accelerator.is_main_process and not (output / RECIPE_FILE).is_file():
             shorter = [
                 done
                 for done in results
@@ -67,7 +67,7 @@ def run_rows(recipes: dict[str, Recipe], folder: Path) -> dict[str, dict]:
             ]
             if shorter:
                 _start_from(folder / max(shorter, key=lambda done: len(recipes[done].stages)), output, recipe)
-        state.wait_for_everyone()
+        accelerator.wait_for_everyone()
         trainer = Trainer(recipe, output, resume=True)
         if not (output / "metrics.json").is_file():
             trainer.accelerator.print(f"{row} -> {output}")

@@ -203,9 +203,13 @@ def load_recipe(name_or_path: str, overrides: list[str] = ()) -> Recipe:
         RecipeError: One line naming the file, the key and the nearest known key.
     """
     name, tree = _find(name_or_path)
-    for override in overrides:
+    ends = [override for override in overrides if override.startswith("until=")]
+    for override in ends:
         tree = _overridden(tree, override)
-    _keep_stages(name, tree)
+    _keep_stages(name, tree, overrides)
+    for override in overrides:
+        if override not in ends:
+            tree = _overridden(tree, override)
     try:
         return Recipe.model_validate(tree)
     except ValidationError as error:
@@ -230,15 +234,29 @@ def _join(benchmark: str, method_name: str) -> dict:
     return _merged(_merged(_read(RECIPES_DIR / benchmark / "benchmark.yaml"), schedule), method)
 
 
-def _keep_stages(name: str, tree: dict) -> None:
-    """`until: STAGE` drops the stages that a schedule has beyond it."""
+def stage_of_key(override: str) -> str | None:
+    """The stage that an override `stages.STAGE.KEY=value` or `stages.STAGE=value` speaks of."""
+    parts = override.partition("=")[0].split(".")
+    return parts[1] if parts[0] == "stages" and len(parts) > 1 else None
+
+
+def _keep_stages(name: str, tree: dict, overrides: list[str]) -> None:
+    """`until: STAGE` drops the stages that a schedule has beyond it; an override may only speak of what is left."""
     until, stages = tree.pop("until", None), tree.get("stages")
-    if until is None or not isinstance(stages, dict):
+    if not isinstance(stages, dict):
         return
-    if until not in stages:
-        raise RecipeError(f"{name}: until={until} is no stage; stages: {', '.join(stages)}")
     names = list(stages)
-    tree["stages"] = {stage: stages[stage] for stage in names[: names.index(until) + 1]}
+    if until is not None and until not in names:
+        raise RecipeError(f"{name}: until={until} is no stage{_nearest(until, names)}; stages: {', '.join(names)}")
+    kept = names if until is None else names[: names.index(until) + 1]
+    tree["stages"] = {stage: stages[stage] for stage in kept}
+    for override in overrides:
+        stage = stage_of_key(override)
+        if stage is not None and stage not in kept:
+            raise RecipeError(
+                f"{name}: {override!r}: no stage {stage!r} in this run{_nearest(stage, kept)}; "
+                f"stages: {', '.join(kept)}"
+            )
 
 
 def recipe_names() -> list[str]:
