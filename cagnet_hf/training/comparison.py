@@ -30,7 +30,7 @@ COLUMNS = ("hIoU", "mIoU", "PA", "MA", "S-mIoU", "U-mIoU", "U-PA", "U-MA")
 
 @cache
 def published_results() -> dict[str, dict[str, dict[str, float]]]:
-    """benchmark -> row -> column -> fraction, as printed in CaGNetv2 (arXiv 2009.12232, tables 2 to 4)."""
+    """benchmark -> row -> column -> fraction, as printed in CaGNetv2 (arXiv 2009.12232)."""
     path = Path(__file__).resolve().parents[1] / "published_results.json"
     return json.loads(path.read_text(encoding="utf-8"))
 

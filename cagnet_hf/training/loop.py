@@ -44,7 +44,7 @@ class Trainer:
         self.benchmark = benchmark_of(recipe)
         self.train_set, self.test_set = (dataset_of(recipe, split) for split in ("train", "test"))
         self.processor = build_processor(recipe)
-        # Channels last: a quarter less time per step of the VOC edge recipe on two CPU cores (1.16 s -> 0.83 s).
+        # Channels last: the layout that convolutions on CPUs and tensor cores are fastest in.
         self.model = build_model(recipe, self.benchmark).to(memory_format=torch.channels_last)
         check_stages(recipe, self.model)
         if self.accelerator.process_index:  # the model starts equal everywhere; noise and label maps must differ
