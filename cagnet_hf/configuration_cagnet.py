@@ -37,7 +37,8 @@ class CaGNetConfig(PreTrainedConfig):
         classifier_dropout: Dropout after the trunk.
         patch_size: Side of the category patches that synthetic features come in (CaGNetv2: 3, 5 or 7); the classifier
             then looks at 3x3 neighbours. 1 is pixel by pixel.
-        generator: `"contextual"` (CaGNet), `"moment_matching"` (the GMMN of ZS3Net) or None (SPNet).
+        generator: `"contextual"` (CaGNet), `"moment_matching"` (the GMMN of ZS3Net), `"gaussian"` (class means
+            regressed from the embeddings, one covariance; nothing to train) or None (SPNet).
         generator_hidden_sizes: Hidden channels of the feature generator.
         generator_dropout: Dropout after each of them.
         generator_embedding_scale: Factor on the class embedding at the generator's input. The paper's unit-length
@@ -114,7 +115,7 @@ class CaGNetConfig(PreTrainedConfig):
         choice("aspp", ("full", "depthwise"))
         choice("classifier", ("convolutional", "linear", "projection"))
         choice("patch_size", (1, 3, 5, 7))
-        choice("generator", ("contextual", "moment_matching", None))
+        choice("generator", ("contextual", "moment_matching", "gaussian", None))
         if (self.backbone == "auto") != (self.backbone_config is not None):
             raise ValueError('backbone="auto" and backbone_config go together: give both or neither')
         both = set(self.seen_ids) & set(self.unseen_ids)
@@ -146,6 +147,8 @@ class CaGNetConfig(PreTrainedConfig):
             raise ValueError('classifier="projection" does not learn from features: set generator=None')
         if self.generator == "contextual" and not self.contextual:
             raise ValueError('generator="contextual" needs the contextual latent: set contextual=True')
+        if self.generator == "gaussian" and self.classifier != "linear":
+            raise ValueError('generator="gaussian" has a linear Bayes rule: set classifier="linear"')
         if self.patch_size > 1 and self.classifier != "convolutional":
             raise ValueError(f'patch_size={self.patch_size} needs classifier="convolutional"')
         if list(self.test_scales[:1]) != [1.0] or min(self.test_scales) <= 0:

@@ -15,6 +15,7 @@ from transformers.utils import ModelOutput
 
 from .backbones_cagnet import build_backbone, freeze_batch_norm
 from .configuration_cagnet import CaGNetConfig
+from .gaussian_cagnet import GaussianGenerator
 
 
 @dataclass
@@ -244,6 +245,10 @@ class CaGNetPreTrainedModel(PreTrainedModel):
             init.zeros_(module.running_mean)
             init.ones_(module.running_var)
             init.zeros_(module.num_batches_tracked)
+        elif isinstance(module, GaussianGenerator):  # after its convolutions: nothing observed
+            for tensor in (module.mean.weight, module.mean.bias, *module.buffers(recurse=False)):
+                init.zeros_(tensor)
+            init.dirac_(module.deviation.weight)
         elif isinstance(module, CaGNetForSemanticSegmentation):
             init.zeros_(module.class_embeddings)
 
@@ -317,6 +322,8 @@ def _build_classifier(config):
 def _build_generator(config):
     if config.generator == "contextual":
         return ContextualGenerator(config)
+    if config.generator == "gaussian":
+        return GaussianGenerator(config)
     return MomentMatchingGenerator(config) if config.generator == "moment_matching" else None
 
 

@@ -143,6 +143,7 @@ def test_the_folder_holds_safetensors_config_processor_and_code(folder):
         "backbones_cagnet.py",
         "config.json",
         "configuration_cagnet.py",
+        "gaussian_cagnet.py",
         "image_processing_cagnet.py",
         "model.safetensors",
         "modeling_cagnet.py",

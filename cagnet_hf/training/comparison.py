@@ -24,6 +24,7 @@ TITLES = {
     "zs3net_st": "ZS3Net+ST",
     "cagnet_pi_st": "CaGNet(pi)+ST",
     "cagnet_pa_st": "CaGNet(pa)+ST",
+    "gaussian": "Gaussian generator",
 }
 COLUMNS = ("hIoU", "mIoU", "PA", "MA", "S-mIoU", "U-mIoU", "U-PA", "U-MA")
 

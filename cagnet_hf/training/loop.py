@@ -153,10 +153,11 @@ class Trainer:
     def _batches(self, index: int, stage: StageRecipe, start: int):
         """Training batches of the stage from iteration `start` on; only real steps take one."""
         seed = self.recipe.seed * 1000 + index
+        augmentation = stage.augmentation or self.recipe.augmentation
         examples = TrainingExamples(
             self.train_set,
             self.benchmark.label_map,
-            TrainingTransform(self.processor, stage.crop_size, **self.recipe.augmentation.model_dump()),
+            TrainingTransform(self.processor, stage.crop_size, **augmentation.model_dump()),
             seed=seed,
             hide_unseen=not self.recipe.supervised,
         )
@@ -193,14 +194,15 @@ class Trainer:
                 result = next(steps, None)
             if result is None:
                 return
-            for optimizer in optimizers.values():
-                optimizer.zero_grad()
-            accelerator.backward(result.total)
-            stepping = [optimizer for part, optimizer in optimizers.items() if part in result.learners]
-            if accelerator.num_processes > 1:
-                average_gradients(accelerator, stepping)
-            for optimizer in stepping:
-                optimizer.step()
+            if result.total is not None:
+                for optimizer in optimizers.values():
+                    optimizer.zero_grad()
+                accelerator.backward(result.total)
+                stepping = [optimizer for part, optimizer in optimizers.items() if part in result.learners]
+                if accelerator.num_processes > 1:
+                    average_gradients(accelerator, stepping)
+                for optimizer in stepping:
+                    optimizer.step()
             yield result.terms
 
     def _log(self, stage_name: str, sums: dict[str, list[torch.Tensor]], bar) -> None:

@@ -81,6 +81,15 @@ class MomentMatchingRecipe(_Strict):
     unseen_class_weight: float = Field(100.0, gt=0)
 
 
+class GaussianRecipe(_Strict):
+    """Real steps that observe features and refit a Gaussian generator; its Bayes rule becomes the classifier, with
+    prior odds of 1 for seen classes and 1 + `unseen_rate` for unseen ones. See `GaussianGenerator.fit`."""
+
+    ridge: float = Field(0.1, gt=0)
+    shrinkage: float = Field(0.05, ge=0, le=1)
+    covariance_scale: float = Field(1.0, gt=0)
+
+
 class PseudoLabelRecipe(_Strict):
     """Self-training: the model itself labels ignored pixels with unseen classes, on the fly.
 
@@ -91,6 +100,11 @@ class PseudoLabelRecipe(_Strict):
     rule: Literal["top_k", "confidence"]
     top_k: int = Field(1, ge=1)
     share: float = Field(0.25, gt=0, le=1)
+
+
+class AugmentationRecipe(_Strict):
+    scale_range: tuple[float, float] = (0.5, 1.5)
+    flip_probability: float = Field(0.5, ge=0, le=1)
 
 
 class StageRecipe(_Strict):
@@ -113,7 +127,9 @@ class StageRecipe(_Strict):
     synthetic_size: int | None = Field(None, ge=1)
     generator_learns_from_synthetic: bool = False
     moment_matching: MomentMatchingRecipe | None = None
+    gaussian: GaussianRecipe | None = None
     pseudo_labels: PseudoLabelRecipe | None = None
+    augmentation: AugmentationRecipe | None = None  # the run's when None
     # Parts that start this stage from new weights.
     reinitialize: list[Literal["classifier", "generator"]] = []
     weights: LossWeights = LossWeights()
@@ -147,11 +163,6 @@ class PatchRecipe(_Strict):
     unseen_share: float = Field(0.5, ge=0, le=1)
     bank_size: int = Field(4096, ge=1)
     pure_per_sampled: float = Field(8.0, ge=0)
-
-
-class AugmentationRecipe(_Strict):
-    scale_range: tuple[float, float] = (0.5, 1.5)
-    flip_probability: float = Field(0.5, ge=0, le=1)
 
 
 class Recipe(_Strict):
@@ -350,6 +361,7 @@ def _keys_at(location: tuple) -> list[str]:
     """Known keys of the recipe node at `location`."""
     owners = {"stages": StageRecipe, "weights": LossWeights, "augmentation": AugmentationRecipe}
     owners |= {"patches": PatchRecipe, "moment_matching": MomentMatchingRecipe, "pseudo_labels": PseudoLabelRecipe}
+    owners["gaussian"] = GaussianRecipe
     owners |= dict.fromkeys(("network", "classifier", "generator"), OptimizerRecipe)
     owner = Recipe
     for part in location:

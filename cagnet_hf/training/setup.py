@@ -84,6 +84,11 @@ def check_stages(recipe: Recipe, model: CaGNetForSemanticSegmentation) -> None:
         for part in ("classifier", "generator"):
             if getattr(stage, part) is not None and getattr(model, part) is None:
                 raise RecipeError(f"stages.{name} trains the {part}, but this model has none")
+        gaussian = model.config.generator == "gaussian"
+        if gaussian and stage.generator is not None:
+            raise RecipeError(f"stages.{name}.generator: a Gaussian generator is fitted, not trained: use .gaussian")
+        if stage.gaussian is not None and not gaussian:
+            raise RecipeError(f"stages.{name}.gaussian needs model.generator=gaussian")
         if stage.synthetic_block and stage.synthetic_size % patch_size:
             fitting = max(1, round(stage.synthetic_size / patch_size)) * patch_size
             raise RecipeError(

@@ -32,9 +32,12 @@ LabelMapSource = Callable[[tuple[int, int, int]], torch.Tensor]  # shape (B, h, 
 
 @dataclass
 class StepResult:
-    """The total to be differentiated, its terms (detached, unweighted) by name, and the parts that learn from it."""
+    """The total to be differentiated, its terms (detached, unweighted) by name, and the parts that learn from it.
 
-    total: torch.Tensor
+    A total of None: the step has updated its parts itself.
+    """
+
+    total: torch.Tensor | None
     terms: dict[str, torch.Tensor]
     learners: tuple[str, ...] = ("network", "classifier", "generator")
 
@@ -57,6 +60,8 @@ def updates(
         batch = batch | {"labels": label_ignored_pixels(model, batch, stage.pseudo_labels)}
     if stage.moment_matching is not None:
         yield from joint_steps(model, batch, stage.moment_matching, label_maps)
+    elif stage.gaussian is not None:
+        yield gaussian_step(model, batch, stage)
     else:
         yield real_step(model, batch, recipe, stage)
 
@@ -208,6 +213,26 @@ def joint_steps(
     class_weights[list(config.unseen_ids)] = rule.unseen_class_weight
     loss = F.cross_entropy(model.classify(inputs), truth[None, None], weight=class_weights)
     yield StepResult(loss, {"classification": loss.detach()}, ("classifier",))
+
+
+@torch.no_grad()
+def gaussian_step(model, batch: dict[str, torch.Tensor], stage: StageRecipe) -> StepResult:
+    """The Gaussian generator observes the features of labelled pixels; its Bayes rule becomes the classifier.
+
+    The classification term is the cross-entropy of these pixels before they were observed. The network rests.
+    """
+    config, generator, rule = model.config, model.generator, stage.gaussian
+    features = model.cagnet(batch["pixel_values"]).features
+    labels = resize_labels(batch["labels"], features.shape[-2:])
+    labelled = labels != config.ignore_index
+    total = F.cross_entropy(model.classify(features), labels, ignore_index=config.ignore_index, reduction="sum")
+    generator.observe(features.permute(0, 2, 3, 1)[labelled], labels[labelled])
+    generator.fit(model.class_embeddings, **rule.model_dump())
+    odds = class_odds(config.num_labels, config.unseen_ids, stage.unseen_rate, features.device)
+    weights, biases = generator.bayes_rule(model.class_embeddings, odds.log())
+    model.classifier.weight.copy_(weights[:, :, None, None])
+    model.classifier.bias.copy_(biases)
+    return StepResult(None, {"classification": total / labelled.sum().clamp_min(1)}, ())
 
 
 def _features_by_image_and_class(features, labels, num_classes: int, count: int):

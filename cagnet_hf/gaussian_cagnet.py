@@ -1,0 +1,106 @@
+"""A generator without training: the features of a class are Gaussian, and its embedding tells their mean.
+
+Shapes: P pixels, D feature size, E class-embedding size, N classes.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+class GaussianGenerator(nn.Module):
+    """Class embedding and standard normal latent -> pixel feature.
+
+    The features of every class are normal with one covariance; the mean is a ridge regression from the embedding onto
+    the mean features of the classes seen. All of it follows in closed form from three statistics of real features,
+    which travel with the weights: how many pixels of each class were observed, their mean, and the scatter around it.
+    """
+
+    draw_latent = staticmethod(torch.randn)
+
+    def __init__(self, config):
+        super().__init__()
+        classes, size = config.num_labels, config.feature_size
+        self.latent_size = size
+        self.mean = nn.Conv2d(config.embedding_size, size, 1)
+        self.deviation = nn.Conv2d(size, size, 1, bias=False)  # a Cholesky factor of the covariance
+        self.register_buffer("class_counts", torch.zeros(classes))
+        self.register_buffer("class_means", torch.zeros(classes, size))
+        self.register_buffer("scatter", torch.zeros(size, size))
+
+    def forward(self, embeddings, latent):
+        """`(B, E, h, w)` and `(B, D, h, w)` -> features `(B, D, h, w)`."""
+        return self.mean(F.normalize(embeddings, dim=1)) + self.deviation(latent)
+
+    def observe(self, features, labels) -> None:
+        """Take real features `(P, D)` with their classes `(P,)` into the statistics; processes share theirs."""
+        features = features.to(self.scatter.dtype)
+        counts = torch.bincount(labels, minlength=len(self.class_counts)).to(features.dtype)
+        sums = torch.zeros_like(self.class_means).index_add_(0, labels, features)
+        means = sums / counts.clamp_min(1)[:, None]
+        residuals = features - means[labels]
+        for statistics in _of_all_processes(counts, means, residuals.t() @ residuals):
+            self._merge(*statistics)
+
+    def _merge(self, counts, means, scatter) -> None:
+        """Statistics of two sets of pixels together (Chan et al., 1979): no sum of squares, nothing cancels."""
+        total = self.class_counts + counts
+        share = counts / total.clamp_min(1)
+        apart = means - self.class_means
+        self.scatter += scatter + (apart * (self.class_counts * share)[:, None]).t() @ apart
+        self.class_means += apart * share[:, None]
+        self.class_counts.copy_(total)
+
+    def fit(self, embeddings, *, ridge: float, shrinkage: float, covariance_scale: float) -> None:
+        """Regress the means from the embeddings, and take the covariance from the scatter.
+
+        Args:
+            embeddings: `(N, E)` of all classes; those without a pixel take no part.
+            ridge: λ of the regression on unit-length embeddings.
+            shrinkage: Share of the covariance, 0 to 1, that is replaced by its diagonal.
+            covariance_scale: Factor on the covariance: the channels of a feature and neighbouring pixels are not as
+                telling as the model of independent Gaussian pixels has it.
+        """
+        observed = (self.class_counts > 0).double()[:, None]
+        means = self.class_means.double()
+        centre = (means * observed).sum(0) / observed.sum().clamp_min(1)
+        keys = F.normalize(embeddings.double(), dim=1) * observed
+        gram = keys @ keys.t() + ridge * torch.eye(len(keys), dtype=keys.dtype, device=keys.device)
+        weight = torch.linalg.solve(gram, (means - centre) * observed).t() @ keys
+        self.mean.weight.copy_(weight[:, :, None, None])
+        self.mean.bias.copy_(centre)
+        covariance = self.scatter.double() / self.class_counts.sum().clamp_min(1)
+        variances = covariance.diagonal()
+        floor = (1e-6 * variances.mean()).clamp_min(1e-12)  # of channels that never vary
+        covariance = torch.lerp(covariance, variances.diag(), shrinkage) + floor * torch.eye(len(variances)).to(floor)
+        factor = torch.linalg.cholesky_ex(covariance_scale * covariance).L
+        self.deviation.weight.copy_(factor[:, :, None, None])
+
+    def bayes_rule(self, embeddings, log_priors):
+        """The classifier that is optimal for these Gaussians: linear, as they share their covariance.
+
+        A class with pixels stands for itself; the mean of the others is the regression's.
+
+        Args:
+            embeddings: `(N, E)`.
+            log_priors: `(N,)`.
+
+        Returns:
+            Weights `(N, D)` and biases `(N,)`.
+        """
+        regressed = self.mean(F.normalize(embeddings, dim=1)[:, :, None, None])[:, :, 0, 0]
+        means = torch.where(self.class_counts[:, None] > 0, self.class_means, regressed).double()
+        weights = torch.cholesky_solve(means.t(), self.deviation.weight[:, :, 0, 0].double()).t()
+        return weights, log_priors - 0.5 * (means * weights).sum(1)
+
+
+def _of_all_processes(*tensors):
+    """The tensors of every process, process by process; in the same order everywhere."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return [tensors]
+    gathered = []
+    for tensor in tensors:
+        copies = [torch.empty_like(tensor) for _ in range(torch.distributed.get_world_size())]
+        torch.distributed.all_gather(copies, tensor.contiguous())
+        gathered.append(copies)
+    return list(zip(*gathered, strict=True))
