@@ -14,7 +14,7 @@ from .modeling_cagnet import CaGNetForSemanticSegmentation
 
 def load_model(model_path: str):
     """(model in evaluation mode, image processor) from a folder or Hub id; this package's own code runs it."""
-    _check_folder(Path(model_path))
+    check_model_folder(Path(model_path))
     config = AutoConfig.from_pretrained(model_path)
     if config.model_type != "cagnet":
         raise ValueError(f"{model_path} is a {config.model_type!r} model, not a CaGNet one")
@@ -30,7 +30,7 @@ def load_model(model_path: str):
     return model.eval().to(memory_format=torch.channels_last), processor
 
 
-def _check_folder(path: Path) -> None:
+def check_model_folder(path: Path) -> None:
     """Refuse what is meant as a folder and holds no model; a Hub id is `name` or `owner/name`."""
     if path.is_dir() and not (path / "config.json").is_file():
         inside = path / "model"

@@ -73,11 +73,11 @@ class Repository:
     def resolve(self, revision: str) -> str:
         oid = self.head if revision in ("main", "HEAD") else revision
         if oid not in self.commits:
-            raise Refusal(404, "RevisionNotFound", f"Invalid rev id: {revision}")
+            raise RefusedError(404, "RevisionNotFound", f"Invalid rev id: {revision}")
         return oid
 
 
-class Refusal(Exception):
+class RefusedError(Exception):
     """An answer that is an error, as the Hub words it."""
 
     def __init__(self, status: int, code: str, message: str):
@@ -139,14 +139,12 @@ class _Handler(BaseHTTPRequestHandler):
                     answer(self, body, **match.groupdict())
                     return
             self.hub.unknown.append(f"{self.command} {self.path}")
-            raise Refusal(404, "", f"no answer to {self.command} {url.path}")
-        except Refusal as refusal:
+            raise RefusedError(404, "", f"no answer to {self.command} {url.path}")
+        except RefusedError as refusal:
             headers = {"X-Error-Code": refusal.code} if refusal.code else {}
-            self._send_json(
-                {"error": refusal.message}, refusal.status, headers | {"X-Error-Message": refusal.message}
-            )
+            self._send_json({"error": refusal.message}, refusal.status, headers | {"X-Error-Message": refusal.message})
 
-    do_HEAD = do_POST = do_PUT = do_GET
+    do_HEAD = do_POST = do_PUT = do_GET  # noqa: N815 - named by http.server
 
     # The request
 
@@ -164,7 +162,7 @@ class _Handler(BaseHTTPRequestHandler):
         """(name, role) of whoever asks; nobody without a token."""
         token = self.headers.get("Authorization", "").removeprefix("Bearer ")
         if token and token not in USERS:
-            raise Refusal(401, "", "Invalid credentials in Authorization header")
+            raise RefusedError(401, "", "Invalid credentials in Authorization header")
         return USERS.get(token, (None, "read"))
 
     def _repository(self, kind: str, repo_id: str, *, write: bool = False) -> Repository:
@@ -172,9 +170,9 @@ class _Handler(BaseHTTPRequestHandler):
         (user, role), owner = self._user(), repo_id.partition("/")[0]
         repository = self.hub.repositories.get((kind, repo_id))
         if repository is None or (repository.private and user != owner):
-            raise Refusal(404 if user else 401, "RepoNotFound", "Repository not found")
+            raise RefusedError(404 if user else 401, "RepoNotFound", "Repository not found")
         if write and (user, role) != (owner, "write"):
-            raise Refusal(403, "", "You don't have the rights to create a commit on this repository")
+            raise RefusedError(403, "", "You don't have the rights to create a commit on this repository")
         return repository
 
     # The answer
@@ -195,7 +193,7 @@ class _Handler(BaseHTTPRequestHandler):
     def whoami(self, body) -> None:
         name, role = self._user()
         if name is None:
-            raise Refusal(401, "", "Invalid username or password.")
+            raise RefusedError(401, "", "Invalid username or password.")
         token = {"displayName": "token", "role": role}
         self._send_json({"type": "user", "name": name, "orgs": [], "auth": {"accessToken": token}})
 
@@ -205,9 +203,11 @@ class _Handler(BaseHTTPRequestHandler):
         owner, kind = asked.get("organization") or user, f"{asked.get('type') or 'model'}s"
         repo_id = f"{owner}/{asked['name']}"
         if user is None:
-            raise Refusal(401, "", "Invalid username or password.")
+            raise RefusedError(401, "", "Invalid username or password.")
         if (owner, "write") != (user, role):
-            raise Refusal(403, "", f"You don't have the rights to create a {kind[:-1]} under the namespace {owner!r}")
+            raise RefusedError(
+                403, "", f"You don't have the rights to create a {kind[:-1]} under the namespace {owner!r}"
+            )
         url = f"{self.hub.url}/{'' if kind == 'models' else kind + '/'}{repo_id}"
         if (kind, repo_id) in self.hub.repositories:
             self._send_json({"error": "You already created this repo", "url": url}, 409)
@@ -244,7 +244,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def upload(self, body, oid) -> None:
         if hashlib.sha256(body).hexdigest() != oid:
-            raise Refusal(400, "", "the content is not what was announced")
+            raise RefusedError(400, "", "the content is not what was announced")
         self.hub.large_files[oid] = body
         self._send(b"")
 
@@ -255,7 +255,7 @@ class _Handler(BaseHTTPRequestHandler):
             item = json.loads(line)
             value = item["value"]
             if item["key"] == "header" and value.get("parentCommit", repository.head) != repository.head:
-                raise Refusal(412, "", "A commit has happened since. Please refresh and try again.")
+                raise RefusedError(412, "", "A commit has happened since. Please refresh and try again.")
             if item["key"] == "file":
                 files[value["path"]] = Blob(base64.b64decode(value["content"]), lfs=False)
             elif item["key"] == "lfsFile":
@@ -280,7 +280,7 @@ class _Handler(BaseHTTPRequestHandler):
         files = repository.commits[repository.resolve(revision)]
         inside = {path: blob for path, blob in sorted(files.items()) if path.startswith(prefix)}
         if prefix and not inside:
-            raise Refusal(404, "EntryNotFound", f"{folder} does not exist on {revision}")
+            raise RefusedError(404, "EntryNotFound", f"{folder} does not exist on {revision}")
         parents = {str(parent) for path in inside for parent in Path(path).parents if str(parent) != "."}
         entries = [{"type": "directory", "path": path, "size": 0, "oid": "0" * 40} for path in sorted(parents)]
         entries = [entry for entry in entries if entry["path"].startswith(prefix)]
@@ -312,7 +312,7 @@ class _Handler(BaseHTTPRequestHandler):
         headers = {"X-Repo-Commit": oid, "Accept-Ranges": "bytes"}
         blob = repository.commits[oid].get(path)
         if blob is None:
-            raise Refusal(404, "EntryNotFound", f"{path} does not exist on {revision}")
+            raise RefusedError(404, "EntryNotFound", f"{path} does not exist on {revision}")
         headers["ETag"] = f'"{blob.etag}"'
         wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
         if not wanted:

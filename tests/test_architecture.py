@@ -15,8 +15,8 @@ FLOORS = [
     {"benchmarks", "checkpoint_layouts", "cli", "configuration_cagnet", "files"},
     {"backbones_cagnet", "class_embeddings", "data", "image_processing_cagnet", "losses", "modeling_cagnet"}
     | {"conversion", "patches", "pixel_cnn", "pretrained_weights", "text_encoders", "word_vectors"},
-    {"evaluation", "hub", "prediction", "visualization"},
-    {"training"},
+    {"cards", "evaluation", "prediction", "visualization"},
+    {"hub", "training"},
     {"", "scripts"},  # "": the package as its users see it
 ]
 # These four travel to the Hub with the weights, as one flat folder.
