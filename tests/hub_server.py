@@ -2,7 +2,8 @@
 `huggingface_hub`, `transformers`, `datasets` and `evaluate` use to push and to open.
 
 with HubServer() as hub:
-    subprocess.run(..., env=os.environ | hub.environment(home))   # the libraries read it when they are imported
+    subprocess.run(..., env=os.environ | hub.environment(home))   # another process
+    hub.stand_in(monkeypatch, home)                                # this one, whose libraries are imported already
 """
 
 import base64
@@ -19,7 +20,7 @@ OWNER, WRITE_TOKEN = "tester", "hf_write"
 READ_TOKEN = "hf_read"  # the owner's, too: it may look at private repositories, and change none
 STRANGER_TOKEN = "hf_stranger"
 USERS = {WRITE_TOKEN: (OWNER, "write"), READ_TOKEN: (OWNER, "read"), STRANGER_TOKEN: ("stranger", "write")}
-LFS_SUFFIXES = {".safetensors", ".parquet", ".png", ".bin"}
+LFS_SUFFIXES = {".safetensors", ".parquet", ".png"}
 
 
 @dataclass(frozen=True)
@@ -113,6 +114,19 @@ class HubServer:
         variables = {"HF_ENDPOINT": self.url, "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(home)}
         variables |= {"HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_TELEMETRY": "1", "HF_UPDATE_DOWNLOAD_COUNTS": "0"}
         return variables | ({"HF_TOKEN": token} if token else {})
+
+    def stand_in(self, monkeypatch, home: Path, token: str | None = WRITE_TOKEN) -> None:
+        """The same for `huggingface_hub` and `transformers` in this process, until the test ends."""
+        for name, value in self.environment(home, token).items():
+            monkeypatch.setenv(name, value)
+        if token is None:
+            monkeypatch.delenv("HF_TOKEN", raising=False)
+        template = f"{self.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+        read_on_import = {"ENDPOINT": self.url, "HUGGINGFACE_CO_URL_TEMPLATE": template, "HF_HUB_DISABLE_XET": True}
+        read_on_import |= {"HF_HUB_OFFLINE": False, "HF_HUB_CACHE": str(home / "hub")}
+        read_on_import |= {"HF_TOKEN_PATH": str(home / "token"), "HF_STORED_TOKENS_PATH": str(home / "tokens")}
+        for name, value in read_on_import.items():
+            monkeypatch.setattr(f"huggingface_hub.constants.{name}", value)
 
     def files(self, repo_id: str, kind: str = "models") -> dict[str, bytes]:
         """The files of a repository on `main`."""
@@ -220,6 +234,9 @@ class _Handler(BaseHTTPRequestHandler):
     def validate_yaml(self, body) -> None:
         self._send_json({"errors": [], "warnings": []})
 
+    def agent_harnesses(self, body) -> None:
+        raise RefusedError(404, "", "a list that huggingface_hub does without")
+
     # Pushing
 
     def preupload(self, body, kind, repo_id, revision) -> None:
@@ -324,10 +341,11 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(part, 206, headers)
 
 
-_KIND, _ID, _REVISION = r"(?P<kind>models|datasets|spaces)", r"(?P<repo_id>[^/]+/[^/]+)", r"(?P<revision>[^/]+)"
+_KIND, _ID, _REVISION = r"(?P<kind>models|datasets|spaces)", r"(?P<repo_id>[^/]+(/[^/]+)?)", r"(?P<revision>[^/]+)"
 _PREFIX = r"(?P<prefix>datasets/|spaces/)?"
 _ROUTES = [
     ("GET", "/api/whoami-v2", _Handler.whoami),
+    ("GET", "/api/agent-harnesses", _Handler.agent_harnesses),
     ("POST", "/api/repos/create", _Handler.create),
     ("POST", "/api/validate-yaml", _Handler.validate_yaml),
     ("POST", f"/api/{_KIND}/{_ID}/preupload/{_REVISION}", _Handler.preupload),
