@@ -16,7 +16,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 
-OWNER, WRITE_TOKEN = "tester", "hf_write"
+OWNER, WRITE_TOKEN = "your-name", "hf_write"
 READ_TOKEN = "hf_read"  # the owner's, too: it may look at private repositories, and change none
 STRANGER_TOKEN = "hf_stranger"
 USERS = {WRITE_TOKEN: (OWNER, "write"), READ_TOKEN: (OWNER, "read"), STRANGER_TOKEN: ("stranger", "write")}

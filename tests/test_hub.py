@@ -1,4 +1,4 @@
-"""To the Hub and back: what is pushed opens elsewhere with the numbers it had here; what cannot be says so in a line."""
+"""To the Hub and back: what is pushed opens elsewhere with the numbers it had here; what cannot be, says so."""
 
 import json
 import os
