@@ -25,7 +25,7 @@ from .cards.converted import CONVERTED
 from .cards.trained import model_card
 from .files import write_whole
 from .prediction import check_model_folder, load_model
-from .training.recipe import Recipe
+from .training.recipe import Recipe, load_recipe
 
 CARD, METRICS, RECIPE, FIGURES = "README.md", "metrics.json", "recipe.yaml", "figures"
 # What a model folder holds; anything else that lies in it is nobody's business.
@@ -50,8 +50,11 @@ def published_recipe(recipe: Recipe, *, exclude_defaults: bool = True) -> dict:
     A benchmark of one's own is called by its name.
     """
 
+    def is_local(path: Path) -> bool:  # an id on the Hub is `name` or `owner/name`
+        return path.exists() or path.is_absolute() or len(path.parts) > 2 or ".." in path.parts
+
     def last_name(source: str) -> str:
-        return ",".join(Path(part).name if Path(part).exists() else part for part in source.split(","))
+        return ",".join(Path(part).name if is_local(Path(part)) else part for part in source.split(","))
 
     tree = recipe.model_dump(mode="json", exclude_defaults=exclude_defaults)
     paths = {key: last_name(tree[key]) for key in ("dataset", "class_embeddings", "backbone_weights") if tree.get(key)}
@@ -206,7 +209,7 @@ def _read_config(folder: Path) -> dict:
 
 
 def _read_recipe(run: Path) -> Recipe:
-    return Recipe.model_validate(yaml.safe_load((run / RECIPE).read_text(encoding="utf-8")))
+    return load_recipe(str(run / RECIPE))
 
 
 def _run_around(folder: Path, config: dict) -> Path | None:

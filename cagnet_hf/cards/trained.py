@@ -40,12 +40,14 @@ def model_card(
     supervised, tuning = recipe.get("supervised", False), recipe.get("split") == "tuning"
     calibration = recipe.get("model", {}).get("calibration", 0.0)
     synthetic = recipe["benchmark"] == "scenes"
-    dataset = recipe.get("dataset") or recipe["benchmark"]
+    dataset = recipe.get("dataset")
+    on_hub = dataset is not None and "/" in dataset
+    data_name = recipe["benchmark"] if dataset in (None, recipe["benchmark"]) else f"{recipe['benchmark']} ({dataset})"
     results = [
         EvalResult(
             task_type="image-segmentation",
-            dataset_type=dataset,
-            dataset_name=f"{recipe['benchmark']}, held-out seen classes" if tuning else recipe["benchmark"],
+            dataset_type=dataset if on_hub else recipe["benchmark"],
+            dataset_name=f"{data_name}, held-out seen classes" if tuning else data_name,
             dataset_split="test",
             dataset_args={"seed": recipe.get("seed", 0)} if synthetic else None,
             metric_type=column.lower(),
@@ -65,11 +67,11 @@ def model_card(
     backbone = recipe.get("backbone_weights")
     return render(
         "trained",
-        card_metadata(model_name=title, eval_results=results, license=license),
+        card_metadata(model_name=title, eval_results=results, license=license, datasets=[dataset] if on_hub else None),
         title=title,
         model_id=model_id,
         license=license,
-        benchmark=recipe["benchmark"],
+        data_name=data_name,
         supervised=supervised,
         tuning=tuning,
         synthetic=synthetic,
