@@ -25,6 +25,7 @@ from .cards.converted import CONVERTED
 from .cards.trained import model_card
 from .files import write_whole
 from .prediction import check_model_folder, load_model
+from .pretrained_weights import is_own
 from .training.recipe import Recipe, load_recipe
 
 CARD, METRICS, RECIPE, FIGURES = "README.md", "metrics.json", "recipe.yaml", "figures"
@@ -145,17 +146,18 @@ def prepare_publication(model_dir: str | Path, license: str | None = None) -> Pu
     if license is None:
         if run is not None:
             check_own_weights(_read_recipe(run))
-        elif CONVERTED in (ModelCard.load(folder / CARD).data.tags or []):
+        tags = ModelCard.load(folder / CARD).data.tags if (folder / CARD).is_file() else None
+        if config.get("weights_from") or CONVERTED in (tags or []):
             raise ValueError(
-                f"{model_dir} was converted from a checkpoint whose authors decide on its licence: state it, "
-                "--license ID (https://huggingface.co/docs/hub/repositories-licenses)"
+                f"{model_dir} comes from a checkpoint whose authors decide on its licence: state it, --license ID "
+                "(https://huggingface.co/docs/hub/repositories-licenses)"
             )
     return Publication(folder, run, license)
 
 
 def check_own_weights(recipe: Recipe) -> None:
     """Refuse to publish, without a stated licence, a model that started from a file of someone's weights."""
-    if recipe.backbone_weights not in (None, "package"):
+    if not is_own(recipe.backbone_weights):
         raise ValueError(
             f"the model starts from the weights of {recipe.backbone_weights}, whose licence binds it: "
             "push it with scripts/push_to_hub.py --license ID"

@@ -88,6 +88,7 @@ def convert(args: argparse.Namespace) -> None:
                 model, card, summary = convert_segmenter(tensors, classes, processor, origin)
     except ValueError as error:
         raise ValueError(f"{args.checkpoint}: {error}") from None
+    model.config.weights_from = origin.source
     save_model_folder(model, processor, args.output, card)
     skipped = f" ({', '.join(match.skipped)})" if match.skipped else ""
     print(

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -265,6 +266,14 @@ def test_the_card_has_classes_vectors_figures_limits_citation_and_time(page, tra
     assert f'from_pretrained("{MODEL}", trust_remote_code=True)' in card.text
 
 
+def test_the_code_on_the_card_runs(page, here, image, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    image.save("image.jpg")
+    names = {}
+    exec(re.search(r"```python\n(.*?)```", page[0].text, re.DOTALL)[1], names)
+    assert names["label_map"].shape == (image.height, image.width)
+
+
 def test_nothing_tells_where_the_run_lay(page, trained_run, tiny_dataset):
     texts = [content for path, content in page[1].items() if Path(path).suffix in (".md", ".yaml", ".json")]
     assert not [text for text in texts if str(tiny_dataset.parent).encode() in text]
@@ -289,7 +298,7 @@ def test_a_licence_and_a_later_calibration_stand_on_the_card(push, run_copy, hub
     card = ModelCard(hub.files(f"{OWNER}/calibrated")["README.md"].decode())
     assert card.data.license == "mit"
     assert "saved with γ = 0.5" in card.text
-    assert {r.metric_args["calibration"] for r in card.data.eval_results} == {0.0}
+    assert card.data.eval_results is None  # not announced as this model's
 
 
 def test_numbers_of_other_classes_are_not_claimed(push, run_copy, hub):
@@ -413,4 +422,8 @@ def test_a_converted_checkpoint_is_pushed_with_a_licence_only(push, converted, h
     assert card.data.license == "cc-by-nc-4.0"
     assert card.data.eval_results is None
     assert "## Origin" in card.text
+    # Saved anew, without its card, it is still someone else's.
+    shutil.copytree(converted, converted.with_name("again"))
+    (converted.with_name("again") / "README.md").write_text("A card of mine.")
+    assert push(converted.with_name("again"))[0] == 2
     assert f'from_pretrained("{repo_id}", trust_remote_code=True)' in card.text

@@ -31,14 +31,16 @@ def model_card(
         recipe: What the recipe says beyond its defaults, as it may be published.
         metrics: The content of `metrics.json`; `stages` and `seconds` may be missing.
         class_embeddings: Where the recipe's class vectors lie; default: what the recipe calls them.
-        saved_calibration: γ in the model's configuration; default: the recipe's, which the scores were measured at.
+        saved_calibration: γ in the model's configuration; default: the recipe's, which the scores were measured with.
         figures: What a picture shows -> its path, seen from the card.
         model_id: What to open the model by.
         license: Of the weights, as the Hub calls it.
     """
-    title = f"{recipe['method']} on {recipe['benchmark']}"
     supervised, tuning = recipe.get("supervised", False), recipe.get("split") == "tuning"
+    title = f"{recipe['method']} on {recipe['benchmark']}{' (upper bound)' if supervised else ''}"
     calibration = recipe.get("model", {}).get("calibration", 0.0)
+    if saved_calibration is None:
+        saved_calibration = calibration
     synthetic = recipe["benchmark"] == "scenes"
     dataset = recipe.get("dataset")
     on_hub = dataset is not None and "/" in dataset
@@ -65,9 +67,11 @@ def model_card(
         (name for name in unseen if unseen[name]["iou"] is not None), key=lambda n: unseen[n]["iou"], default=None
     )
     backbone = recipe.get("backbone_weights")
+    # Scores of another calibration are not announced as this model's.
+    announced = {"model_name": title, "eval_results": results} if calibration == saved_calibration else {}
     return render(
         "trained",
-        card_metadata(model_name=title, eval_results=results, license=license, datasets=[dataset] if on_hub else None),
+        card_metadata(license=license, datasets=[dataset] if on_hub else None, **announced),
         title=title,
         model_id=model_id,
         license=license,
@@ -82,7 +86,7 @@ def model_card(
         protocol=metrics["protocol"],
         protocol_meaning=_PROTOCOLS[metrics["protocol"]],
         calibration=calibration,
-        saved_calibration=calibration if saved_calibration is None else saved_calibration,
+        saved_calibration=saved_calibration,
         stages=metrics.get("stages", []),
         seconds=metrics.get("seconds"),
         classes=classes,
