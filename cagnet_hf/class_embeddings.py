@@ -14,6 +14,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -180,3 +181,35 @@ def _rows_by_name(path: Path, names: Sequence[str]) -> dict[str, int]:
 def _normalize(vectors: np.ndarray) -> np.ndarray:
     vectors = vectors.astype(np.float64)  # float16 squares would overflow
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+class VectorSource(NamedTuple):
+    """What is known of a part of the class embeddings; empty where it was not recorded.
+
+    Attributes:
+        name: `"bundled"`, or the file's own name.
+        made_of: Text encoders or files of word vectors.
+        license: As its maker stated it.
+    """
+
+    name: str
+    made_of: str = ""
+    license: str = ""
+
+
+def vector_sources(source: str | None) -> list[VectorSource]:
+    """Where the class embeddings that a recipe names come from, in their order (see `load_class_embeddings`)."""
+    if source == "attributes":
+        return [VectorSource("attributes", "the attributes that `scenes` draws its classes from", "apache-2.0")]
+    found = []
+    for part in (source or BUNDLED).split(","):
+        path = BUNDLED_TABLE if part.strip() == BUNDLED else Path(part.strip())
+        name = BUNDLED if path == BUNDLED_TABLE else path.name
+        recorded = {}
+        if path.suffix == ".safetensors" and path.is_file():
+            with safe_open(path, framework="numpy") as table:
+                recorded = table.metadata() or {}
+        parts = json.loads(recorded.get("sources", "[]"))
+        made_of = ", ".join(entry.get("encoder") or entry.get("file", "") for entry in parts)
+        found.append(VectorSource(name, made_of, recorded.get("license", "")))
+    return found

@@ -54,6 +54,8 @@ class CaGNetConfig(PreTrainedConfig):
         dataset_ids: `dataset_ids[i]` is the id that stored masks and prediction files use for class `i`.
         ignored_dataset_ids: Stored ids that are no class (background); `ignore_index` always is.
         ignore_index: Label of pixels without a class.
+        weights_from: The checkpoint that the weights were converted from or started from, where they are not all this
+            package's own: its licence binds them.
     """
 
     model_type = "cagnet"
@@ -88,6 +90,7 @@ class CaGNetConfig(PreTrainedConfig):
     dataset_ids: list[int] | tuple[int, ...] | None = None
     ignored_dataset_ids: list[int] | tuple[int, ...] = ()
     ignore_index: int = 255
+    weights_from: str | None = None
 
     def __post_init__(self, **kwargs):
         if isinstance(self.backbone_config, dict):

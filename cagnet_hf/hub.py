@@ -1,136 +1,36 @@
-"""The model folder as it is published: weights, configuration, code, image processor, card."""
+"""Model folders, and their way to the Hub: one commit of weights, code, processor, card, recipe, metrics, figures."""
 
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 import yaml
-from huggingface_hub import EvalResult, ModelCardData
+from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi, ModelCard, constants
 
+# The HTTP library's error is imported from where huggingface_hub has it: its name changed over versions.
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    HFValidationError,
+    HTTPError,
+    LocalTokenNotFoundError,
+    OfflineModeIsEnabled,
+)
+from safetensors import SafetensorError, safe_open
+
+from .benchmarks import load_benchmark
+from .cards import MODEL_ID
+from .cards.converted import CONVERTED
+from .cards.trained import model_card
 from .files import write_whole
+from .prediction import check_model_folder, load_model
+from .pretrained_weights import is_own
+from .training.recipe import Recipe, load_recipe
 
-_COLUMNS = ("S-mIoU", "U-mIoU", "hIoU", "mIoU", "PA", "MA", "U-PA", "U-MA")
-UNTRAINED_ASPP = "features of an untrained ASPP, initialised at random"
-_SYNTHETIC = "`scenes` is a synthetic benchmark drawn by the package; its scores say nothing about photographs."
-
-_HEAD = """---
-{metadata}
----
-
-# {title}
-
-Zero-shot semantic segmentation: labels pixels of {num_seen} classes it was trained on and of {num_unseen} classes
-that no training pixel showed, known only by a class embedding.
-{note}
-```python
-from PIL import Image
-from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
-
-model = AutoModelForSemanticSegmentation.from_pretrained("DIR_OR_ID", trust_remote_code=True)
-processor = AutoImageProcessor.from_pretrained("DIR_OR_ID", trust_remote_code=True)
-image = Image.open("image.jpg")
-outputs = model(**processor(images=image, return_tensors="pt"))
-label_map = processor.post_process_semantic_segmentation(outputs, [(image.height, image.width)])[0]
-```
-"""
-
-_RESULTS = """
-## Results
-
-Protocol `{protocol}`, {num_images} test images, after each stage:
-
-{table}
-
-| class | | IoU | recall |
-|---|---|---|---|
-{classes}
-
-## Training
-
-Recipe of `cagnet_hf` ({seconds:.0f} s of training):
-
-```yaml
-{recipe}
-```
-"""
-
-_BACKBONE = """---
-{metadata}
----
-
-# {title}
-
-A backbone to start from: an image -> a map of {feature_size} features per pixel. It knows no classes.
-{aspp}
-
-```python
-from PIL import Image
-from transformers import AutoImageProcessor, AutoModel
-
-model = AutoModel.from_pretrained("DIR_OR_ID", trust_remote_code=True)
-processor = AutoImageProcessor.from_pretrained("DIR_OR_ID", trust_remote_code=True)
-features = model(**processor(images=Image.open("image.jpg"), return_tensors="pt")).features
-```
-
-A recipe starts from it with `backbone_weights=DIR`; its `processor` must prepare images as said below.
-"""
-
-_PIXEL_CNN = """---
-{metadata}
----
-
-# {title}
-
-How likely a {side} x {side} patch of categories is (CaGNetv2). The released network is conditioned on the whole patch,
-the pixel it scores included (`condition="patch"`): it scores patches, it cannot be sampled.
-
-```python
-import torch
-from cagnet_hf.pixel_cnn import PatchPixelCNN
-
-model = PatchPixelCNN.from_pretrained("DIR_OR_ID")
-patches = torch.zeros(1, {side}, {side}, dtype=torch.long)  # indices of the classes below
-logits = model(patches).logits  # (1, classes, {side}, {side})
-```
-"""
-
-_ORIGIN = """
-## Origin
-
-Converted by `cagnet_hf` from a checkpoint in the layout of {layout}: {source}
-(SHA-256 `{digest}`).
-The licence is that of the checkpoint's authors, not of `cagnet_hf`{licence}.
-No scores were measured for this card.
-"""
-
-_INPUT = """
-Input (the image processor prepares it): {channels}, 0 to {top}, minus {mean}, divided by {std},
-warped to {height} x {width}.
-"""
-
-_CLASSES = """
-Classes, seen then unseen: {classes}.
-"""
-
-_SOURCES = """
-## Sources
-
-CaGNet: Gu, Zhou, Niu, Zhao, Zhang, *Context-aware Feature Generation for Zero-shot Semantic Segmentation*, ACM MM
-2020, arXiv 2008.06893. CaGNetv2: *From Pixel to Patch*, arXiv 2009.12232.
-"""
-
-
-class Origin(NamedTuple):
-    """Where a converted checkpoint comes from.
-
-    Attributes:
-        layout: The layout of its file (see `KeyMatch.layout`).
-        source: A file name or an address.
-        digest: SHA-256 of the file.
-    """
-
-    layout: str
-    source: str
-    digest: str
+CARD, METRICS, RECIPE, FIGURES = "README.md", "metrics.json", "recipe.yaml", "figures"
+# What a model folder holds; anything else that lies in it is nobody's business.
+_MODEL_FILES = ("*.safetensors", "*.json", "*.py")
 
 
 def save_model_folder(model, processor, target: Path, card: str) -> None:
@@ -140,135 +40,222 @@ def save_model_folder(model, processor, target: Path, card: str) -> None:
         model.save_pretrained(folder)
         if processor is not None:
             processor.save_pretrained(folder)
-        (folder / "README.md").write_text(card, encoding="utf-8")
+        (folder / CARD).write_text(card, encoding="utf-8")
 
     write_whole(target, write)
 
 
-def model_card(recipe: dict, metrics: dict, stages: list[dict], seconds: float) -> str:
-    """The card of a trained model, made from its recipe and metrics; the YAML header carries the scores.
+def published_recipe(recipe: Recipe, *, exclude_defaults: bool = True) -> dict:
+    """The recipe with local files and folders called by their last name alone: where they lay is nobody's business.
 
-    Args:
-        recipe: What the recipe says beyond its defaults.
-        metrics: The final metrics (see `cagnet_hf.METRIC_PATH`) with `protocol` and `num_images`.
-        stages: Entries with `name` and `metrics`, in order.
-        seconds: Training time.
+    A benchmark of one's own is called by its name.
     """
-    title = f"{recipe['method']} on {recipe['benchmark']}"
-    results = [
-        EvalResult(
-            task_type="image-segmentation",
-            dataset_type=recipe["benchmark"],
-            dataset_name=recipe["benchmark"],
-            metric_type=column.lower(),
-            metric_name=f"{column} (protocol {metrics['protocol']})",
-            metric_value=metrics[column],
-        )
-        for column in _COLUMNS
-        if metrics[column] is not None
-    ]
-    metadata = _metadata(model_name=title, eval_results=results)
-    rows = [
-        f"| {stage['name']} | " + " | ".join(_cell(stage["metrics"][column]) for column in _COLUMNS) + " |"
-        for stage in stages
-    ]
-    table = "\n".join(["| stage | " + " | ".join(_COLUMNS) + " |", "|---" * (len(_COLUMNS) + 1) + "|", *rows])
-    per_class = metrics["per_class"]
-    classes = "\n".join(
-        f"| {name} | {'seen' if c['seen'] else '**unseen**'} | {_cell(c['iou'])} | {_cell(c['recall'])} |"
-        for name, c in per_class.items()
-    )
-    seen = sum(c["seen"] for c in per_class.values())
-    return (_HEAD + _RESULTS + _SOURCES).format(
-        metadata=metadata,
-        title=title,
-        num_seen=seen,
-        num_unseen=len(per_class) - seen,
-        note=f"\n{_SYNTHETIC}\n" if recipe["benchmark"] == "scenes" else "",
-        protocol=metrics["protocol"],
-        num_images=metrics["num_images"],
-        table=table,
-        classes=classes,
-        seconds=seconds,
-        recipe=yaml.safe_dump(_without_paths(recipe), sort_keys=False).strip(),
-    )
 
-
-def converted_model_card(config, processor, origin: Origin) -> str:
-    """The card of a converted checkpoint: it claims no scores, and the licence is the authors'."""
-    system = "SPNet" if config.classifier == "projection" else f"CaGNet({'pi' if config.patch_size == 1 else 'pa'})"
-    head = _HEAD.format(
-        metadata=_metadata(license="other"),
-        title=f"{system}, converted",
-        num_seen=len(config.seen_ids),
-        num_unseen=len(config.unseen_ids),
-        note="",
-    )
-    return head + _origin(origin) + _input(processor) + _classes(config) + _SOURCES
-
-
-def converted_backbone_card(config, processor, origin: Origin, *, has_aspp: bool) -> str:
-    """The card of a converted backbone: without an ASPP in the file, it says that the features are untrained."""
-    head = _BACKBONE.format(
-        metadata=_metadata(license="other", pipeline_tag="image-feature-extraction"),
-        title=f"ResNet-{2 + 3 * sum(config.depths)}, converted",
-        feature_size=config.feature_size,
-        aspp="The ASPP is the file's." if has_aspp else f"The file has no ASPP: these are {UNTRAINED_ASPP}.",
-    )
-    return head + _origin(origin) + _input(processor) + _SOURCES
-
-
-def converted_pixel_cnn_card(config, origin: Origin) -> str:
-    """The card of a converted PixelCNN: it scores patches and cannot be sampled."""
-    head = _PIXEL_CNN.format(
-        metadata=_metadata(license="other", library_name="cagnet-hf", pipeline_tag=None),
-        title="PixelCNN over patches of categories, converted",
-        side=config.patch_size,
-    )
-    return head + _origin(origin) + _classes(config) + _SOURCES
-
-
-def _origin(origin: Origin) -> str:
-    theirs = origin.layout in ("DeepLabV2", "PixelCNN")
-    return _ORIGIN.format(
-        layout="the original release" if theirs else origin.layout,
-        source=origin.source,
-        digest=origin.digest,
-        licence="; the original release names no free one" if theirs else "",
-    )
-
-
-def _input(processor) -> str:
-    return _INPUT.format(
-        channels="BGR" if processor.do_flip_channel_order else "RGB",
-        top=1 if processor.do_rescale else 255,
-        mean=list(processor.image_mean),
-        std=list(processor.image_std),
-        height=processor.size.height,
-        width=processor.size.width,
-    )
-
-
-def _classes(config) -> str:
-    return _CLASSES.format(classes=", ".join(config.id2label.values()))
-
-
-def _metadata(**fields) -> str:
-    """The YAML header of a card."""
-    fields = {"library_name": "transformers", "pipeline_tag": "image-segmentation"} | fields
-    return ModelCardData(tags=["zero-shot-segmentation", "cagnet"], **fields).to_yaml()
-
-
-def _without_paths(recipe: dict) -> dict:
-    """The recipe with local files and folders called by their last name alone: where they lay is nobody's business."""
+    def is_local(path: Path) -> bool:  # an id on the Hub is `name` or `owner/name`
+        return path.exists() or path.is_absolute() or len(path.parts) > 2 or ".." in path.parts
 
     def last_name(source: str) -> str:
-        return ",".join(Path(part).name if Path(part).exists() else part for part in source.split(","))
+        return ",".join(Path(part).name if is_local(Path(part)) else part for part in source.split(","))
 
-    keys = ("dataset", "class_embeddings", "backbone_weights")
-    paths = {key: last_name(recipe[key]) for key in keys if recipe.get(key)}
-    return recipe | paths
+    tree = recipe.model_dump(mode="json", exclude_defaults=exclude_defaults)
+    paths = {key: last_name(tree[key]) for key in ("dataset", "class_embeddings", "backbone_weights") if tree.get(key)}
+    own = Path(recipe.benchmark)
+    return tree | paths | {"benchmark": load_benchmark(own).name if own.exists() else own.name}
 
 
-def _cell(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}"
+class Publication(NamedTuple):
+    """What is pushed, whatever the repository is called.
+
+    Attributes:
+        folder: The model folder.
+        run: The training run's folder around it; None for a model that came without.
+        license: Of the weights, if stated.
+    """
+
+    folder: Path
+    run: Path | None
+    license: str | None
+
+    def card(self, model_id: str) -> str:
+        """The card of a run, made from its metrics; else the folder's own, told its id and licence."""
+        if self.run is not None:
+            recipe = _read_recipe(self.run)
+            return model_card(
+                published_recipe(recipe),
+                json.loads((self.run / METRICS).read_text(encoding="utf-8")),
+                class_embeddings=recipe.class_embeddings,
+                saved_calibration=_read_config(self.folder)["calibration"],
+                figures=figure_titles(self.run / FIGURES, FIGURES),
+                model_id=model_id,
+                license=self.license,
+            )
+        card = ModelCard.load(self.folder / CARD)
+        if self.license:
+            card.data.license = self.license
+        card.text = card.text.replace(MODEL_ID, model_id)
+        return str(card)
+
+    def operations(self, model_id: str) -> list[CommitOperationAdd]:
+        """The files of the commit."""
+        files: dict[str, Path | bytes] = {
+            path.name: path for pattern in _MODEL_FILES for path in sorted(self.folder.glob(pattern))
+        }
+        files[CARD] = self.card(model_id).encode()
+        if self.run is not None:
+            recipe = published_recipe(_read_recipe(self.run), exclude_defaults=False)
+            files[RECIPE] = yaml.safe_dump(recipe, sort_keys=False).encode()
+            files[METRICS] = self.run / METRICS
+            files |= {f"{FIGURES}/{path.name}": path for path in sorted((self.run / FIGURES).glob("*.png"))}
+        return [CommitOperationAdd(path, content) for path, content in files.items()]
+
+
+def figure_titles(folder: Path, seen_from_card: str) -> dict[str, str]:
+    """What a run's pictures show -> their paths, seen from the card; the predictions first."""
+    titles = {
+        "predictions": "Test images, truth and prediction; unseen classes are hatched",
+        "per_class_iou": "IoU by class",
+        "losses": "Losses during training",
+    }
+    return {
+        title: f"{seen_from_card}/{name}.png" for name, title in titles.items() if (folder / f"{name}.png").is_file()
+    }
+
+
+def prepare_publication(model_dir: str | Path, license: str | None = None) -> Publication:
+    """Look a model folder over before anything is sent.
+
+    Raises:
+        ValueError: It holds no model that opens, no card and no run beside it to make one of, or weights that are
+            someone else's and no licence was stated.
+    """
+    folder = Path(model_dir).resolve()
+    if not folder.is_dir():
+        raise ValueError(f"{model_dir}: no such folder")
+    check_model_folder(folder)
+    config = _read_config(folder)
+    if config.get("architectures") == ["CaGNetForSemanticSegmentation"]:
+        load_model(str(folder))  # what does not open here would not open there
+    else:
+        _check_weights(folder)
+    run = _run_around(folder, config)
+    if run is None and not (folder / CARD).is_file():
+        raise ValueError(
+            f"{model_dir}: neither a {CARD} in it nor the {METRICS} and {RECIPE} of its training run around it: "
+            "nothing says what this model is"
+        )
+    if license is None:
+        if run is not None:
+            check_own_weights(_read_recipe(run))
+        tags = ModelCard.load(folder / CARD).data.tags if (folder / CARD).is_file() else None
+        if config.get("weights_from") or CONVERTED in (tags or []):
+            raise ValueError(
+                f"{model_dir} comes from a checkpoint whose authors decide on its licence: state it, --license ID "
+                "(https://huggingface.co/docs/hub/repositories-licenses)"
+            )
+    return Publication(folder, run, license)
+
+
+def check_own_weights(recipe: Recipe) -> None:
+    """Refuse to publish, without a stated licence, a model that started from a file of someone's weights."""
+    if not is_own(recipe.backbone_weights):
+        raise ValueError(
+            f"the model starts from the weights of {recipe.backbone_weights}, whose licence binds it: "
+            "push it with scripts/push_to_hub.py --license ID"
+        )
+
+
+def claim_repository(repo_id: str, *, private: bool = False) -> str:
+    """Make the repository, unless it is there, and make sure that this user may write to it.
+
+    Args:
+        repo_id: `owner/name`, or `name` of a repository of one's own.
+        private: Make it private.
+
+    Returns:
+        `owner/name`.
+
+    Raises:
+        ValueError: A name that the Hub does not take, no token or one that may not write there, no connection, or a
+            private repository was asked for and it is public.
+    """
+    with _told_in_one_line(repo_id):
+        api = HfApi()
+        user = api.whoami()["name"]  # of all requests the one that tells a bad token from a missing repository
+        full_id = repo_id if "/" in repo_id else f"{user}/{repo_id}"
+        api.create_repo(full_id, private=private or None, exist_ok=True)
+        # Sends nothing: asks how a file would be sent, which is only told to those who may send it.
+        api.preupload_lfs_files(full_id, additions=[CommitOperationAdd(CARD, b"-")])
+        if private and not api.repo_info(full_id).private:
+            raise ValueError(f"{full_id} is public already: make it private on the Hub, or choose another id")
+    return full_id
+
+
+def push_model(
+    model_dir: str | Path, repo_id: str, *, private: bool = False, license: str | None = None
+) -> CommitInfo:
+    """Push a model folder, with its run's card, recipe, metrics and figures, as one commit.
+
+    Raises:
+        ValueError: See `prepare_publication` and `claim_repository`; nothing was sent.
+    """
+    publication = prepare_publication(model_dir, license)
+    full_id = claim_repository(repo_id, private=private)
+    with _told_in_one_line(full_id):
+        return HfApi().create_commit(
+            full_id, publication.operations(full_id), commit_message="Model, processor, code, card"
+        )
+
+
+def _read_config(folder: Path) -> dict:
+    return json.loads((folder / "config.json").read_text(encoding="utf-8"))
+
+
+def _read_recipe(run: Path) -> Recipe:
+    return load_recipe(str(run / RECIPE))
+
+
+def _run_around(folder: Path, config: dict) -> Path | None:
+    """The run that wrote this model: the folder around `model/`, if it scored the same classes."""
+    run = folder.parent
+    if folder.name != "model" or not ((run / METRICS).is_file() and (run / RECIPE).is_file()):
+        return None
+    scored = json.loads((run / METRICS).read_text(encoding="utf-8"))["per_class"]
+    return run if list(scored) == list(config.get("id2label", {}).values()) else None
+
+
+def _check_weights(folder: Path) -> None:
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise ValueError(f"{folder}: no weights in this folder (model.safetensors)")
+    for file in files:
+        try:
+            with safe_open(file, framework="pt"):
+                pass
+        except SafetensorError as error:
+            raise ValueError(f"{file}: damaged ({error})") from None
+
+
+@contextmanager
+def _told_in_one_line(repo_id: str) -> Iterator[None]:
+    """What can go wrong between here and the Hub, as one line that says what to do."""
+    hub = constants.ENDPOINT
+    try:
+        yield
+    except LocalTokenNotFoundError:
+        reason = "no token for the Hub: run `hf auth login`, or set HF_TOKEN"
+    except OfflineModeIsEnabled:
+        reason = "HF_HUB_OFFLINE is set: unset it to push"
+    except HFValidationError:
+        reason = f"{repo_id!r} is no id for the Hub: write owner/name, of letters, digits, '-', '_' and '.'"
+    except HfHubHTTPError as error:
+        status, said = error.response.status_code, error.server_message or str(error).splitlines()[0]
+        reason = f"{repo_id}: the Hub refused ({status}: {said})"
+        if status == 401:
+            reason = f"{hub} does not accept your token: run `hf auth login`, or set HF_TOKEN to a valid one"
+        elif status == 403:
+            reason = f"{repo_id}: your token may not write there; use a token with write access, or an id of your own"
+    except HTTPError as error:
+        reason = f"cannot reach {hub} ({error}): check the connection, or push later with scripts/push_to_hub.py"
+    else:
+        return
+    raise ValueError(reason)

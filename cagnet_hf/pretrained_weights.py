@@ -67,6 +67,11 @@ def load_backbone_weights(model, source: str) -> str:
     raise ValueError(f"backbone_weights={source!r} does not fit backbone={kind!r}")
 
 
+def is_own(source: str | None) -> bool:
+    """Whether a backbone from this source (see `load_backbone_weights`) may be passed on under Apache-2.0."""
+    return source is None or source == "package"
+
+
 def _is_model_folder(source: str) -> bool:
     if not (Path(source) / "config.json").is_file():
         return False

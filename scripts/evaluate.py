@@ -14,7 +14,7 @@ sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != Path(__fi
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Score a model on the seen and unseen classes of a dataset.")
-    parser.add_argument("--model", required=True, help="model folder or Hub id")
+    parser.add_argument("--model", required=True, help="model folder, Hub id, or ID@REVISION")
     parser.add_argument("--dataset", required=True, help="prepared folder, Hub id, or scenes:SEED")
     parser.add_argument("--split", default="test", help="split of the dataset (default: test)")
     parser.add_argument("--image_column", default="image")

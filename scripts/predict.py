@@ -16,7 +16,7 @@ def build_parser() -> argparse.ArgumentParser:
         description="Segment images. For each, writes NAME.png (palette PNG of the dataset's label ids) and "
         "NAME_overlay.png (classes over the image; unseen classes are hatched and listed apart)."
     )
-    parser.add_argument("--model", required=True, help="model folder or Hub id")
+    parser.add_argument("--model", required=True, help="model folder, Hub id, or ID@REVISION")
     parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="image files")
     parser.add_argument("--output", type=Path, required=True, help="folder to write to")
     return parser

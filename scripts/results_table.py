@@ -1,4 +1,4 @@
-"""Write the table of measured results into README.md, from the metrics files under model_cards.
+"""Write the table of measured results into README.md and model cards beside the metrics files under model_cards.
 
 python scripts/results_table.py
 """
@@ -10,6 +10,8 @@ import sys
 from collections import defaultdict
 from pathlib import Path
 
+import yaml
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 COLUMNS = ("S-mIoU", "U-mIoU", "hIoU", "PA")
 _FILE = re.compile(r"(?P<row>.+)_seed(?P<seed>\d+)(?P<variant>_.+)?\.json")
@@ -19,7 +21,8 @@ _BLOCK = re.compile(r"(?<=<!-- results -->\n).*?(?=<!-- /results -->)", re.DOTAL
 def build_parser() -> argparse.ArgumentParser:
     return argparse.ArgumentParser(
         description="Write the results table of README.md from model_cards/BENCHMARK/ROW_seedN[_VARIANT].json, "
-        "which are the metrics.json files of train.py and evaluate.py."
+        "which are the metrics.json files of train.py and evaluate.py; and, where ROW_seedN.yaml holds the recipe of "
+        "the run, its card ROW_seedN.md."
     )
 
 
@@ -41,6 +44,18 @@ def results_table(cards: Path) -> str:
     return "\n".join(lines) + "\n"
 
 
+def cards_of_runs(folder: Path) -> dict[Path, str]:
+    """The card of every run whose recipe lies beside its metrics, by the card's file."""
+    from cagnet_hf.cards.trained import model_card
+
+    cards = {}
+    for path in sorted(folder.glob("*/*_seed*.yaml")):
+        recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
+        metrics = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+        cards[path.with_suffix(".md")] = model_card(recipe, metrics)
+    return cards
+
+
 def _cell(values: list[float]) -> str:
     mean = f"{sum(values) / len(values):.3f}"
     return mean if len(values) == 1 else f"{mean} ({min(values):.3f}–{max(values):.3f})"
@@ -48,6 +63,8 @@ def _cell(values: list[float]) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     build_parser().parse_args(argv)
+    for path, card in cards_of_runs(REPOSITORY / "model_cards").items():
+        path.write_text(card, encoding="utf-8")
     readme = REPOSITORY / "README.md"
     text = readme.read_text(encoding="utf-8")
     readme.write_text(_BLOCK.sub(results_table(REPOSITORY / "model_cards"), text), encoding="utf-8")

@@ -24,6 +24,11 @@ def build_parser() -> argparse.ArgumentParser:
         "--output_dir", type=Path, required=True, help="gets model/, metrics.json, figures/, checkpoints/"
     )
     parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in --output_dir")
+    parser.add_argument(
+        "--push_to_hub",
+        metavar="ID",
+        help="after training, push the model to this repository of the Hub (made before training, if need be)",
+    )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="recipe keys to change, dotted")
     return parser
 
@@ -32,17 +37,26 @@ def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_intermixed_args(argv)
 
     # Imported here, so that --help answers at once.
+    from accelerate import Accelerator
+
     from cagnet_hf.cli import run, use_every_core
+    from cagnet_hf.hub import check_own_weights, claim_repository, push_model
     from cagnet_hf.training.loop import Trainer
     from cagnet_hf.training.recipe import load_recipe
     from cagnet_hf.training.report import write_report
 
     def train():
         recipe = load_recipe(args.recipe, args.overrides)
+        pushes = args.push_to_hub is not None and Accelerator().is_main_process
+        if pushes:  # before hours are spent
+            check_own_weights(recipe)
+            claim_repository(args.push_to_hub)
         trainer = Trainer(recipe, args.output_dir, resume=args.resume)
         trainer.run()
         write_report(trainer)
         trainer.accelerator.print(f"Wrote {args.output_dir}")
+        if pushes:
+            print(f"Pushed {push_model(args.output_dir / 'model', args.push_to_hub).commit_url}")
         trainer.accelerator.state.destroy_process_group()
 
     use_every_core()

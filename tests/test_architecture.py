@@ -23,8 +23,8 @@ FLOORS = [
         "modeling_cagnet",
     }
     | {"conversion", "patches", "pixel_cnn", "pretrained_weights", "text_encoders", "word_vectors"},
-    {"evaluation", "hub", "prediction", "visualization"},
-    {"training"},
+    {"cards", "evaluation", "prediction", "visualization"},
+    {"hub", "training"},
     {"", "scripts"},  # "": the package as its users see it
 ]
 # These travel to the Hub with the weights, as one flat folder.

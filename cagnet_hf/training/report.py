@@ -1,10 +1,13 @@
 """What a finished run leaves behind: the model folder, the metrics, the pictures."""
 
+import json
+
 import numpy as np
 
 from ..benchmarks import LabelMap
+from ..cards.trained import model_card
 from ..files import write_text_whole
-from ..hub import model_card, save_model_folder
+from ..hub import FIGURES, METRICS, figure_titles, published_recipe, save_model_folder
 from ..prediction import predict
 from ..visualization import loss_curves, per_class_bars, prediction_grid
 from .loop import Trainer, metrics_json
@@ -17,22 +20,25 @@ def write_report(trainer: Trainer) -> None:
     if not trainer.accelerator.is_main_process:
         return
     folder, state = trainer.output_dir, trainer.state
-    metrics = state.stages[-1]["metrics"]
-    # A benchmark of one's own is called by its name, not by where it lies.
-    recipe = trainer.recipe.model_dump(mode="json", exclude_defaults=True) | {"benchmark": trainer.benchmark.name}
-    card = model_card(recipe, metrics, state.stages, state.seconds)
-    save_model_folder(trainer.model, trainer.processor, folder / "model", card)
-    figures = folder / "figures"
+    metrics = metrics_json(state)
+    figures = folder / FIGURES
     figures.mkdir(exist_ok=True)
     title = f"{trainer.recipe.method} on {trainer.benchmark.name}"
     if trainer.recipe.benchmark == "scenes":
         title += " (synthetic images)"
     if state.history:
         loss_curves(state.history, figures / "losses.png")
-    per_class_bars(metrics, figures / "per_class_iou.png", title=title)
+    per_class_bars(state.stages[-1]["metrics"], figures / "per_class_iou.png", title=title)
     _predictions(trainer, title).save(figures / "predictions.png")
+    card = model_card(
+        published_recipe(trainer.recipe),
+        json.loads(metrics),
+        class_embeddings=trainer.recipe.class_embeddings,
+        figures=figure_titles(figures, f"../{FIGURES}"),
+    )
+    save_model_folder(trainer.model, trainer.processor, folder / "model", card)
     # Last: a folder with metrics.json holds a finished run.
-    write_text_whole(folder / "metrics.json", metrics_json(state))
+    write_text_whole(folder / METRICS, metrics)
 
 
 def _predictions(trainer: Trainer, title: str):

@@ -17,7 +17,7 @@ from ..image_processing_cagnet import CaGNetImageProcessor, fit_size, resize_lab
 from ..modeling_cagnet import CaGNetForSemanticSegmentation
 from ..patches import PatchSource, class_odds
 from ..pixel_cnn import PatchPixelCNNConfig
-from ..pretrained_weights import load_backbone_weights
+from ..pretrained_weights import is_own, load_backbone_weights
 from .patch_bank import PatchFit, open_patch_bank
 from .recipe import Recipe, RecipeError, StageRecipe
 from .steps import LabelMapSource, draw_label_maps
@@ -70,6 +70,8 @@ def build_model(recipe: Recipe, benchmark: Benchmark) -> CaGNetForSemanticSegmen
     model.class_embeddings.copy_(torch.from_numpy(embeddings))
     if recipe.backbone_weights is not None:
         load_backbone_weights(model, recipe.backbone_weights)
+        if not is_own(recipe.backbone_weights):
+            config.weights_from = Path(recipe.backbone_weights).name
     return model
 
 

@@ -1,0 +1,206 @@
+"""README.md is run: every block of code in it, section by section, where the files that it names stand in miniature.
+
+A new block needs nothing here, unless it names a file that must be there first (add it to `FILES`), takes long (add
+what shortens the command to `shortened`) or calls a program that is no script of ours (add it to `PROGRAMS`).
+"""
+
+import argparse
+import gzip
+import re
+import shlex
+import shutil
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tomllib
+from conftest import REPOSITORY
+from hub_server import HubServer
+from miniature_archives import write_devkit, write_jpeg, write_png, write_sbd, write_tar
+from word_tables import write_vec, write_word2vec
+
+from cagnet_hf.benchmarks import load_benchmark
+from cagnet_hf.data.sources import open_dataset
+from cagnet_hf.training.recipe import load_recipe
+
+README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+_SECTION = re.compile(r"^## (.+?)\n(.*?)(?=^## |\Z)", re.MULTILINE | re.DOTALL)
+_BLOCK = re.compile(r"^```(.*?)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+SECTIONS = {title: _BLOCK.findall(text) for title, text in _SECTION.findall(README)}
+
+
+class Sandbox:
+    """The current folder, in which the blocks of one section run."""
+
+    def __init__(self, folder: Path, load_script, trained_run: Path, tiny_dataset: Path):
+        self.folder, self.load_script = folder, load_script
+        self.trained_run, self.tiny_dataset = trained_run, tiny_dataset
+
+    def place(self, text: str) -> None:
+        """Put the files there that a block names."""
+        for name, make in FILES.items():
+            if name in text and not (self.folder / name).exists():
+                (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
+                make(self, self.folder / name)
+
+    def run(self, language: str, text: str) -> None:
+        if language == "python":
+            exec(compile(text, "README.md", "exec"), {"__name__": "readme"})
+        elif language == "bash":
+            for command in re.split(r"&&|\n", text.replace("\\\n", " ")):
+                self._command(shlex.split(command, comments=True))
+        elif language == "yaml":
+            assert text in {made.read_text() for made in self.folder.rglob("*.yaml")}, "no file of FILES is this block"
+        else:
+            pytest.fail(f"a block of README.md in {language or 'no language'!r}: say here how it is run")
+
+    def _command(self, words: list[str]) -> None:
+        if words[:2] == ["accelerate", "launch"]:
+            words = words[1:]
+        if words[:1] in (["python"], ["launch"]) and words[1].startswith("scripts/"):
+            script = self.load_script(Path(words[1]).stem)
+            assert script.main(shortened(self, words[1], words[2:])) == 0, shlex.join(words)
+        elif words:
+            assert words[0] in PROGRAMS, f"README.md calls {words[0]!r}: say in PROGRAMS how it is tested"
+            PROGRAMS[words[0]](words)
+
+
+def shortened(sandbox: Sandbox, script: str, arguments: list[str]) -> list[str]:
+    """The arguments of a command, and what makes it short: two images an iteration, one iteration a stage."""
+    if script != "scripts/train.py":
+        return arguments
+    given = sandbox.load_script("train").build_parser().parse_intermixed_args(arguments)
+    recipe = load_recipe(given.recipe, given.overrides)
+    keys = [f"stages.{stage}.{key}" for stage in recipe.stages for key in ("iterations=1", "batch_size=2")]
+    keys += ["num_workers=0", "trackers=[]"]
+    if recipe.benchmark == "scenes":
+        return [*arguments, *keys, f"dataset={sandbox.tiny_dataset}"]
+    return [*arguments, *keys, "processor.size={longest_edge: 64}"]
+
+
+# Files that blocks name, and how they are made
+
+
+def _trained_run(sandbox: Sandbox, model: Path) -> None:
+    shutil.copytree(
+        sandbox.trained_run, model.parent, ignore=shutil.ignore_patterns("checkpoints"), dirs_exist_ok=True
+    )
+
+
+def _image(sandbox: Sandbox, path: Path) -> None:
+    open_dataset(str(sandbox.tiny_dataset), "test")[0]["image"].save(path)
+
+
+def _voc_archive(sandbox: Sandbox, path: Path) -> None:
+    write_devkit(
+        sandbox.folder / "voc", "VOC2012", sets="Segmentation", train=["a", "b", "c"], val=["d"], more=["e", "f"]
+    )
+    write_tar(sandbox.folder / "voc", path)
+
+
+def _sbd_archive(sandbox: Sandbox, path: Path) -> None:
+    write_sbd(sandbox.folder / "sbd", train=["e"], val=["f"])
+    write_tar(sandbox.folder / "sbd", path, "w:gz")
+
+
+def _photos(sandbox: Sandbox, folder: Path) -> None:
+    for number in range(10):
+        write_jpeg(folder / "images" / f"{number}.jpg", (40, 30))
+        write_png(folder / "masks" / f"{number}.png", np.arange(4, dtype=np.uint8).repeat(300).reshape(30, 40))
+    _, table = next(block for block in SECTIONS["Train on your own photographs"] if block[0] == "yaml")
+    (folder / "classes.yaml").write_text(table)
+
+
+def _word_vectors() -> dict[str, np.ndarray]:
+    words = {word for name in load_benchmark("pascal_voc").label_names for word in re.split(r"[ _]", name) if word}
+    return {word: np.random.default_rng(len(word)).normal(size=4) + len(word) for word in sorted(words)}
+
+
+def _zipped_vectors(sandbox: Sandbox, path: Path) -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.write(write_vec(sandbox.folder / "words.vec", _word_vectors()), path.stem)
+
+
+def _gzipped_vectors(sandbox: Sandbox, path: Path) -> None:
+    table = write_word2vec(sandbox.folder / "words.bin", _word_vectors())
+    path.write_bytes(gzip.compress(Path(table).read_bytes()))
+
+
+FILES: dict[str, Callable[[Sandbox, Path], None]] = {
+    "outputs/scenes/model": _trained_run,
+    "image.png": _image,
+    "VOCtrainval_11-May-2012.tar": _voc_archive,
+    "benchmark.tgz": _sbd_archive,
+    "photos": _photos,
+    "crawl-300d-2M.vec.zip": _zipped_vectors,
+    "GoogleNews-vectors-negative300.bin.gz": _gzipped_vectors,
+}
+
+
+# Programs that are not run here
+
+
+def _pip(words: list[str]) -> None:
+    """What is installed exists; CI installs it on a clean clone."""
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    assert words[1] == "install"
+    if "-c" in words:
+        assert (REPOSITORY / words[words.index("-c") + 1]).is_file()
+    for extras in re.findall(r"\[(.+)\]", " ".join(words)):
+        assert set(extras.split(",")) <= project["optional-dependencies"].keys()
+
+
+def _in_ci(words: list[str]) -> None:
+    assert shlex.join(words) in (REPOSITORY / ".ci" / "run").read_text()
+
+
+PROGRAMS: dict[str, Callable[[list[str]], None]] = {"pip": _pip, "ruff": _in_ci, "pytest": _in_ci}
+
+
+@pytest.fixture(scope="module")
+def hub():
+    with HubServer() as server:
+        yield server
+
+
+@pytest.mark.parametrize("section", [title for title, blocks in SECTIONS.items() if blocks])
+def test_a_section_runs(section, hub, load_script, trained_run, tiny_dataset, one_thread, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    hub.stand_in(monkeypatch, tmp_path / "hf")
+    sandbox = Sandbox(tmp_path, load_script, trained_run, tiny_dataset)
+    sandbox.place("\n".join(text for _, text in SECTIONS[section]))
+    for language, text in SECTIONS[section]:
+        sandbox.run(language, text)
+
+
+def test_every_block_is_in_a_section_that_runs():
+    assert sum(map(len, SECTIONS.values())) == len(_BLOCK.findall(README)) == README.count("\n```") // 2
+
+
+# Commands within sentences and tables
+
+
+def _options(parser: argparse.ArgumentParser) -> set[str]:
+    options = {option for action in parser._actions for option in action.option_strings}
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            options |= set().union(*map(_options, action.choices.values()))
+    return options
+
+
+INLINE = [code for code in re.findall(r"(?<!`)`([^`]+)`(?!`)", _BLOCK.sub("", README)) if "scripts/" in code]
+
+
+@pytest.mark.parametrize("code", [code for code in INLINE if "--" in code])
+def test_commands_in_sentences_have_options_that_exist(code, load_script):
+    name, arguments = re.search(r"scripts/(\w+)\.py(.*)", code, re.DOTALL).groups()
+    assert set(re.findall(r"--\w+", arguments)) <= _options(load_script(name).build_parser())
+
+
+def test_every_script_is_in_the_table_of_commands():
+    listed = set(re.findall(r"^\| `.*?scripts/(\w+)\.py", README, re.MULTILINE))
+    not_for_users = {"results_table"}
+    assert listed == {path.stem for path in (REPOSITORY / "scripts").glob("*.py")} - not_for_users
