@@ -5,6 +5,7 @@ Sources: CaGNet (arXiv 2008.06893), CaGNetv2 (arXiv 2009.12232); the class names
 """
 
 from dataclasses import dataclass
+from fractions import Fraction
 
 import torch
 import torch.nn.functional as F
@@ -278,10 +279,10 @@ class CaGNetModel(CaGNetPreTrainedModel):
         """Pixel features of a batch of images.
 
         Args:
-            pixel_values: `(B, 3, H, W)` from `CaGNetImageProcessor`.
+            pixel_values: `(B, 3, H, W)` from `CaGNetImageProcessor`, of any floating type.
             latent_noise: `(B, D, h, w)` standard normal noise of the latent in training mode; drawn when None.
         """
-        hidden = self.aspp(self.backbone(pixel_values))
+        hidden = self.aspp(self.backbone(pixel_values.to(self.dtype)))
         if self.context is None:
             output = CaGNetModelOutput(features=hidden)
         else:
@@ -300,7 +301,10 @@ class CaGNetModel(CaGNetPreTrainedModel):
         first = self(pixel_values)
         maps = [first.features]
         for scale in scales[1:]:
-            smaller = [max(1, int(side * scale)) for side in pixel_values.shape[-2:]]
+            part = Fraction(scale).limit_denominator(1000)  # whole numbers, which an export can keep as a formula
+            smaller = [
+                torch.sym_max(1, side * part.numerator // part.denominator) for side in pixel_values.shape[-2:]
+            ]
             resized = F.interpolate(pixel_values, smaller, mode="bilinear", align_corners=False)
             maps.append(self(resized).features)
         if len(maps) > 1:
@@ -366,7 +370,7 @@ class CaGNetForSemanticSegmentation(CaGNetPreTrainedModel):
         loss = None
         if labels is not None:
             labels, ignore_index = resize_labels(labels, logits.shape[-2:]), self.config.ignore_index
-            total = F.cross_entropy(logits, labels, ignore_index=ignore_index, reduction="sum")
+            total = F.cross_entropy(logits.float(), labels, ignore_index=ignore_index, reduction="sum")
             loss = total / (labels != ignore_index).sum().clamp_min(1)
         calibration = None
         if self.config.calibration:
