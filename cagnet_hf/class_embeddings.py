@@ -11,7 +11,6 @@ label name of the three published benchmarks, encoded by all-MiniLM-L6-v2 (384-d
 
 import difflib
 import json
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from .benchmarks import Benchmark
+from .new_classes_cagnet import plain_name
 
 BUNDLED = "bundled"
 BUNDLED_TABLE = Path(__file__).with_name("class_embeddings.safetensors")
@@ -82,11 +82,6 @@ def join_parts(parts: Sequence[np.ndarray], *, normalize_parts: bool = False) ->
     return _normalize(np.concatenate(parts, axis=1)).astype(np.float32)
 
 
-def name_words(name: str) -> list[str]:
-    """The words of a name, as written: `Potted_Plant` -> `["Potted", "Plant"]`."""
-    return [word for word in re.split(r"[\s_-]+", name) if word]
-
-
 def check_vectors(source: str | Path, names: Sequence[str], vectors: np.ndarray) -> None:
     """Refuse, by the class and the source, vectors `(num_names, E)` that are zero or not finite."""
     for name, vector in zip(names, vectors, strict=True):
@@ -94,11 +89,6 @@ def check_vectors(source: str | Path, names: Sequence[str], vectors: np.ndarray)
             raise ValueError(f"{source}: the embedding of class {name!r} has values that are not finite")
         if not vector.any():
             raise ValueError(f"{source}: the embedding of class {name!r} is zero")
-
-
-def plain_name(name: str) -> str:
-    """A name in lower case with single spaces for `_` and `-`: `Potted_Plant` -> `potted plant`."""
-    return " ".join(name_words(name)).lower()
 
 
 def _load_part(path: Path, benchmark: Benchmark) -> np.ndarray:

@@ -16,6 +16,7 @@ from transformers.utils import ModelOutput
 
 from .backbones_cagnet import build_backbone, freeze_batch_norm
 from .configuration_cagnet import CaGNetConfig
+from .new_classes_cagnet import EditableClasses
 
 
 @dataclass
@@ -209,10 +210,14 @@ class PixelClassifier(nn.Module):
         hidden = self.hidden(features)
         return self.class_head(hidden if self.neighbours is None else self.neighbours(hidden))
 
+    def centres(self, features):
+        """What the class head sees of the centres of 3x3 patches: `(B, D, 3n, 3m)` -> `(B, C, n, m)`."""
+        convolution = self.neighbours
+        return F.conv2d(self.hidden(features), convolution.weight, convolution.bias, stride=3)
+
     def classify_centres(self, features):
         """The centres of maps tiled with 3x3 patches: `(B, D, 3n, 3m)` -> class logits `(B, N, n, m)`."""
-        convolution = self.neighbours
-        return self.class_head(F.conv2d(self.hidden(features), convolution.weight, convolution.bias, stride=3))
+        return self.class_head(self.centres(features))
 
     def criticise(self, features):
         """`(B, D, h, w)` -> realness `(B, 1, h, w)` in (0, 1)."""
@@ -324,7 +329,7 @@ def _build_generator(config):
     return MomentMatchingGenerator(config) if config.generator == "moment_matching" else None
 
 
-class CaGNetForSemanticSegmentation(CaGNetPreTrainedModel):
+class CaGNetForSemanticSegmentation(EditableClasses, CaGNetPreTrainedModel):
     """Zero-shot segmentation: scores of seen and unseen classes at every pixel."""
 
     def __init__(self, config):
