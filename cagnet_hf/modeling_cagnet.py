@@ -230,6 +230,8 @@ class CaGNetPreTrainedModel(PreTrainedModel):
     main_input_name = "pixel_values"
     input_modalities = ("image",)
     supports_gradient_checkpointing = False
+    # What `device_map` keeps on one device: inside these, maps of several layers are added up.
+    _no_split_modules = ("CaGNetModel", "PixelClassifier", "ContextualGenerator", "MomentMatchingGenerator")
 
     @torch.no_grad()
     def _init_weights(self, module):
@@ -344,7 +346,7 @@ class CaGNetForSemanticSegmentation(EditableClasses, CaGNetPreTrainedModel):
         """`(B, D, h, w)` features -> class logits `(B, N, h, w)`."""
         if self.classifier is not None:
             return self.classifier(features)
-        return F.conv2d(features, F.normalize(self.class_embeddings, dim=1)[:, :, None, None])
+        return F.conv2d(features, F.normalize(self.class_embeddings.to(features.device), dim=1)[:, :, None, None])
 
     def classify_scales(self, maps):
         """Class logits of the feature maps that `multi_scale` gives, its maximum included.
