@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from .benchmarks import Benchmark
-from .new_classes_cagnet import plain_name
+from .configuration_cagnet import plain_name
 
 BUNDLED = "bundled"
 BUNDLED_TABLE = Path(__file__).with_name("class_embeddings.safetensors")

@@ -1,8 +1,20 @@
 """What a CaGNet model is: its parts, their sizes, its classes."""
 
+import re
+
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 from transformers.models.auto import CONFIG_MAPPING
+
+
+def name_words(name: str) -> list[str]:
+    """The words of a name, as written: `Potted_Plant` -> `["Potted", "Plant"]`."""
+    return [word for word in re.split(r"[\s_-]+", name) if word]
+
+
+def plain_name(name: str) -> str:
+    """A name in lower case with single spaces for `_` and `-`: `Potted_Plant` -> `potted plant`."""
+    return " ".join(name_words(name)).lower()
 
 
 @strict

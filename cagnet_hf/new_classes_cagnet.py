@@ -1,24 +1,15 @@
 """Classes of a trained model: new ones by their embeddings alone, old ones removed or renamed."""
 
 import copy
-import re
 from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .configuration_cagnet import plain_name
+
 _MOST_DATASET_IDS = 255  # stored masks are bytes; 255 is no class
-
-
-def name_words(name: str) -> list[str]:
-    """The words of a name, as written: `Potted_Plant` -> `["Potted", "Plant"]`."""
-    return [word for word in re.split(r"[\s_-]+", name) if word]
-
-
-def plain_name(name: str) -> str:
-    """A name in lower case with single spaces for `_` and `-`: `Potted_Plant` -> `potted plant`."""
-    return " ".join(name_words(name)).lower()
 
 
 class EditableClasses:

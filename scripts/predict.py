@@ -32,7 +32,7 @@ def main(argv: list[str] | None = None) -> int:
     from cagnet_hf.benchmarks import LabelMap
     from cagnet_hf.cli import run
     from cagnet_hf.data.examples import read_image
-    from cagnet_hf.prediction import load_model, predict
+    from cagnet_hf.prediction import load_model, segment
     from cagnet_hf.visualization import class_palette, overlay_with_legend
 
     def segment():
