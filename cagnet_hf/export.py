@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import warnings
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -64,7 +65,7 @@ def export_onnx(model: CaGNetForSemanticSegmentation, processor: CaGNetImageProc
         The largest difference between the two, as a share of the largest logit, at sizes that were not traced.
 
     Raises:
-        ImportError: onnx, onnxscript or onnxruntime is not installed.
+        ValueError: onnx, onnxscript or onnxruntime is not installed.
         RuntimeError: The two differ; nothing is written.
     """
     _require("onnx", "onnxscript", "onnxruntime")
@@ -138,8 +139,6 @@ def _difference(network: nn.Module, path: Path) -> float:
 
 
 def _require(*packages: str) -> None:
-    from importlib.util import find_spec
-
     missing = [package for package in packages if find_spec(package) is None]
     if missing:
-        raise ImportError(f"ONNX export needs {', '.join(missing)}: pip install 'cagnet-hf[onnx]'")
+        raise ValueError(f"ONNX export needs {', '.join(missing)}: pip install 'cagnet-hf[onnx]'")

@@ -16,7 +16,7 @@ FLOORS = [
     {"backbones_cagnet", "class_embeddings", "data", "image_processing_cagnet", "losses", "modeling_cagnet"}
     | {"new_classes_cagnet"}
     | {"conversion", "patches", "pixel_cnn", "pretrained_weights", "text_encoders", "word_vectors"},
-    {"evaluation", "hub", "prediction", "visualization"},
+    {"demo", "evaluation", "export", "hub", "prediction", "visualization"},
     {"training"},
     {"", "scripts"},  # "": the package as its users see it
 ]
