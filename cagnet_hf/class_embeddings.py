@@ -13,6 +13,7 @@ import difflib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -47,6 +48,34 @@ def load_class_embeddings(source: str | None, benchmark: Benchmark, *, normalize
         check_vectors(path, benchmark.class_names, vectors)
         parts.append(vectors)
     return join_parts(parts, normalize_parts=normalize_parts)
+
+
+class EmbeddingTable(NamedTuple):
+    """The vectors of a file by `plain_name`, `(E,)` each, and what the file says of them."""
+
+    vectors: dict[str, np.ndarray]
+    metadata: dict[str, str]
+
+
+def read_table(source: str | Path) -> EmbeddingTable:
+    """A `.safetensors` or `.json` file of named vectors, or `"bundled"`.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It is no table of named vectors, or two names are alike.
+    """
+    path = BUNDLED_TABLE if str(source) == BUNDLED else Path(source)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file of class embeddings")
+    metadata = {}
+    if path.suffix == ".safetensors":
+        names, vectors, metadata = _read_safetensors(path)
+    elif path.suffix == ".json":
+        names, vectors = _read_json(path)
+    else:
+        raise ValueError(f"{path}: a table of named vectors is a .safetensors or .json file, or {BUNDLED!r}")
+    rows = _rows_by_name(path, names)
+    return EmbeddingTable({name: vectors[row] for name, row in rows.items()}, metadata)
 
 
 def save_embedding_table(
@@ -93,17 +122,11 @@ def check_vectors(source: str | Path, names: Sequence[str], vectors: np.ndarray)
 
 def _load_part(path: Path, benchmark: Benchmark) -> np.ndarray:
     """One file's vectors of the benchmark's classes, in model order."""
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file of class embeddings")
     if path.suffix == ".npy":
         return _read_npy(path, benchmark)
-    if path.suffix == ".safetensors":
-        names, vectors = _read_safetensors(path)
-    elif path.suffix == ".json":
-        names, vectors = _read_json(path)
-    else:
+    if path.is_file() and path.suffix not in (".safetensors", ".json"):
         raise ValueError(f"{path}: class embeddings are a .safetensors, .json or .npy file, or {BUNDLED!r}")
-    rows = _rows_by_name(path, names)
+    rows = read_table(path).vectors
     missing = [name for name in benchmark.class_names if plain_name(name) not in rows]
     if missing:
         near = difflib.get_close_matches(plain_name(missing[0]), rows, n=3)
@@ -113,10 +136,12 @@ def _load_part(path: Path, benchmark: Benchmark) -> np.ndarray:
             f"{path}: no embedding of class {missing[0]!r}{others} among its {len(rows)} names{hint}; "
             "scripts/prepare_embeddings.py makes a table of any names"
         )
-    return vectors[[rows[plain_name(name)] for name in benchmark.class_names]]
+    return np.stack([rows[plain_name(name)] for name in benchmark.class_names])
 
 
 def _read_npy(path: Path, benchmark: Benchmark) -> np.ndarray:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file of class embeddings")
     try:
         vectors = np.load(path, allow_pickle=False)
     except (ValueError, EOFError) as error:
@@ -131,10 +156,11 @@ def _read_npy(path: Path, benchmark: Benchmark) -> np.ndarray:
     return vectors[list(benchmark.class_ids)]
 
 
-def _read_safetensors(path: Path) -> tuple[list[str], np.ndarray]:
+def _read_safetensors(path: Path) -> tuple[list[str], np.ndarray, dict[str, str]]:
     try:
         with safe_open(path, framework="numpy") as table:
-            names = [str(name) for name in json.loads((table.metadata() or {})["names"])]
+            metadata = table.metadata() or {}
+            names = [str(name) for name in json.loads(metadata["names"])]
             vectors = table.get_tensor("embeddings")
     except (SafetensorError, KeyError, ValueError, TypeError) as error:
         raise ValueError(
@@ -142,7 +168,7 @@ def _read_safetensors(path: Path) -> tuple[list[str], np.ndarray]:
         ) from error
     if vectors.ndim != 2 or len(names) != len(vectors):
         raise ValueError(f"{path}: {len(names)} names, but `embeddings` has the shape {vectors.shape}")
-    return names, vectors
+    return names, vectors, metadata
 
 
 def _read_json(path: Path) -> tuple[list[str], np.ndarray]:

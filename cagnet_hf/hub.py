@@ -1,5 +1,6 @@
 """The model folder as it is published: weights, configuration, code, image processor, card."""
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import NamedTuple
 
@@ -51,6 +52,18 @@ Recipe of `cagnet_hf` ({seconds:.0f} s of training):
 ```yaml
 {recipe}
 ```
+"""
+
+_EDITED = """
+## Classes
+
+Made from `{source}` by `scripts/add_classes.py`; no scores were measured for this card.
+
+| class | |
+|---|---|
+{classes}
+
+Classes that were added later were learnt from their embeddings alone, without an image.
 """
 
 _BACKBONE = """---
@@ -191,6 +204,28 @@ def model_card(recipe: dict, metrics: dict, stages: list[dict], seconds: float) 
         classes=classes,
         seconds=seconds,
         recipe=yaml.safe_dump(_without_paths(recipe), sort_keys=False).strip(),
+    )
+
+
+def edited_model_card(config, source: str, added: Collection[str]) -> str:
+    """The card of a model whose classes were added, removed or renamed; it claims no scores.
+
+    Args:
+        source: What the model was made from.
+        added: Names of the classes that were added.
+    """
+    kinds = {**dict.fromkeys(config.seen_ids, "seen"), **dict.fromkeys(config.unseen_ids, "**unseen**")}
+    rows = [
+        f"| {name} | {kinds[i]}{', added later' if name in added else ''} |" for i, name in config.id2label.items()
+    ]
+    return (_HEAD + _EDITED + _SOURCES).format(
+        metadata=_metadata(),
+        title=f"{Path(source).name}, classes edited",
+        num_seen=len(config.seen_ids),
+        num_unseen=len(config.unseen_ids),
+        note="",
+        source=Path(source).name,
+        classes="\n".join(rows),
     )
 
 

@@ -14,7 +14,7 @@ from conftest import REPOSITORY
 FLOORS = [
     {"benchmarks", "checkpoint_layouts", "cli", "configuration_cagnet", "files"},
     {"backbones_cagnet", "class_embeddings", "data", "image_processing_cagnet", "losses", "modeling_cagnet"}
-    | {"new_classes_cagnet"}
+    | {"new_class_embeddings", "new_classes_cagnet"}
     | {"conversion", "patches", "pixel_cnn", "pretrained_weights", "text_encoders", "word_vectors"},
     {"demo", "evaluation", "export", "hub", "prediction", "visualization"},
     {"training"},

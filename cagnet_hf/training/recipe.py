@@ -16,6 +16,7 @@ from ..image_processing_cagnet import CaGNetImageProcessorKwargs
 
 # What the benchmark says, not the recipe.
 _FACTS = {"id2label", "label2id", "num_labels", "seen_ids", "unseen_ids", "dataset_ids", "ignored_dataset_ids"}
+_FACTS |= {"class_embedding_source"}
 RECIPES_DIR = Path(__file__).resolve().parents[2] / "scripts" / "recipes"
 METHODS = "methods"
 DEFAULT_METHOD = "cagnet_pi"  # `--recipe scenes` means scenes/cagnet_pi
