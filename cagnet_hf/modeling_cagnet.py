@@ -309,9 +309,7 @@ class CaGNetModel(CaGNetPreTrainedModel):
         maps = [first.features]
         for scale in scales[1:]:
             part = Fraction(scale).limit_denominator(1000)  # whole numbers, which an export can keep as a formula
-            smaller = [
-                torch.sym_max(1, side * part.numerator // part.denominator) for side in pixel_values.shape[-2:]
-            ]
+            smaller = [torch.sym_max(1, side * part.numerator // part.denominator) for side in pixel_values.shape[-2:]]
             resized = F.interpolate(pixel_values, smaller, mode="bilinear", align_corners=False)
             maps.append(self(resized).features)
         if len(maps) > 1:
@@ -381,7 +379,7 @@ class CaGNetForSemanticSegmentation(EditableClasses, CaGNetPreTrainedModel):
             loss = total / (labels != ignore_index).sum().clamp_min(1)
         calibration = None
         if self.config.calibration:
-            calibration = torch.zeros(len(logits), self.config.num_labels, device=logits.device)
+            calibration = torch.zeros(logits.shape[0], self.config.num_labels, device=logits.device)
             calibration[:, list(self.config.seen_ids)] = self.config.calibration
         output = CaGNetSegmenterOutput(loss=loss, logits=logits, calibration=calibration)
         return output if return_dict is not False else output.to_tuple()

@@ -37,9 +37,7 @@ def main(argv: list[str] | None = None) -> int:
     from cagnet_hf.cli import run
     from cagnet_hf.demo import serve
 
-    return run(
-        lambda: serve(args.model, class_embeddings=args.class_embeddings, encoder=args.encoder, port=args.port)
-    )
+    return run(lambda: serve(args.model, class_embeddings=args.class_embeddings, encoder=args.encoder, port=args.port))
 
 
 if __name__ == "__main__":

@@ -35,7 +35,9 @@ def main(argv: list[str] | None = None) -> int:
             raise ValueError(f"{args.output} is a folder: name the file to write")
         difference = export_onnx(*load_model(args.model), args.output)
         size = args.output.stat().st_size / 2**20
-        print(f"Wrote {args.output} ({size:.1f} MiB); it differs from PyTorch by {difference:.0e} of the largest logit")
+        print(
+            f"Wrote {args.output} ({size:.1f} MiB); it differs from PyTorch by {difference:.0e} of the largest logit"
+        )
 
     return run(export)
 

@@ -6,18 +6,18 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_modeling import SPNET, build, images
+from scipy.special import softmax
+from test_modeling import SPNET, build, images, with_backbone
 
-from cagnet_hf.data.scenes import scenes_dataset
 from cagnet_hf.export import export_onnx, export_program
 from cagnet_hf.image_processing_cagnet import CaGNetImageProcessor
-from cagnet_hf.prediction import load_model, predict
 
+PROCESSOR = CaGNetImageProcessor(size={"height": 65, "width": 97})
 SIZES = [(1, 33, 49), (3, 64, 64), (2, 16, 130)]
-# Every backbone of our own, ASPP, classifier and generator, several scales, patches.
+# Every kind of backbone, ASPP, classifier and generator; several scales, patches, a calibration.
 KINDS = {
     "patches": {"patch_size": 3, "calibration": 0.5},
-    "projection at three scales": SPNET | {"test_scales": (1.0, 0.75, 0.5)},
+    "projection at two scales": SPNET | {"test_scales": (1.0, 0.75)} | with_backbone("convnext"),
     "linear on EfficientNet": {
         "backbone": "efficientnet_lite0",
         "aspp": "depthwise",
@@ -37,8 +37,8 @@ def run_onnx(path, pixel_values):
 def exported(request, tmp_path_factory):
     """(model, its ONNX file)"""
     pytest.importorskip("onnxscript", reason="needs the extra `onnx`")
-    model, path = build(**KINDS[request.param]), tmp_path_factory.mktemp("onnx") / "model.onnx"
-    assert export_onnx(model, CaGNetImageProcessor(), path) < 1e-4
+    model, path = build(**KINDS[request.param]), tmp_path_factory.mktemp("onnx") / "new" / "model.onnx"
+    assert export_onnx(model, PROCESSOR, path) < 1e-4
     return model, path
 
 
@@ -78,9 +78,34 @@ def test_an_export_leaves_the_model_as_it_is(exported):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("kind", ["patches", "linear on EfficientNet"])
-def test_torch_export_gives_the_logits_of_the_model_at_any_size(kind, tmp_path):
-    model = build(**KINDS[kind])
+def test_the_file_alone_segments_an_image(exported):
+    """What a program in any language does with the file, here in numpy and Pillow."""
+    model, path = exported
+    session = pytest.importorskip("onnxruntime").InferenceSession(path)
+    facts = {key: json.loads(value) for key, value in session.get_modelmeta().custom_metadata_map.items()}
+    assert facts["class_names"] == list(model.config.id2label.values())
+    assert (facts["seen_ids"], facts["unseen_ids"]) == ([0, 1, 2], [3, 4])
+    assert facts["dataset_ids"] == [0, 1, 2, 3, 4]
+
+    height, width = facts["size"]["height"], facts["size"]["width"]
+    pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)  # nothing to resize
+    order = slice(None, None, -1 if facts["channel_order"] == "BGR" else 1)
+    inputs = pixels[..., order].astype(np.float32) * facts["scale"]
+    inputs = (inputs - np.float32(facts["mean"])) / np.float32(facts["std"])
+    (logits,) = session.run(["logits"], {"pixel_values": inputs.transpose(2, 0, 1)[None]})
+    resized = [np.asarray(Image.fromarray(m).resize((width, height), Image.Resampling.BILINEAR)) for m in logits[0]]
+    probabilities = softmax(np.stack(resized), axis=0)
+    probabilities[facts["seen_ids"]] -= facts["calibration"]
+    label_map = probabilities.argmax(axis=0)
+
+    outputs = model(**PROCESSOR(pixels, return_tensors="pt"))
+    (expected,) = PROCESSOR.post_process_semantic_segmentation(outputs, [(height, width)])
+    assert (label_map == expected.numpy()).mean() > 0.999
+
+
+@torch.no_grad()
+def test_torch_export_gives_the_logits_of_the_model_at_any_size(tmp_path):
+    model = build(**KINDS["patches"])
     torch.export.save(export_program(model), tmp_path / "model.pt2")
     program = torch.export.load(tmp_path / "model.pt2")
     assert not [name for name in program.state_dict if "generator" in name or "critic" in name]
@@ -89,33 +114,13 @@ def test_torch_export_gives_the_logits_of_the_model_at_any_size(kind, tmp_path):
         torch.testing.assert_close(program.module()(pixel_values), model(pixel_values).logits)
 
 
-def test_the_file_alone_segments_an_image(load_script, trained_run, tmp_path, capsys):
-    """What a program in any language does with the file, here in numpy and Pillow."""
-    onnxruntime = pytest.importorskip("onnxruntime")
+def test_the_command(load_script, tmp_path, capsys):
     pytest.importorskip("onnxscript", reason="needs the extra `onnx`")
-    path, folder = tmp_path / "new" / "model.onnx", str(trained_run / "model")
-    assert load_script("export_onnx").main(["--model", folder, "--output", str(path)]) == 0
-    assert "Wrote" in capsys.readouterr().out
-    image = scenes_dataset(0, "test")[0]["image"]
-
-    session = onnxruntime.InferenceSession(path)
-    facts = {key: json.loads(value) for key, value in session.get_modelmeta().custom_metadata_map.items()}
-    assert facts["channel_order"] == "RGB"
-    assert facts["size"] == {"height": image.height, "width": image.width}  # nothing to resize
-    pixels = np.asarray(image, dtype=np.float32) * facts["scale"]
-    pixels = (pixels - np.float32(facts["mean"])) / np.float32(facts["std"])
-    (logits,) = session.run(["logits"], {"pixel_values": pixels.transpose(2, 0, 1)[None]})
-    resized = [np.asarray(Image.fromarray(m).resize(image.size, Image.Resampling.BILINEAR)) for m in logits[0]]
-    label_map = np.argmax(resized, axis=0)
-
-    model, processor = load_model(folder)
-    assert facts["class_names"] == list(model.config.id2label.values())
-    assert (facts["seen_ids"], facts["unseen_ids"]) == (list(model.config.seen_ids), list(model.config.unseen_ids))
-    assert facts["dataset_ids"] == list(model.config.dataset_ids)
-    assert (label_map == predict(model, processor, image)).mean() > 0.999
-
-
-def test_a_folder_as_output_is_refused(load_script, trained_run, tmp_path, capsys):
-    arguments = ["--model", str(trained_run / "model"), "--output", str(tmp_path)]
-    assert load_script("export_onnx").main(arguments) == 2
+    build(contextual=False, classifier="linear", generator=None).save_pretrained(tmp_path / "model")
+    PROCESSOR.save_pretrained(tmp_path / "model")
+    arguments = ["--model", str(tmp_path / "model"), "--output", str(tmp_path / "model.onnx")]
+    assert load_script("export_onnx").main(arguments) == 0
+    assert capsys.readouterr().out.startswith(f"Wrote {tmp_path / 'model.onnx'}")
+    assert run_onnx(tmp_path / "model.onnx", images()).shape[:2] == (2, 5)
+    assert load_script("export_onnx").main([*arguments[:-1], str(tmp_path)]) == 2
     assert capsys.readouterr().err.splitlines()[-1] == f"error: {tmp_path} is a folder: name the file to write"
