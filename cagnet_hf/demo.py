@@ -1,7 +1,7 @@
 """A web page to play with a trained model: an image in, its classes out, a slider and new classes by name.
 
-Gradio serves it (`pip install 'cagnet-hf[demo]'`). Everything the page needs comes from this machine. `serve` opens it;
-an `app.py` that calls `serve("DIR_OR_ID")` makes it a Space of the Hub.
+Gradio serves it (`pip install 'cagnet-hf[demo]'`). Everything the page needs comes from this machine. `serve` opens
+it; an `app.py` that calls `serve("DIR_OR_ID")` makes it a Space of the Hub.
 """
 
 import copy
@@ -110,7 +110,7 @@ class Visit:
         config, groups = self.model.config, {"Seen classes": [], "Unseen classes": []}
         for found in self.prediction.classes:
             swatch = _swatch(config, config.label2id[found.name])
-            share = "under 1 %" if found.area < 0.01 else f"{found.area:.0%}".replace("%", " %")
+            share = "&lt; 1 %" if found.area < 0.01 else f"{found.area:.0%}".replace("%", " %")
             groups["Seen classes" if found.seen else "Unseen classes"].append(
                 f"<tr><td>{swatch} {escape(found.name)}</td><td>{share}</td><td>{found.score:.2f}</td></tr>"
             )
@@ -153,14 +153,6 @@ def build_page(model_path: str, *, class_embeddings: str | None = None, encoder:
         class_embeddings, encoder: Where the vectors of typed names come from (see `embed_new_classes`).
     """
     import gradio as gr
-
-    class Upload(gr.Image):
-        """Gives the path of what was uploaded, unread; gradio would decode it, whatever its size."""
-
-        is_template = True
-
-        def preprocess(self, payload):
-            return None if payload is None else payload.path
 
     model, processor = load_model(model_path)
 
@@ -220,17 +212,19 @@ def build_page(model_path: str, *, class_embeddings: str | None = None, encoder:
         state = gr.State(time_to_live=FORGOTTEN_AFTER)
         gr.Markdown(introduction)
         with gr.Row():
-            upload = Upload(
+            upload = gr.Image(
                 type="filepath",
                 image_mode=None,
                 label="Image",
                 sources=["upload", "clipboard"],
-                placeholder=f"## Drop an image\n{limits}",
-                height=480,
+                placeholder=f"# Drop an image\n{limits}",
+                height=440,
                 elem_id="upload",
             )
+            # Unread: gradio would decode an image of any size before `open_image` judges it.
+            upload.preprocess = lambda payload: None if payload is None else payload.path
             result = gr.Image(
-                label="Classes", interactive=False, format="png", height=480, buttons=["download"], elem_id="overlay"
+                label="Classes", interactive=False, format="png", height=440, buttons=["download"], elem_id="overlay"
             )
         message = gr.HTML(elem_id="message")
         with gr.Row():
@@ -252,8 +246,8 @@ def build_page(model_path: str, *, class_embeddings: str | None = None, encoder:
                     elem_id="name",
                 )
                 with gr.Row():
-                    add = gr.Button("Add class", variant="primary", elem_id="add")
-                    reset = gr.Button("Forget new classes", elem_id="forget")
+                    add = gr.Button("Add class", variant="primary", size="md", elem_id="add")
+                    reset = gr.Button("Forget new classes", size="md", elem_id="forget")
             legend = gr.HTML(elem_id="legend")
         outputs = [state, result, legend, message]
         hidden = {"api_visibility": "private", "show_progress": "minimal"}
@@ -332,16 +326,17 @@ def _swatch(config, label: int) -> str:
 
 
 _STYLE = """
-.gradio-container { max-width: 1080px !important; margin: auto; }
+.gradio-container { max-width: 1040px !important; margin: auto; }
+#upload img { width: 100%; height: 100%; object-fit: contain; image-rendering: pixelated; }
 #overlay img { cursor: crosshair; }
 #message p { min-height: 1.6em; margin: 0; }
 #message .error { color: #b42318; }
 #legend table { width: 100%; border-collapse: collapse; }
-#legend th { text-align: left; padding: 0.6em 0 0.2em; font-weight: 600; }
+#legend :is(table, tr, th, td) { border: none; background: none; }
+#legend th { text-align: left; padding: 0.7em 0 0.2em; font-weight: 600; }
 #legend td { padding: 0.15em 0; }
-#legend tr > :not(:first-child) { text-align: right; width: 5em; font-variant-numeric: tabular-nums; font-weight: 400; }
+#legend tr > :not(:first-child) { text-align: right; width: 5em; font-weight: 400; }
+#legend td:not(:first-child) { font-variant-numeric: tabular-nums; }
 .swatch { display: inline-block; width: 1.5em; height: 0.9em; vertical-align: -0.05em; margin-right: 0.4em; }
-.swatch.unseen {
-  background-image: repeating-linear-gradient(135deg, transparent 0 3px, white 3px 4.5px);
-}
+.swatch.unseen { background-image: repeating-linear-gradient(135deg, transparent 0 3px, white 3px 4.5px); }
 """

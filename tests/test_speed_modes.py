@@ -8,9 +8,14 @@ from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, p
 
 from cagnet_hf import CaGNetConfig, CaGNetForSemanticSegmentation, CaGNetImageProcessor
 from cagnet_hf.data.scenes import scenes_dataset
-from cagnet_hf.prediction import load_model, predict
+from cagnet_hf.prediction import load_model, segment
 
 HALVES = [torch.bfloat16, torch.float16]
+
+
+def labels(model, processor, image) -> torch.Tensor:
+    (prediction,) = segment(model, processor, [image])
+    return torch.from_numpy(prediction.label_map)
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +31,7 @@ def image():
 @pytest.fixture(scope="module")
 def expected(folder, image):
     """The label map in full precision."""
-    return torch.from_numpy(predict(*load_model(str(folder)), image))
+    return labels(*load_model(str(folder)), image)
 
 
 # Half precision
@@ -86,14 +91,14 @@ def test_synthetic_features_in_half_precision():
 @pytest.mark.parametrize("device_map", ["cpu", "auto", {"": "cpu"}])
 def test_device_map(folder, image, expected, device_map):
     model = AutoModelForSemanticSegmentation.from_pretrained(folder, device_map=device_map)
-    assert (torch.from_numpy(predict(model, CaGNetImageProcessor.from_pretrained(folder), image)) == expected).all()
+    assert (labels(model, CaGNetImageProcessor.from_pretrained(folder), image) == expected).all()
 
 
 def test_a_part_that_only_training_needs_may_lie_on_the_disk(folder, image, expected, tmp_path):
     places = {"cagnet": "cpu", "classifier": "cpu", "class_embeddings": "cpu", "generator": "disk"}
     model = AutoModelForSemanticSegmentation.from_pretrained(folder, device_map=places, offload_folder=tmp_path)
     assert model.generator.layers[0].weight.is_meta
-    assert (torch.from_numpy(predict(model, CaGNetImageProcessor.from_pretrained(folder), image)) == expected).all()
+    assert (labels(model, CaGNetImageProcessor.from_pretrained(folder), image) == expected).all()
 
 
 def test_parts_whose_maps_are_added_share_a_device():
