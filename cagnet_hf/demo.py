@@ -23,7 +23,7 @@ from .visualization import class_palette, overlay
 
 MAX_BYTES, MAX_PIXELS = 20 * 2**20, 50_000_000  # of an image file that the page accepts
 MAX_SIDE = 2048  # of what it keeps of one
-SHOWN_WIDTH = 480  # a narrower image is enlarged by whole pixels
+SHOWN_SIDE = 480  # a smaller image is enlarged by whole pixels
 MAX_NEW_CLASSES = 20
 FORGOTTEN_AFTER = 1800  # seconds after which a visitor's image and classes are dropped
 
@@ -82,7 +82,7 @@ class Visit:
         if self.prediction is None:
             return None
         picture = self.prediction.picture
-        factor = max(1, SHOWN_WIDTH // picture.width)
+        factor = self._enlargement()
         size = (factor * picture.width, factor * picture.height)
         label_map = Image.fromarray(self.prediction.label_map).resize(size, Image.Resampling.NEAREST)
         config = self.model.config
@@ -93,10 +93,13 @@ class Visit:
             unseen_ids=config.unseen_ids,
         )
 
+    def _enlargement(self) -> int:
+        return max(1, SHOWN_SIDE // max(self.prediction.picture.size))
+
     def describe_pixel(self, x: int, y: int) -> str:
         """The class and score at a position of `shown`, as HTML."""
         height, width = self.prediction.label_map.shape
-        factor = max(1, SHOWN_WIDTH // width)
+        factor = self._enlargement()
         row, column = min(y // factor, height - 1), min(x // factor, width - 1)
         label, score = int(self.prediction.label_map[row, column]), float(self.prediction.scores[row, column])
         config = self.model.config
@@ -152,9 +155,9 @@ def build_page(model_path: str, *, class_embeddings: str | None = None, encoder:
         model_path: A model folder or Hub id.
         class_embeddings, encoder: Where the vectors of typed names come from (see `embed_new_classes`).
     """
-    import gradio as gr
-
     model, processor = load_model(model_path)
+
+    import gradio as gr  # seconds, so after what may be refused
 
     def visit_of(visit: Visit | None) -> Visit:
         return visit or Visit(model, processor, class_embeddings, encoder)
@@ -203,10 +206,10 @@ def build_page(model_path: str, *, class_embeddings: str | None = None, encoder:
 
     config = model.config
     limits = f"up to {MAX_BYTES // 2**20} MB and {MAX_PIXELS // 10**6} megapixels"
+    known = f"{len(config.unseen_ids)} more it knows" if config.unseen_ids else "What you add it knows"
     introduction = (
-        "# Zero-shot segmentation\n"
-        f"This model learnt {len(config.seen_ids)} classes from labelled pixels. It knows {len(config.unseen_ids)} "
-        "more, and those you name, only by a vector of their name: they are **hatched**."
+        f"# Zero-shot segmentation\nThis model learnt {len(config.seen_ids)} classes from labelled pixels. "
+        f"{known} only by a vector of the name{', as it will what you add' if config.unseen_ids else ''}: **hatched**."
     )
     with gr.Blocks(title="Zero-shot segmentation", analytics_enabled=False, delete_cache=(600, 3600)) as page:
         state = gr.State(time_to_live=FORGOTTEN_AFTER)
@@ -252,7 +255,7 @@ def build_page(model_path: str, *, class_embeddings: str | None = None, encoder:
         outputs = [state, result, legend, message]
         hidden = {"api_visibility": "private", "show_progress": "minimal"}
         upload.change(open_file, [upload, gamma, state], outputs, **hidden)
-        gamma.release(calibrate, [gamma, state], outputs, **hidden)
+        gamma.change(calibrate, [gamma, state], outputs, trigger_mode="always_last", **hidden)
         gr.on([add.click, name.submit], add_class, [name, gamma, state], [name, *outputs], **hidden)
         reset.click(forget, [gamma, state], outputs, **hidden)
         result.select(point, [state], [message], **hidden)
@@ -282,11 +285,12 @@ def serve(
     uploads = tempfile.TemporaryDirectory(prefix="cagnet_demo_")
     # Gradio reads these when it is imported.
     os.environ.update(GRADIO_TEMP_DIR=uploads.name, GRADIO_ANALYTICS_ENABLED="False", HF_HUB_DISABLE_TELEMETRY="1")
-    import gradio as gr
-    from starlette.middleware import Middleware
-
     page = build_page(model_path, class_embeddings=class_embeddings, encoder=encoder)
     page.uploads = uploads  # as long as the page
+
+    from gradio.themes import Default
+    from starlette.middleware import Middleware
+
     page.launch(
         server_port=port,
         max_file_size=MAX_BYTES,
@@ -296,7 +300,7 @@ def serve(
         pwa=False,
         footer_links=[],
         enable_monitoring=False,
-        theme=gr.themes.Default(primary_hue="blue", neutral_hue="gray", font=["system-ui", "sans-serif"]),
+        theme=Default(primary_hue="blue", neutral_hue="gray", font=["system-ui", "sans-serif"]),
         css=_STYLE,
         app_kwargs={"middleware": [Middleware(_OwnServerOnly)]},
         prevent_thread_lock=not block,
@@ -329,6 +333,7 @@ _STYLE = """
 .gradio-container { max-width: 1040px !important; margin: auto; }
 #upload img { width: 100%; height: 100%; object-fit: contain; image-rendering: pixelated; }
 #overlay img { cursor: crosshair; }
+#message { padding: 0; }
 #message p { min-height: 1.6em; margin: 0; }
 #message .error { color: #b42318; }
 #legend table { width: 100%; border-collapse: collapse; }
