@@ -11,7 +11,6 @@ label name of the three published benchmarks, encoded by all-MiniLM-L6-v2 (384-d
 
 import difflib
 import json
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -21,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from .benchmarks import Benchmark
+from .configuration_cagnet import plain_name
 
 BUNDLED = "bundled"
 BUNDLED_TABLE = Path(__file__).with_name("class_embeddings.safetensors")
@@ -48,6 +48,34 @@ def load_class_embeddings(source: str | None, benchmark: Benchmark, *, normalize
         check_vectors(path, benchmark.class_names, vectors)
         parts.append(vectors)
     return join_parts(parts, normalize_parts=normalize_parts)
+
+
+class EmbeddingTable(NamedTuple):
+    """The vectors of a file by `plain_name`, `(E,)` each, and what the file says of them."""
+
+    vectors: dict[str, np.ndarray]
+    metadata: dict[str, str]
+
+
+def read_table(source: str | Path) -> EmbeddingTable:
+    """A `.safetensors` or `.json` file of named vectors, or `"bundled"`.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It is no table of named vectors, or two names are alike.
+    """
+    path = BUNDLED_TABLE if str(source) == BUNDLED else Path(source)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file of class embeddings")
+    metadata = {}
+    if path.suffix == ".safetensors":
+        names, vectors, metadata = _read_safetensors(path)
+    elif path.suffix == ".json":
+        names, vectors = _read_json(path)
+    else:
+        raise ValueError(f"{path}: a table of named vectors is a .safetensors or .json file, or {BUNDLED!r}")
+    rows = _rows_by_name(path, names)
+    return EmbeddingTable({name: vectors[row] for name, row in rows.items()}, metadata)
 
 
 def save_embedding_table(
@@ -83,11 +111,6 @@ def join_parts(parts: Sequence[np.ndarray], *, normalize_parts: bool = False) ->
     return _normalize(np.concatenate(parts, axis=1)).astype(np.float32)
 
 
-def name_words(name: str) -> list[str]:
-    """The words of a name, as written: `Potted_Plant` -> `["Potted", "Plant"]`."""
-    return [word for word in re.split(r"[\s_-]+", name) if word]
-
-
 def check_vectors(source: str | Path, names: Sequence[str], vectors: np.ndarray) -> None:
     """Refuse, by the class and the source, vectors `(num_names, E)` that are zero or not finite."""
     for name, vector in zip(names, vectors, strict=True):
@@ -97,24 +120,13 @@ def check_vectors(source: str | Path, names: Sequence[str], vectors: np.ndarray)
             raise ValueError(f"{source}: the embedding of class {name!r} is zero")
 
 
-def plain_name(name: str) -> str:
-    """A name in lower case with single spaces for `_` and `-`: `Potted_Plant` -> `potted plant`."""
-    return " ".join(name_words(name)).lower()
-
-
 def _load_part(path: Path, benchmark: Benchmark) -> np.ndarray:
     """One file's vectors of the benchmark's classes, in model order."""
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file of class embeddings")
     if path.suffix == ".npy":
         return _read_npy(path, benchmark)
-    if path.suffix == ".safetensors":
-        names, vectors = _read_safetensors(path)
-    elif path.suffix == ".json":
-        names, vectors = _read_json(path)
-    else:
+    if path.is_file() and path.suffix not in (".safetensors", ".json"):
         raise ValueError(f"{path}: class embeddings are a .safetensors, .json or .npy file, or {BUNDLED!r}")
-    rows = _rows_by_name(path, names)
+    rows = read_table(path).vectors
     missing = [name for name in benchmark.class_names if plain_name(name) not in rows]
     if missing:
         near = difflib.get_close_matches(plain_name(missing[0]), rows, n=3)
@@ -124,10 +136,12 @@ def _load_part(path: Path, benchmark: Benchmark) -> np.ndarray:
             f"{path}: no embedding of class {missing[0]!r}{others} among its {len(rows)} names{hint}; "
             "scripts/prepare_embeddings.py makes a table of any names"
         )
-    return vectors[[rows[plain_name(name)] for name in benchmark.class_names]]
+    return np.stack([rows[plain_name(name)] for name in benchmark.class_names])
 
 
 def _read_npy(path: Path, benchmark: Benchmark) -> np.ndarray:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file of class embeddings")
     try:
         vectors = np.load(path, allow_pickle=False)
     except (ValueError, EOFError) as error:
@@ -142,10 +156,11 @@ def _read_npy(path: Path, benchmark: Benchmark) -> np.ndarray:
     return vectors[list(benchmark.class_ids)]
 
 
-def _read_safetensors(path: Path) -> tuple[list[str], np.ndarray]:
+def _read_safetensors(path: Path) -> tuple[list[str], np.ndarray, dict[str, str]]:
     try:
         with safe_open(path, framework="numpy") as table:
-            names = [str(name) for name in json.loads((table.metadata() or {})["names"])]
+            metadata = table.metadata() or {}
+            names = [str(name) for name in json.loads(metadata["names"])]
             vectors = table.get_tensor("embeddings")
     except (SafetensorError, KeyError, ValueError, TypeError) as error:
         raise ValueError(
@@ -153,7 +168,7 @@ def _read_safetensors(path: Path) -> tuple[list[str], np.ndarray]:
         ) from error
     if vectors.ndim != 2 or len(names) != len(vectors):
         raise ValueError(f"{path}: {len(names)} names, but `embeddings` has the shape {vectors.shape}")
-    return names, vectors
+    return names, vectors, metadata
 
 
 def _read_json(path: Path) -> tuple[list[str], np.ndarray]:

@@ -1,8 +1,20 @@
 """What a CaGNet model is: its parts, their sizes, its classes."""
 
+import re
+
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 from transformers.models.auto import CONFIG_MAPPING
+
+
+def name_words(name: str) -> list[str]:
+    """The words of a name, as written: `Potted_Plant` -> `["Potted", "Plant"]`."""
+    return [word for word in re.split(r"[\s_-]+", name) if word]
+
+
+def plain_name(name: str) -> str:
+    """A name in lower case with single spaces for `_` and `-`: `Potted_Plant` -> `potted plant`."""
+    return " ".join(name_words(name)).lower()
 
 
 @strict
@@ -45,6 +57,8 @@ class CaGNetConfig(PreTrainedConfig):
             embeddings (1.0) have entries near E^-½ beside a latent of unit variance; √E puts both on one scale, which
             short schedules need.
         embedding_size: E, length of a class embedding.
+        class_embedding_source: What the class embeddings were made from, for classes that are added later: `source`
+            (a table's name), of a text encoder `encoder`, `pooling` and `prompt`, and `license` where it is known.
         test_scales: Scales of the image whose logits are joined by their pixel-wise maximum at test time. CaGNet
             looks at the image as it is, `[1.0]`; SPNet at `[1.0, 0.75, 0.5]`.
         calibration: γ, subtracted from the softmax probabilities of seen classes at test time (SPNet-c).
@@ -83,6 +97,7 @@ class CaGNetConfig(PreTrainedConfig):
     generator_dropout: list[float | int] | tuple[float | int, ...] = (0.1, 0.1, 0.3, 0.5, 0.5)
     generator_embedding_scale: float | int = 1.0
     embedding_size: int = 600
+    class_embedding_source: dict | None = None
     test_scales: list[float | int] | tuple[float | int, ...] = (1.0,)
     calibration: float | int = 0.0
     seen_ids: list[int] | tuple[int, ...] | None = None

@@ -1,5 +1,7 @@
 """Images -> tensors, logits -> label maps."""
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -38,6 +40,43 @@ def fit_size(height: int, width: int, size) -> tuple[int, int]:
         longest = max(height, width)
         return tuple(max(1, side * size["longest_edge"] // longest) for side in (height, width))
     return size["height"], size["width"]
+
+
+_SCORES_AT_ONCE = 1 << 25  # 128 MiB of float32
+
+
+def label_bands(
+    logits: torch.Tensor, size: tuple[int, int], offset: torch.Tensor | None = None, *, with_scores: bool = False
+) -> Iterator[tuple[slice, torch.Tensor, torch.Tensor | None]]:
+    """Label pixels by logits `(N, h, w)` brought to `size` (bilinear), in bands of rows that bound the memory.
+
+    Args:
+        offset: `(N,)` is subtracted from the softmax probabilities before the argmax (SPNet-c).
+        with_scores: Give the softmax probability of each label, too.
+
+    Yields:
+        The rows, their labels `(R, W)` int64 and their scores `(R, W)` or None.
+    """
+    (height, width), logits = size, logits.float()
+    rows_at_once = max(1, _SCORES_AT_ONCE // (len(logits) * width))
+    for start in range(0, height, rows_at_once):
+        rows = slice(start, min(start + rows_at_once, height))
+        band = logits if rows_at_once >= height else _rows_between(logits, rows, height)
+        band_size = (rows.stop - start, width)
+        scores = F.interpolate(band[None], band_size, mode="bilinear", align_corners=False)[0]
+        if offset is not None or with_scores:
+            scores = scores.softmax(dim=0)
+        labels = (scores if offset is None else scores - offset.to(scores)[:, None, None]).argmax(dim=0)
+        yield rows, labels, scores.gather(0, labels[None])[0] if with_scores else None
+
+
+def _rows_between(maps: torch.Tensor, rows: slice, height: int) -> torch.Tensor:
+    """Those rows of `maps` `(N, h, w)` brought to `height` rows: `(N, R, w)`."""
+    position = (torch.arange(rows.start, rows.stop, device=maps.device) + 0.5) * (maps.shape[1] / height) - 0.5
+    position = position.clamp_min(0)
+    above = position.long()
+    below = (above + 1).clamp_max(maps.shape[1] - 1)
+    return torch.lerp(maps[:, above], maps[:, below], (position - above)[:, None])
 
 
 class CaGNetImageProcessorKwargs(ImagesKwargs, total=False):
@@ -159,10 +198,7 @@ class CaGNetImageProcessor(PilBackend):
         offsets = [None] * len(logits) if calibration is None else calibration
         for image_logits, target_size, offset in zip(logits, target_sizes, offsets, strict=True):
             size = tuple(int(side) for side in target_size)
-            scores = F.interpolate(image_logits[None].float(), size, mode="bilinear", align_corners=False)[0]
-            if offset is not None:
-                scores = scores.softmax(dim=0) - offset.to(scores)[:, None, None]
-            label_maps.append(scores.argmax(dim=0))
+            label_maps.append(torch.cat([labels for _, labels, _ in label_bands(image_logits, size, offset)]))
         return label_maps
 
 

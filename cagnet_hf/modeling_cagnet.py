@@ -5,6 +5,7 @@ Sources: CaGNet (arXiv 2008.06893), CaGNetv2 (arXiv 2009.12232); the class names
 """
 
 from dataclasses import dataclass
+from fractions import Fraction
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,7 @@ from transformers.utils import ModelOutput
 from .backbones_cagnet import build_backbone, freeze_batch_norm
 from .configuration_cagnet import CaGNetConfig
 from .gaussian_cagnet import GaussianGenerator
+from .new_classes_cagnet import EditableClasses
 
 
 @dataclass
@@ -209,10 +211,14 @@ class PixelClassifier(nn.Module):
         hidden = self.hidden(features)
         return self.class_head(hidden if self.neighbours is None else self.neighbours(hidden))
 
+    def centres(self, features):
+        """What the class head sees of the centres of 3x3 patches: `(B, D, 3n, 3m)` -> `(B, C, n, m)`."""
+        convolution = self.neighbours
+        return F.conv2d(self.hidden(features), convolution.weight, convolution.bias, stride=3)
+
     def classify_centres(self, features):
         """The centres of maps tiled with 3x3 patches: `(B, D, 3n, 3m)` -> class logits `(B, N, n, m)`."""
-        convolution = self.neighbours
-        return self.class_head(F.conv2d(self.hidden(features), convolution.weight, convolution.bias, stride=3))
+        return self.class_head(self.centres(features))
 
     def criticise(self, features):
         """`(B, D, h, w)` -> realness `(B, 1, h, w)` in (0, 1)."""
@@ -225,6 +231,8 @@ class CaGNetPreTrainedModel(PreTrainedModel):
     main_input_name = "pixel_values"
     input_modalities = ("image",)
     supports_gradient_checkpointing = False
+    # What `device_map` keeps on one device: inside these, maps of several layers are added up.
+    _no_split_modules = ("CaGNetModel", "PixelClassifier", "ContextualGenerator", "MomentMatchingGenerator")
 
     @torch.no_grad()
     def _init_weights(self, module):
@@ -283,10 +291,10 @@ class CaGNetModel(CaGNetPreTrainedModel):
         """Pixel features of a batch of images.
 
         Args:
-            pixel_values: `(B, 3, H, W)` from `CaGNetImageProcessor`.
+            pixel_values: `(B, 3, H, W)` from `CaGNetImageProcessor`, of any floating type.
             latent_noise: `(B, D, h, w)` standard normal noise of the latent in training mode; drawn when None.
         """
-        hidden = self.aspp(self.backbone(pixel_values))
+        hidden = self.aspp(self.backbone(pixel_values.to(self.dtype)))
         if self.context is None:
             output = CaGNetModelOutput(features=hidden)
         else:
@@ -305,7 +313,8 @@ class CaGNetModel(CaGNetPreTrainedModel):
         first = self(pixel_values)
         maps = [first.features]
         for scale in scales[1:]:
-            smaller = [max(1, int(side * scale)) for side in pixel_values.shape[-2:]]
+            part = Fraction(scale).limit_denominator(1000)  # whole numbers, which an export can keep as a formula
+            smaller = [torch.sym_max(1, side * part.numerator // part.denominator) for side in pixel_values.shape[-2:]]
             resized = F.interpolate(pixel_values, smaller, mode="bilinear", align_corners=False)
             maps.append(self(resized).features)
         if len(maps) > 1:
@@ -327,7 +336,7 @@ def _build_generator(config):
     return MomentMatchingGenerator(config) if config.generator == "moment_matching" else None
 
 
-class CaGNetForSemanticSegmentation(CaGNetPreTrainedModel):
+class CaGNetForSemanticSegmentation(EditableClasses, CaGNetPreTrainedModel):
     """Zero-shot segmentation: scores of seen and unseen classes at every pixel."""
 
     def __init__(self, config):
@@ -342,7 +351,7 @@ class CaGNetForSemanticSegmentation(CaGNetPreTrainedModel):
         """`(B, D, h, w)` features -> class logits `(B, N, h, w)`."""
         if self.classifier is not None:
             return self.classifier(features)
-        return F.conv2d(features, F.normalize(self.class_embeddings, dim=1)[:, :, None, None])
+        return F.conv2d(features, F.normalize(self.class_embeddings.to(features.device), dim=1)[:, :, None, None])
 
     def classify_scales(self, maps):
         """Class logits of the feature maps that `multi_scale` gives, its maximum included.
@@ -373,11 +382,11 @@ class CaGNetForSemanticSegmentation(CaGNetPreTrainedModel):
         loss = None
         if labels is not None:
             labels, ignore_index = resize_labels(labels, logits.shape[-2:]), self.config.ignore_index
-            total = F.cross_entropy(logits, labels, ignore_index=ignore_index, reduction="sum")
+            total = F.cross_entropy(logits.float(), labels, ignore_index=ignore_index, reduction="sum")
             loss = total / (labels != ignore_index).sum().clamp_min(1)
         calibration = None
         if self.config.calibration:
-            calibration = torch.zeros(len(logits), self.config.num_labels, device=logits.device)
+            calibration = torch.zeros(logits.shape[0], self.config.num_labels, device=logits.device)
             calibration[:, list(self.config.seen_ids)] = self.config.calibration
         output = CaGNetSegmenterOutput(loss=loss, logits=logits, calibration=calibration)
         return output if return_dict is not False else output.to_tuple()

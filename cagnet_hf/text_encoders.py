@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from .class_embeddings import join_parts, plain_name
+from .class_embeddings import join_parts
+from .configuration_cagnet import plain_name
 
 POOLINGS = ("mean", "head")
 _READ_SUFFIXES = {".safetensors", ".bin", ".json", ".txt", ".model"}  # weights, configurations and vocabularies

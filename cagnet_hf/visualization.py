@@ -136,7 +136,7 @@ def overlay_with_legend(
     palette = class_palette(len(class_names))
     listed = _occurring([label_map], seen_ids=seen_ids, unseen_ids=unseen_ids)
     picture = overlay(image, label_map, palette, unseen_ids=listed["unseen_ids"])
-    return _stack([picture, legend(class_names, palette, **listed, width=image.width)])
+    return _stack([picture, legend(class_names, palette, **listed, width=max(240, image.width))])
 
 
 def prediction_grid(
@@ -218,8 +218,8 @@ def _fitted(image: Image.Image, label_map: np.ndarray, side: int) -> tuple[Image
 
 
 def _enlarged(image: Image.Image, *label_maps: np.ndarray) -> tuple:
-    """Image and maps, repeated by a whole factor where the image is narrower than 240 pixels."""
-    factor = -(-240 // image.width)
+    """Image and maps, repeated by a whole factor where the image is narrower than 240 pixels and not very tall."""
+    factor = max(1, min(-(-240 // image.width), 4800 // image.height))
     size = (factor * image.width, factor * image.height)
     image = image.convert("RGB").resize(size, Image.Resampling.NEAREST)
     return image, *(np.asarray(label_map).repeat(factor, 0).repeat(factor, 1) for label_map in label_maps)
@@ -247,9 +247,9 @@ def _headings(texts: Sequence[str], width: int) -> Image.Image:
 
 
 def _stack(pictures: Sequence[Image.Image]) -> Image.Image:
-    """Pictures of one width below each other, with a margin."""
-    height = sum(picture.height for picture in pictures)
-    sheet = Image.new("RGB", (pictures[0].width + 2 * GAP, height + 2 * GAP), PAPER)
+    """Pictures below each other, with a margin."""
+    height, width = sum(picture.height for picture in pictures), max(picture.width for picture in pictures)
+    sheet = Image.new("RGB", (width + 2 * GAP, height + 2 * GAP), PAPER)
     y = GAP
     for picture in pictures:
         sheet.paste(picture, (GAP, y))

@@ -86,7 +86,8 @@ def write_table(args: argparse.Namespace) -> None:
     import numpy as np
 
     from cagnet_hf import __version__
-    from cagnet_hf.class_embeddings import check_vectors, join_parts, plain_name, save_embedding_table
+    from cagnet_hf.class_embeddings import check_vectors, join_parts, save_embedding_table
+    from cagnet_hf.configuration_cagnet import plain_name
     from cagnet_hf.word_vectors.names import load_synonyms
 
     kinds = [kind for kind, _ in args.sources or []]
@@ -140,7 +141,7 @@ def write_table(args: argparse.Namespace) -> None:
 def wanted_names(args: argparse.Namespace) -> tuple[list[str], set[str]]:
     """The names, as they are first written, in order of their plain spelling; those that no class needs."""
     from cagnet_hf.benchmarks import load_benchmark
-    from cagnet_hf.class_embeddings import plain_name
+    from cagnet_hf.configuration_cagnet import plain_name
 
     needed = {}
     ignored = {}

@@ -11,7 +11,8 @@ from tiny_encoders import write_bert
 from word_tables import write_fasttext, write_glove, write_vec, write_word2vec
 
 from cagnet_hf.benchmarks import Benchmark, load_benchmark
-from cagnet_hf.class_embeddings import load_class_embeddings, plain_name
+from cagnet_hf.class_embeddings import load_class_embeddings
+from cagnet_hf.configuration_cagnet import plain_name
 from cagnet_hf.text_encoders import encode_names
 from cagnet_hf.word_vectors.names import load_synonyms, look_up_names
 

@@ -147,6 +147,7 @@ def test_the_folder_holds_safetensors_config_processor_and_code(folder):
         "image_processing_cagnet.py",
         "model.safetensors",
         "modeling_cagnet.py",
+        "new_classes_cagnet.py",
         "preprocessor_config.json",
     ]
 

@@ -50,6 +50,22 @@ def score(
         The metric's dictionary (see `METRIC_PATH`) with `protocol` and `num_images`, equal on all processes.
     """
     accelerator = accelerator or Accelerator()
+    metric = count(
+        model,
+        processor,
+        dataset,
+        protocol=protocol,
+        batch_size=batch_size,
+        accelerator=accelerator,
+        progress=progress,
+    )
+    return summarize(metric, accelerator) | {"protocol": protocol, "num_images": len(dataset)}
+
+
+def count(
+    model, processor, dataset, *, protocol: str, batch_size: int, accelerator: Accelerator, progress: bool = True
+):
+    """The metric with this process's share of the pixels in its confusion matrix."""
     metric = load_metric(model.config)
     for outputs, references in scored_batches(
         model,
@@ -64,7 +80,7 @@ def score(
             outputs, target_sizes=[labels.shape for labels in references]
         )
         metric.add_batch(predictions=[p.cpu().numpy() for p in predictions], references=references)
-    return summarize(metric, accelerator) | {"protocol": protocol, "num_images": len(dataset)}
+    return metric
 
 
 def summarize(metric, accelerator: Accelerator) -> dict:

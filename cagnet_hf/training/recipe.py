@@ -15,16 +15,8 @@ from ..configuration_cagnet import CaGNetConfig
 from ..image_processing_cagnet import CaGNetImageProcessorKwargs
 
 # What the benchmark says, not the recipe.
-_FACTS = {
-    "weights_from",
-    "id2label",
-    "label2id",
-    "num_labels",
-    "seen_ids",
-    "unseen_ids",
-    "dataset_ids",
-    "ignored_dataset_ids",
-}
+_FACTS = {"id2label", "label2id", "num_labels", "seen_ids", "unseen_ids", "dataset_ids", "ignored_dataset_ids"}
+_FACTS |= {"class_embedding_source", "weights_from"}
 RECIPES_DIR = Path(__file__).resolve().parents[2] / "scripts" / "recipes"
 METHODS = "methods"
 DEFAULT_METHOD = "cagnet_pi"  # `--recipe scenes` means scenes/cagnet_pi

@@ -8,7 +8,7 @@ from ..benchmarks import LabelMap
 from ..cards.trained import model_card
 from ..files import write_text_whole
 from ..hub import FIGURES, METRICS, figure_titles, published_recipe, save_model_folder
-from ..prediction import predict
+from ..prediction import segment
 from ..visualization import loss_curves, per_class_bars, prediction_grid
 from .loop import Trainer, metrics_json
 
@@ -54,6 +54,7 @@ def _predictions(trainer: Trainer, title: str):
     trainer.model.eval()
     for *_, negative_index, labels in sorted(candidates, key=lambda c: c[:3], reverse=True)[:NUM_PICTURES]:
         image = dataset[-negative_index]["image"].convert("RGB")
-        rows.append((image, labels, predict(trainer.model, trainer.processor, image)))
+        (prediction,) = segment(trainer.model, trainer.processor, [image])
+        rows.append((image, labels, prediction.label_map))
     names = [config.id2label[i] for i in range(config.num_labels)]
     return prediction_grid(rows, names, config.seen_ids, config.unseen_ids, title=title)

@@ -15,6 +15,7 @@ from ..data.scenes import scenes_class_embeddings
 from ..data.sources import open_dataset
 from ..image_processing_cagnet import CaGNetImageProcessor, fit_size, resize_label_map
 from ..modeling_cagnet import CaGNetForSemanticSegmentation
+from ..new_class_embeddings import ATTRIBUTES, describe_source
 from ..patches import PatchSource, class_odds
 from ..pixel_cnn import PatchPixelCNNConfig
 from ..pretrained_weights import is_own, load_backbone_weights
@@ -47,7 +48,7 @@ def dataset_of(recipe: Recipe, split: str) -> Dataset:
 
 def class_embeddings_of(recipe: Recipe, benchmark: Benchmark) -> np.ndarray:
     """Class embeddings `(N, E)` in model order."""
-    if recipe.benchmark == "scenes" and recipe.class_embeddings == "attributes":
+    if recipe.benchmark == "scenes" and recipe.class_embeddings == ATTRIBUTES:
         return scenes_class_embeddings(benchmark)
     return load_class_embeddings(recipe.class_embeddings, benchmark)
 
@@ -59,7 +60,10 @@ def build_processor(recipe: Recipe) -> CaGNetImageProcessor:
 def build_model(recipe: Recipe, benchmark: Benchmark) -> CaGNetForSemanticSegmentation:
     """A new model for the recipe's benchmark, ImageNet backbone weights loaded where the recipe names some."""
     embeddings = class_embeddings_of(recipe, benchmark)
-    fields = {"embedding_size": embeddings.shape[1]} | recipe.model
+    fields = {
+        "embedding_size": embeddings.shape[1],
+        "class_embedding_source": describe_source(recipe.class_embeddings),
+    } | recipe.model
     if fields.get("classifier") == "projection":
         fields.setdefault("feature_size", embeddings.shape[1])
     try:

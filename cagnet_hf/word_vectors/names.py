@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from ..class_embeddings import name_words, plain_name
+from ..configuration_cagnet import name_words, plain_name
 from .tables import FoundWords, find_words
 
 Synonyms = Mapping[str, str | Sequence[str]]

@@ -1,0 +1,235 @@
+"""Classes of a trained model: new ones by their embeddings alone, old ones removed or renamed."""
+
+import copy
+from collections.abc import Mapping, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from .configuration_cagnet import plain_name
+
+_MOST_DATASET_IDS = 255  # stored masks are bytes; 255 is no class
+
+
+class EditableClasses:
+    """What a segmenter does with its list of classes once it is trained; all of it changes the model in place."""
+
+    def add_classes(
+        self,
+        names: Sequence[str],
+        embeddings,
+        *,
+        dataset_ids: Sequence[int] | None = None,
+        pixels_per_class: int = 256,
+        seed: int = 0,
+    ) -> None:
+        """Teach the model new, unseen classes from their embeddings; no image is involved, seconds on a CPU.
+
+        The generator makes features of the new classes and, as rehearsal, of all old ones. Only the new rows of the
+        class head learn, against the logits of the old ones, which stay as they are: a pixel that an old class loses,
+        it loses to a new class. A projection (SPNet) needs no training, only the embeddings.
+
+        Args:
+            names: Names of the new classes.
+            embeddings: `(n, E)` array or tensor, from the source of the model's own class embeddings. They are given
+                the length of the model's own.
+            dataset_ids: The ids that stored masks use for them; the next free ones when None.
+            pixels_per_class: Synthetic features of each class.
+            seed: Of the latents and of dropout; the global random state is left alone.
+
+        Raises:
+            ValueError: A name is taken or given twice; an embedding has the wrong size, is zero or not finite; an id
+                is taken; the model cannot synthesise features.
+        """
+        config = self.config
+        if isinstance(names, str):
+            raise ValueError(f"names is a list of names, got {names!r}: write [{names!r}]")
+        names = [name.strip() for name in names]
+        _check_names([*config.id2label.values()], names)
+        embeddings = self._checked_embeddings(names, embeddings)
+        dataset_ids = _checked_dataset_ids(config, names, dataset_ids)
+        if self.classifier is not None and self.generator is None:
+            raise ValueError("this model has no generator to make features of new classes with")
+        rows = None
+        if self.classifier is not None:
+            rows = self._fit_new_rows(embeddings, pixels_per_class, seed)
+        _set_classes(
+            config,
+            names=[*config.id2label.values(), *names],
+            num_seen=len(config.seen_ids),
+            dataset_ids=[*config.dataset_ids, *dataset_ids],
+            ignored=[i for i in config.ignored_dataset_ids if i not in dataset_ids],
+        )
+        self._set_rows(list(range(len(self.class_embeddings))), embeddings, rows)
+
+    def remove_classes(self, names: Sequence[str]) -> None:
+        """Forget classes; their pixels go to the class with the next highest score.
+
+        Their stored ids become ignored ones, so that masks which show them can still be read.
+
+        Raises:
+            ValueError: There is no such class, or none would be left.
+        """
+        config = self.config
+        removed = {self._class_id(name) for name in ([names] if isinstance(names, str) else names)}
+        kept = [i for i in range(config.num_labels) if i not in removed]
+        if not kept:
+            raise ValueError("no class would be left: keep at least one")
+        _set_classes(
+            config,
+            names=[config.id2label[i] for i in kept],
+            num_seen=sum(i in set(config.seen_ids) for i in kept),
+            dataset_ids=[config.dataset_ids[i] for i in kept],
+            ignored=sorted({*config.ignored_dataset_ids, *(config.dataset_ids[i] for i in removed)}),
+        )
+        self._set_rows(kept)
+
+    def rename_classes(self, new_names: Mapping[str, str]) -> None:
+        """Call classes otherwise, `{old: new}`; what the model predicts does not change.
+
+        Raises:
+            ValueError: There is no such class, or two would have one name.
+        """
+        config = self.config
+        renamed = {self._class_id(old): new.strip() for old, new in new_names.items()}
+        others = [name for i, name in config.id2label.items() if i not in renamed]
+        _check_names(others, list(renamed.values()))
+        _set_classes(
+            config,
+            names=[renamed.get(i, name) for i, name in config.id2label.items()],
+            num_seen=len(config.seen_ids),
+            dataset_ids=list(config.dataset_ids),
+            ignored=list(config.ignored_dataset_ids),
+        )
+
+    def _class_id(self, name: str) -> int:
+        ids = {plain_name(known): i for i, known in self.config.id2label.items()}
+        if plain_name(name) not in ids:
+            raise ValueError(f"no class {name!r}; the model has {', '.join(self.config.id2label.values())}")
+        return ids[plain_name(name)]
+
+    def _checked_embeddings(self, names: Sequence[str], embeddings) -> torch.Tensor:
+        """`(n, E)`, like the model's own."""
+        own = self.class_embeddings
+        embeddings = torch.as_tensor(embeddings).to(own.device, torch.float32)
+        if embeddings.shape != (len(names), own.shape[1]):
+            raise ValueError(
+                f"{len(names)} new classes need embeddings of shape {(len(names), own.shape[1])}, "
+                f"got {tuple(embeddings.shape)}: they come from the source of the model's own"
+            )
+        lengths = embeddings.norm(dim=1, keepdim=True)
+        for name, length in zip(names, lengths.flatten().tolist(), strict=True):
+            if not 0 < length < float("inf"):
+                raise ValueError(f"the embedding of class {name!r} is zero or not finite")
+        return (embeddings / lengths * own.float().norm(dim=1).mean()).to(own.dtype)
+
+    def _class_head(self) -> nn.Conv2d:
+        """The layer with a row per class."""
+        return getattr(self.classifier, "class_head", self.classifier)
+
+    def _set_rows(self, kept: list[int], embeddings=None, rows=None) -> None:
+        """Keep the given rows of all that has one per class; append the new ones."""
+        own = self.class_embeddings
+        self.class_embeddings = own[kept] if embeddings is None else torch.cat([own[kept], embeddings])
+        if self.classifier is None:
+            return
+        head = self._class_head()
+        for name, new in zip(("weight", "bias"), rows or (None, None), strict=True):
+            old = getattr(head, name)
+            values = old.detach()[kept]
+            if new is not None:
+                values = torch.cat([values, new.to(values).view(-1, *values.shape[1:])])
+            setattr(head, name, nn.Parameter(values, requires_grad=old.requires_grad))
+        head.out_channels = len(head.weight)
+
+    def _fit_new_rows(self, embeddings, pixels_per_class: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Weights `(n, C)` and biases `(n,)` of the new classes in the class head."""
+        table = torch.cat([self.class_embeddings, embeddings])
+        truth = torch.arange(len(table), device=table.device).repeat(pixels_per_class)
+        devices = [table.device] if table.device.type == "cuda" else []
+        with torch.random.fork_rng(devices), torch.no_grad():
+            torch.manual_seed(seed)
+            inputs = self._head_inputs(table[truth]).float()  # (P, C)
+        head = self._class_head()
+        old_weight, old_bias = head.weight.detach().flatten(1).float(), head.bias.detach().float()
+        old_logits = F.linear(inputs, old_weight, old_bias)  # (P, N)
+        weight = torch.zeros(len(embeddings), inputs.shape[1], device=inputs.device, requires_grad=True)
+        bias = old_bias.mean().expand(len(embeddings)).clone().requires_grad_()
+        optimizer = torch.optim.LBFGS([weight, bias], max_iter=100, line_search_fn="strong_wolfe")
+
+        def closure():
+            optimizer.zero_grad()
+            logits = torch.cat([old_logits, F.linear(inputs, weight, bias)], dim=1)
+            loss = F.cross_entropy(logits, truth) + 1e-3 * weight.square().sum()
+            loss.backward()
+            return loss
+
+        with torch.enable_grad():
+            optimizer.step(closure)
+        return weight.detach(), bias.detach()
+
+    def _head_inputs(self, embeddings: torch.Tensor) -> torch.Tensor:
+        """What the class head sees of synthetic pixels of classes with these embeddings: `(P, E)` -> `(P, C)`.
+
+        Patch-wise, each is the centre of a patch of its class.
+        """
+        side = 3 if self.config.patch_size > 1 else 1
+        maps = embeddings.t()[None, :, None]  # (1, E, 1, P)
+        latent = self.generator.draw_latent(
+            (1, self.generator.latent_size, 1, len(embeddings)), device=maps.device, dtype=maps.dtype
+        )
+        maps, latent = (m.repeat_interleave(side, dim=2).repeat_interleave(side, dim=3) for m in (maps, latent))
+        features = self.generator(maps, latent)
+        if self.config.classifier == "linear":
+            inputs = features
+        elif side == 1:
+            inputs = self.classifier.hidden(features)
+        else:
+            inputs = self.classifier.centres(features)
+        return inputs[0, :, 0].t()
+
+
+def _check_names(taken: Sequence[str], names: Sequence[str]) -> None:
+    known = {plain_name(name): name for name in taken}
+    for name in names:
+        if not plain_name(name):
+            raise ValueError("a class needs a name")
+        if plain_name(name) in known:
+            raise ValueError(f"two classes would be called {name!r} (and {known[plain_name(name)]!r}): names differ")
+        known[plain_name(name)] = name
+
+
+def _checked_dataset_ids(config, names: Sequence[str], dataset_ids: Sequence[int] | None) -> list[int]:
+    taken = {*config.dataset_ids, config.ignore_index}
+    if dataset_ids is None:
+        used = taken | set(config.ignored_dataset_ids)
+        top = max(config.dataset_ids, default=-1)
+        free = [i for i in [*range(top + 1, _MOST_DATASET_IDS), *range(top)] if i not in used]
+        if len(free) < len(names):
+            raise ValueError(f"{len(names)} new classes, but stored masks have {len(free)} ids left")
+        return free[: len(names)]
+    dataset_ids = [int(i) for i in dataset_ids]
+    if len(dataset_ids) != len(names):
+        raise ValueError(f"{len(names)} new classes, but {len(dataset_ids)} dataset_ids: give one for each")
+    for position, i in enumerate(dataset_ids):
+        if i in taken or i in dataset_ids[:position] or not 0 <= i < _MOST_DATASET_IDS:
+            raise ValueError(f"dataset id {i} of {names[position]!r} is taken or none of 0 to {_MOST_DATASET_IDS - 1}")
+    return dataset_ids
+
+
+def _set_classes(config, *, names: list[str], num_seen: int, dataset_ids: list[int], ignored: list[int]) -> None:
+    """Write the classes into the configuration, once they have passed its own check."""
+    fields = {
+        "id2label": dict(enumerate(names)),
+        "label2id": {name: i for i, name in enumerate(names)},
+        "seen_ids": list(range(num_seen)),
+        "unseen_ids": list(range(num_seen, len(names))),
+        "dataset_ids": dataset_ids,
+        "ignored_dataset_ids": ignored,
+    }
+    trial = copy.deepcopy(config)
+    for target in (trial, config):
+        for field, value in fields.items():
+            setattr(target, field, value)
+        target._check()
