@@ -26,6 +26,7 @@ from tqdm import tqdm
 
 from ..benchmarks import CLASS_TABLE, IGNORE_INDEX, Benchmark, format_class_table
 from .examples import BrokenFileError, CheckedExample, Example, check_examples
+from .rows import check_columns
 
 FEATURES = Features({"image": Image(), "mask": Image(), "image_id": Value("string")})
 ROWS_PER_GROUP = 100  # what a reader must load to reach one row
@@ -163,6 +164,25 @@ def open_prepared(
         ValueError: The split or a column is missing, a column holds no images, or the split is empty.
     """
     name = os.fspath(path_or_hub_id)
+    check_split(name, split)
+    builder = load_dataset_builder(name)
+    try:
+        builder.download_and_prepare()
+    except DatasetGenerationError as error:
+        reason = str(error.__cause__ or error).splitlines()[0]
+        raise ValueError(f"{name}: its files cannot be read ({reason})") from error
+    if not builder.info.splits[split].num_examples:
+        raise ValueError(f"{name}: split {split!r} is empty")
+    dataset = builder.as_dataset(split=split)
+    check_columns(name, dataset.features, image_column, mask_column)
+    if "image_id" not in dataset.column_names:
+        dataset = dataset.add_column("image_id", [f"{split}-{i:06d}" for i in range(len(dataset))])
+    dataset = dataset.select_columns([image_column, mask_column, "image_id"])
+    return dataset.rename_columns({image_column: "image", mask_column: "mask"})
+
+
+def check_split(name: str, split: str) -> None:
+    """Refuse what is no dataset on disk or on the Hub, or lacks the split."""
     # `data/voc` may be a Hub id, unless a folder `data` is here: then it is a typo, not worth asking the Hub.
     may_be_hub_id = name.count("/") == 1 and not Path(name).parent.is_dir()
     if not Path(name).is_dir() and not may_be_hub_id:
@@ -174,24 +194,6 @@ def open_prepared(
         raise FileNotFoundError(f"{name}: not a dataset on disk or on the Hub ({reason})") from error
     if split not in splits:
         raise ValueError(f"{name}: no split {split!r}; it has {', '.join(splits)}")
-    builder = load_dataset_builder(name)
-    try:
-        builder.download_and_prepare()
-    except DatasetGenerationError as error:
-        reason = str(error.__cause__ or error).splitlines()[0]
-        raise ValueError(f"{name}: its files cannot be read ({reason})") from error
-    if not builder.info.splits[split].num_examples:
-        raise ValueError(f"{name}: split {split!r} is empty")
-    dataset = builder.as_dataset(split=split)
-    for column in (image_column, mask_column):
-        if column not in dataset.column_names:
-            raise ValueError(f"{name}: no column {column!r}; it has {', '.join(dataset.column_names)}")
-        if not isinstance(dataset.features[column], Image):
-            raise ValueError(f"{name}: column {column!r} holds {dataset.features[column]}, not images")
-    if "image_id" not in dataset.column_names:
-        dataset = dataset.add_column("image_id", [f"{split}-{i:06d}" for i in range(len(dataset))])
-    dataset = dataset.select_columns([image_column, mask_column, "image_id"])
-    return dataset.rename_columns({image_column: "image", mask_column: "mask"})
 
 
 class _ShardWriter:
