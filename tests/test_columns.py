@@ -229,7 +229,7 @@ def test_what_a_dataset_lacks_is_named(write, split, columns, message, streaming
 def test_an_empty_stream_is_refused(write):
     rows = open_dataset(str(write()), "train", **COLUMNS, **STREAMED)
     rows.rows = rows.rows.take(0)
-    with pytest.raises(ValueError, match="^the training split is empty$"):
+    with pytest.raises(ValueError, match=r"^the training split is empty$"):
         next(iter(StreamedBatches(rows, 4, 0)))
 
 
@@ -344,5 +344,5 @@ def test_a_stream_is_not_held_in_memory(write, load_script, tmp_path, capsys):
 
 
 def test_what_is_drawn_is_not_streamed():
-    with pytest.raises(ValueError, match="^dataset 'scenes:0' is drawn, not streamed: leave out streaming$"):
+    with pytest.raises(ValueError, match=r"^dataset 'scenes:0' is drawn, not streamed: leave out streaming$"):
         open_dataset("scenes:0", "train", streaming=True)

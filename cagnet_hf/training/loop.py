@@ -49,9 +49,7 @@ class Trainer:
         # Channels last: the layout that convolutions on CPUs and tensor cores are fastest in.
         self.model = build_model(recipe, self.benchmark).to(memory_format=torch.channels_last)
         check_stages(recipe, self.model)
-        self.train_images = LabelledImages(
-            self.train_set, self.benchmark.label_map, hide_unseen=not recipe.supervised
-        )
+        self.train_images = LabelledImages(self.train_set, self.benchmark.label_map, hide_unseen=not recipe.supervised)
         if recipe.in_memory:
             self.train_images = hold(self.train_images, self.accelerator.device)
         if self.accelerator.process_index:  # the model starts equal everywhere; noise and label maps must differ
