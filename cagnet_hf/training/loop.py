@@ -44,7 +44,7 @@ class Trainer:
         self.state = load_run_state(self.checkpoint) if self.checkpoint else RunState()
         set_seed(recipe.seed)
         self.benchmark = benchmark_of(recipe)
-        self.train_set, self.test_set = (dataset_of(recipe, split) for split in ("train", "test"))
+        self.train_set, self.test_set = (dataset_of(recipe, s) for s in (recipe.train_split, recipe.test_split))
         self.processor = build_processor(recipe)
         # Channels last: the layout that convolutions on CPUs and tensor cores are fastest in.
         self.model = build_model(recipe, self.benchmark).to(memory_format=torch.channels_last)

@@ -163,6 +163,8 @@ class Recipe(_Strict):
     split: Literal["test", "tuning"] = "test"  # tuning: held-out seen classes play the unseen ones
     supervised: bool = False  # the upper bound: labels of unseen classes are shown in training
     dataset: str | None = None
+    train_split: str = "train"
+    test_split: str = "test"
     image_column: str = "image"
     mask_column: str = "mask"
     # For a dataset of other ids than the benchmark's: its id -> class, by name or id; null: unlabelled.

@@ -31,7 +31,7 @@ def benchmark_of(recipe: Recipe) -> Benchmark:
 
 
 def dataset_of(recipe: Recipe, split: str) -> Dataset | StreamedRows:
-    """The `train` or `test` split: drawn from the recipe's seed for `scenes`, opened otherwise.
+    """A split: drawn from the recipe's seed for `scenes`, opened otherwise.
 
     A benchmark that is the folder of a prepared dataset is its own dataset.
     """
