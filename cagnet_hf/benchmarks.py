@@ -5,7 +5,7 @@ The published ones lie in `benchmarks.json`; a dataset of one's own brings its f
     name: farm                # what reports call it
     classes:
     - {id: 0, name: nothing}
-    - {id: 1, name: sheep}
+    - {id: 1, name: sheep}    # for masks of colours, every class with its color: [r, g, b]
     - {id: 2, name: cow}
     seen: [sheep]             # by name or by id
     unseen: [cow]
@@ -18,8 +18,8 @@ prediction all use it.
 
 import difflib
 import json
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 
@@ -40,7 +40,10 @@ _GROUPS = {
 
 @dataclass(frozen=True)
 class Benchmark:
-    """Label names by stored id ("" where there is no such class) and the split into seen and unseen classes."""
+    """Label names by stored id ("" where there is no such class) and the split into seen and unseen classes.
+
+    `colors` are what masks of colours show instead of stored ids; empty where a benchmark names none.
+    """
 
     name: str
     label_names: tuple[str, ...]
@@ -49,6 +52,7 @@ class Benchmark:
     ignored_ids: tuple[int, ...] = ()
     seen_ids_for_tuning: tuple[int, ...] = ()
     unannotated_ids: tuple[int, ...] = ()
+    colors: Mapping[int, tuple[int, int, int]] = field(default_factory=dict, hash=False)
 
     def __post_init__(self):
         both = set(self.seen_ids) & set(self.unseen_ids)
@@ -91,13 +95,12 @@ class Benchmark:
         if not self.seen_ids_for_tuning:
             raise ValueError(f"benchmark {self.name} names no seen classes for tuning")
         held_out = set(self.seen_ids_for_tuning)
-        return Benchmark(
-            name=self.name,
-            label_names=self.label_names,
+        return replace(
+            self,
             seen_ids=tuple(i for i in self.seen_ids if i not in held_out),
             unseen_ids=self.seen_ids_for_tuning,
             ignored_ids=self.ignored_ids + self.unseen_ids,
-            unannotated_ids=self.unannotated_ids,
+            seen_ids_for_tuning=(),
         )
 
 
@@ -162,7 +165,7 @@ def load_benchmark(name: str | Path) -> Benchmark:
     if str(name) not in facts:
         table = path / CLASS_TABLE if path.is_dir() else path
         if table.suffix in (".yaml", ".yml") and table.is_file():
-            return parse_class_table(table.read_text(encoding="utf-8"), str(table), table.absolute().parent.name)[0]
+            return parse_class_table(table.read_text(encoding="utf-8"), str(table), table.absolute().parent.name)
         if path.is_dir():
             raise ValueError(f"{path}: no {CLASS_TABLE} in it; scripts/prepare_data.py makes folders that have one")
         known = ", ".join(benchmark_names())
@@ -181,18 +184,22 @@ def load_benchmark(name: str | Path) -> Benchmark:
 
 def format_class_table(benchmark: Benchmark) -> str:
     """The class table of a benchmark, as YAML."""
-    names = benchmark.label_names
+    names, colors = benchmark.label_names, benchmark.colors
     table = {
         "name": benchmark.name,
-        "classes": [{"id": i, "name": name} for i, name in enumerate(names) if name],
+        "classes": [
+            {"id": i, "name": name} | ({"color": list(colors[i])} if i in colors else {})
+            for i, name in enumerate(names)
+            if name
+        ],
         **{group: [names[i] for i in getattr(benchmark, field)] for group, field in _GROUPS.items()},
     }
     table = {key: value for key, value in table.items() if value}
     return yaml.safe_dump(table, sort_keys=False, default_flow_style=None, allow_unicode=True, width=119)
 
 
-def parse_class_table(text: str, where: str, name: str) -> tuple[Benchmark, dict[int, tuple[int, int, int]]]:
-    """The benchmark of a class table (see above) and, where its classes have a `color: [r, g, b]`, these by id.
+def parse_class_table(text: str, where: str, name: str) -> Benchmark:
+    """The benchmark of a class table (see above).
 
     Args:
         text: The table, YAML.
@@ -210,7 +217,7 @@ def parse_class_table(text: str, where: str, name: str) -> tuple[Benchmark, dict
         raise ValueError(f"{where}: {error}") from None
 
 
-def _parse_class_table(text: str, name: str) -> tuple[Benchmark, dict[int, tuple[int, int, int]]]:
+def _parse_class_table(text: str, name: str) -> Benchmark:
     table = yaml.safe_load(text)
     known = ["name", "classes", *_GROUPS]
     if not isinstance(table, dict):
@@ -237,7 +244,7 @@ def _parse_class_table(text: str, name: str) -> tuple[Benchmark, dict[int, tuple
         if stored_id not in groups["seen_ids"]:
             raise ValueError(f"tuning: {names[stored_id]!r} is no seen class")
     label_names = tuple(names.get(i, "") for i in range(max(names) + 1))
-    return Benchmark(name=str(table.get("name", name)), label_names=label_names, **groups), colors
+    return Benchmark(name=str(table.get("name", name)), label_names=label_names, colors=colors, **groups)
 
 
 def _parse_classes(entries: list) -> tuple[dict[int, str], dict[int, tuple[int, int, int]]]:
@@ -263,6 +270,9 @@ def _parse_classes(entries: list) -> tuple[dict[int, str], dict[int, tuple[int, 
     if colors and len(colors) < len(names):
         without = next(label for stored_id, label in names.items() if stored_id not in colors)
         raise ValueError(f"class {without!r} has no color: give one to every class or to none")
+    for stored_id, color in colors.items():
+        if list(colors.values()).count(color) > 1:
+            raise ValueError(f"color {list(color)} of class {names[stored_id]!r} is that of another, too")
     return names, colors
 
 

@@ -129,7 +129,9 @@ def _load_part(path: Path, benchmark: Benchmark) -> np.ndarray:
     rows = read_table(path).vectors
     missing = [name for name in benchmark.class_names if plain_name(name) not in rows]
     if missing:
-        near = difflib.get_close_matches(plain_name(missing[0]), rows, n=3)
+        name = plain_name(missing[0])
+        sharing_a_word = [row for row in rows if set(row.split()) & set(name.split())]
+        near = difflib.get_close_matches(name, rows, n=3) or sharing_a_word[:3]
         hint = f"; near names: {', '.join(near)}" if near else ""
         others = f" (nor of {', '.join(map(repr, missing[1:]))})" if missing[1:] else ""
         raise ValueError(

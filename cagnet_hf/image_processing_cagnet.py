@@ -11,26 +11,28 @@ from transformers.image_utils import ChannelDimension, PILImageResampling
 from transformers.processing_utils import ImagesKwargs
 
 
-def resize_image(image: np.ndarray, size: tuple[int, int], scale: float | None = None) -> np.ndarray:
+def resize_image(image: torch.Tensor, size: tuple[int, int], scale: float | None = None) -> torch.Tensor:
     """Bilinear without antialiasing (as OpenCV and the published pipeline): `(C, H, W)` -> float32 `(C, *size)`.
 
     `scale`, when given, is the exact zoom that `size` was rounded from; pixel positions follow it.
     """
-    image = np.ascontiguousarray(image, dtype=np.float32)
+    image = image.to(torch.float32, memory_format=torch.contiguous_format)
     if image.shape[1:] == tuple(size):
         return image
-    pixels = torch.from_numpy(image)[None]
-    return torch.ops.aten.upsample_bilinear2d(pixels, list(size), False, scale, scale)[0].numpy()
+    return torch.ops.aten.upsample_bilinear2d(image[None], list(size), False, scale, scale)[0]
 
 
-def resize_label_map(labels: np.ndarray, size: tuple[int, int], scale: float | None = None) -> np.ndarray:
-    """Nearest by source index floor(i * in / out), or floor(i / scale): `(H, W)` -> `size`, same dtype."""
+def resize_label_map(labels, size: tuple[int, int], scale: float | None = None):
+    """Nearest by source index floor(i * in / out), or floor(i / scale): `(H, W)` -> `size`, an array or a tensor."""
+    device = labels.device if isinstance(labels, torch.Tensor) else "cpu"
     rows, columns = (
-        np.arange(new) * old // new
+        torch.arange(new, device=device) * old // new
         if scale is None
-        else np.minimum(np.floor(np.arange(new) / scale).astype(np.int64), old - 1)
+        else (torch.arange(new, device=device, dtype=torch.float64) / scale).long().clamp(max=old - 1)
         for new, old in zip(size, labels.shape, strict=True)
     )
+    if not isinstance(labels, torch.Tensor):
+        rows, columns = rows.numpy(), columns.numpy()
     return labels[rows[:, None], columns]
 
 
@@ -42,6 +44,17 @@ def fit_size(height: int, width: int, size) -> tuple[int, int]:
     return size["height"], size["width"]
 
 
+# Attributes of the image processor that say how an image is prepared.
+_PREPARATION = (
+    "do_resize",
+    "size",
+    "do_rescale",
+    "rescale_factor",
+    "do_normalize",
+    "image_mean",
+    "image_std",
+    "do_flip_channel_order",
+)
 _SCORES_AT_ONCE = 1 << 25  # 128 MiB of float32
 
 
@@ -153,9 +166,16 @@ class CaGNetImageProcessor(PilBackend):
             data["labels"] = [label_map.astype(np.int64) for label_map in maps]
         return BatchFeature(data=data, tensor_type=return_tensors)
 
-    def _preprocess(
-        self,
-        images,
+    def _preprocess(self, images, **options):
+        return [self._prepare(torch.from_numpy(np.array(image)), **options).numpy() for image in images]
+
+    def prepare(self, image: torch.Tensor) -> torch.Tensor:
+        """What `preprocess` does to one RGB image `(3, H, W)`, on the device it is on."""
+        return self._prepare(image, **{key: getattr(self, key) for key in _PREPARATION})
+
+    @staticmethod
+    def _prepare(
+        image,
         do_resize,
         size,
         do_rescale,
@@ -166,17 +186,16 @@ class CaGNetImageProcessor(PilBackend):
         do_flip_channel_order,
         **kwargs,
     ):
-        mean = np.asarray(image_mean, dtype=np.float32)[:, None, None]
-        std = np.asarray(image_std, dtype=np.float32)[:, None, None]
-        prepared = []
-        for image in images:
-            if do_flip_channel_order:
-                image = image[::-1]
-            image = resize_image(image, fit_size(*image.shape[1:], size) if do_resize else image.shape[1:])
-            if do_rescale:
-                image = image * np.float32(rescale_factor)
-            prepared.append((image - mean) / std if do_normalize else image)
-        return prepared
+        if do_flip_channel_order:
+            image = image.flip(0)
+        image = resize_image(image, fit_size(*image.shape[1:], size) if do_resize else image.shape[1:])
+        if do_rescale:
+            image = image * rescale_factor
+        if do_normalize:
+            # A blocking copy would wait for the GPU.
+            mean, std = (torch.tensor(v).view(3, 1, 1).to(image, non_blocking=True) for v in (image_mean, image_std))
+            image = (image - mean) / std
+        return image
 
     def post_process_semantic_segmentation(self, outputs, target_sizes=None):
         """Logits -> label maps in model order.

@@ -4,9 +4,11 @@ python scripts/benchmark.py --output bench.json
 """
 
 import argparse
+import itertools
 import json
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -132,6 +134,7 @@ def lines(args: argparse.Namespace) -> Iterator[Line]:
     yield mmd_line(args)
     yield patch_line(args)
     yield metric_line(args)
+    yield from data_lines(args)
 
 
 def model_lines(args) -> Iterator[Line]:
@@ -305,6 +308,103 @@ def metric_line(args) -> Line:
     return Line(
         f"metric of {count} maps of 500x375", score, "one bincount over the same maps", count_pairs, at_most=1.3
     )
+
+
+def data_lines(args) -> Iterator[Line]:
+    """Preparing photographs, and feeding a training with them, on 2 cores."""
+    from datasets import Dataset
+    from PIL import Image
+
+    from cagnet_hf.benchmarks import load_benchmark
+    from cagnet_hf.data.masks import MaskReader
+    from cagnet_hf.data.prepared import write_prepared
+    from cagnet_hf.data.rows import decoded
+
+    benchmark, number = load_benchmark("pascal_voc"), 400
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        examples = photographs(folder, number)
+
+        def prepare():
+            write_prepared({"train": examples}, folder / "prepared", benchmark, overwrite=True, num_proc=2)
+
+        def decode():
+            for example in examples:
+                for path in (example.image, example.mask):
+                    with Image.open(path) as image:
+                        image.load()
+
+        yield Line(
+            f"preparation of {number} photographs", prepare, "decoding them in one thread", decode, at_most=1.25
+        )
+        if args.device == "cpu":
+            prepare()
+            rows = Dataset.from_parquet(str(folder / "prepared/data/*.parquet"), cache_dir=str(folder / "cache"))
+            yield loader_line(decoded(rows, MaskReader(benchmark)), benchmark)
+
+
+def loader_line(rows, benchmark) -> Line:
+    """Loading (start of its workers included) and training of as many images, crops of 224."""
+    import torch
+
+    from cagnet_hf.data.stream import EndlessBatches, LabelledImages, TrainingExamples, training_batches
+    from cagnet_hf.data.transforms import TrainingTransform
+    from cagnet_hf.training.optimizers import build_optimizers
+    from cagnet_hf.training.recipe import load_recipe
+    from cagnet_hf.training.setup import build_model, build_processor
+    from cagnet_hf.training.steps import updates
+
+    recipe, number = load_recipe("pascal_voc_edge/cagnet_pi", ["backbone_weights=null"]), 8
+    stage = recipe.stages["pretrain"]
+    model = build_model(recipe, benchmark).to(memory_format=torch.channels_last).train()
+    optimizers = build_optimizers(model, stage)
+    transform = TrainingTransform(build_processor(recipe), stage.crop_size, **recipe.augmentation.model_dump())
+    examples = TrainingExamples(LabelledImages(rows, benchmark.label_map, hide_unseen=True), transform, seed=0)
+
+    def load(num_workers=2):
+        batches = EndlessBatches(len(rows), stage.batch_size, seed=0)
+        return list(itertools.islice(training_batches(examples, batches, num_workers, pin_memory=False), number))
+
+    batch = load(0)[0]
+
+    def train():
+        for _ in range(number):
+            for result in updates(model, batch, recipe, stage, None):
+                for optimizer in optimizers.values():
+                    optimizer.zero_grad()
+                result.total.backward()
+                for part in result.learners:
+                    optimizers[part].step()
+
+    return Line(
+        f"loader, {number * stage.batch_size} images by 2 workers",
+        load,
+        "training of EfficientNet-Lite0 on as many",
+        train,
+        at_least=4,
+    )
+
+
+def photographs(folder: Path, number: int) -> list:
+    """Images of 320 x 240 as smooth and as noisy as photographs, and palette masks of a few blobs each."""
+    import numpy as np
+    from PIL import Image
+
+    from cagnet_hf.data.examples import Example
+    from cagnet_hf.data.masks import pascal_palette
+
+    rng, size, examples = np.random.default_rng(0), (320, 240), []
+    for index in range(number):
+        colours, ids = rng.integers(0, 256, (12, 16, 3), dtype=np.uint8), rng.choice([0, 0, 0, 8, 12, 15], (6, 8))
+        image = np.asarray(Image.fromarray(colours).resize(size, Image.Resampling.BICUBIC))
+        image = (image + rng.normal(0, 6, (240, 320, 1))).clip(0, 255).astype(np.uint8)
+        mask = Image.fromarray(ids.astype(np.uint8)).resize(size, Image.Resampling.NEAREST)
+        mask.putpalette(pascal_palette().tobytes())
+        paths = [folder / f"{index}.{suffix}" for suffix in ("jpg", "png")]
+        Image.fromarray(image).save(paths[0], quality=90)
+        mask.save(paths[1])
+        examples.append(Example(str(index), *paths))
+    return examples
 
 
 if __name__ == "__main__":

@@ -26,11 +26,13 @@ def build_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="leave out unreadable or missing files instead of refusing them",
     )
-    common.add_argument("--num_proc", type=_positive, help="how many images to check at once (default: the cores)")
+    shared = argparse.ArgumentParser(add_help=False)
+    shared.add_argument("--num_proc", type=_positive, help="how many images to check at once (default: the cores)")
+    shared.add_argument("--push_to_hub", metavar="ID", help="upload the prepared dataset with its card, as OWNER/NAME")
 
     voc = datasets.add_parser(
         "pascal_voc",
-        parents=[common],
+        parents=[common, shared],
         help="Pascal VOC 2012 with the training masks of SBD",
         description="Pascal VOC 2012: --source is the folder or the .tar that holds VOCdevkit/VOC2012. With --sbd, "
         "its own masks and lists are joined with SBD's; without, it has a ready SegmentationClassAug (PNG masks) and "
@@ -40,7 +42,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     context = datasets.add_parser(
         "pascal_context",
-        parents=[common],
+        parents=[common, shared],
         help="Pascal-Context, 33 classes",
         description="Pascal-Context, 33 classes: --source is the folder or the .tar that holds VOCdevkit/VOC2010, "
         "whose images and lists (ImageSets/Main) it uses; --labels has the label maps.",
@@ -55,7 +57,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     datasets.add_parser(
         "coco_stuff",
-        parents=[common],
+        parents=[common, shared],
         help="COCO-Stuff, 182 classes",
         description="COCO-Stuff: --source is the folder that holds train2017, val2017 and "
         "stuffthingmaps_trainval2017, each a folder or a .zip.",
@@ -63,7 +65,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     folder = datasets.add_parser(
         "folder",
-        parents=[common],
+        parents=[common, shared],
         help="your own photographs and masks",
         description="Your own photographs: --source has images/, masks/ (PNG, named as their images; ids or colours) "
         "and classes.yaml, which names classes (id, name, optional color), seen and unseen ones. metadata.jsonl "
@@ -77,8 +79,13 @@ def build_parser() -> argparse.ArgumentParser:
         help="share of the images to test on where --source does not say which (default: 0.2)",
     )
 
+    folder.add_argument(
+        "--license", default="unknown", help="the photographs' licence as the Hub calls it, for the dataset card"
+    )
+
     check = datasets.add_parser(
         "check",
+        parents=[shared],
         help="look at a prepared dataset: balance, sizes, warnings, a contact sheet",
         description="Decode every pair of a prepared dataset; print pixels by class, shares of seen, unseen and "
         "unlabelled pixels, sizes and warnings; write a contact sheet.",
@@ -86,7 +93,6 @@ def build_parser() -> argparse.ArgumentParser:
     check.add_argument("prepared", type=Path, metavar="DIR", help="the folder that this script made")
     check.add_argument("--benchmark", help="whose classes its masks hold (default: those of its classes.yaml)")
     check.add_argument("--sheet", type=Path, help="the contact sheet (default: DIR/contact_sheet.png)")
-    check.add_argument("--num_proc", type=_positive, help="how many images to check at once (default: the cores)")
     return parser
 
 
@@ -100,15 +106,19 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def prepare(args: argparse.Namespace) -> None:
-    from cagnet_hf.data.prepared import NUM_PROBLEMS_SHOWN, BadPairsError, format_report, write_prepared
+    from cagnet_hf.data.card import check_push
+    from cagnet_hf.data.prepared import NUM_PROBLEMS_SHOWN, BadPairsError, write_prepared
+    from cagnet_hf.data.report import format_report
 
-    examples, benchmark, description, official_images = _read(args)
+    if args.push_to_hub:
+        check_push(args.push_to_hub)
+    examples, benchmark, origin, official_images = _read(args)
     try:
         reports = write_prepared(
             examples,
             args.output,
             benchmark,
-            description=description,
+            origin=origin,
             overwrite=args.overwrite,
             skip_broken=args.skip_broken,
             num_proc=args.num_proc,
@@ -123,16 +133,20 @@ def prepare(args: argparse.Namespace) -> None:
         if reports[split].num_images != number:
             print(f"Note: {split} has {reports[split].num_images:,} images, the official one {number:,}.")
     print(f"Wrote {args.output}")
+    _push(args, args.output)
 
 
 def check(args: argparse.Namespace) -> None:
     import numpy as np
 
     from cagnet_hf.benchmarks import load_benchmark
+    from cagnet_hf.data.card import check_push
     from cagnet_hf.data.prepared import open_prepared
     from cagnet_hf.data.survey import format_survey, survey, telling_images
     from cagnet_hf.visualization import contact_sheet
 
+    if args.push_to_hub:
+        check_push(args.push_to_hub)
     if not args.prepared.is_dir():
         raise FileNotFoundError(f"{args.prepared}: no such folder")
     benchmark = load_benchmark(args.benchmark or args.prepared)
@@ -149,16 +163,28 @@ def check(args: argparse.Namespace) -> None:
     fields = benchmark.config_fields()
     contact_sheet(pairs, benchmark.class_names, fields["seen_ids"], fields["unseen_ids"]).save(sheet, "PNG")
     print(f"Wrote {sheet}")
+    _push(args, args.prepared)
+
+
+def _push(args: argparse.Namespace, folder: Path) -> None:
+    from cagnet_hf.data.card import push_dataset
+
+    if args.push_to_hub:
+        print(f"Uploaded to {push_dataset(folder, args.push_to_hub)}")
 
 
 def _read(args: argparse.Namespace) -> tuple:
-    """(examples by split, benchmark, a sentence on the data, official number of images by split)."""
+    """(examples by split, benchmark, origin of the data, official number of images by split)."""
     from cagnet_hf.benchmarks import load_benchmark
     from cagnet_hf.data import coco_stuff, own_folder, pascal_context, pascal_voc
+    from cagnet_hf.data.card import Origin
 
     if args.dataset == "folder":
         examples, benchmark = own_folder.folder_examples(args.source, args.test_share)
-        return examples, benchmark, f"Photographs and masks of the folder {args.source.name}.", {}
+        origin = Origin(f"Photographs and masks of the folder {args.source.name}.", license=args.license)
+        if args.license != "unknown":
+            origin = origin._replace(terms=args.license)
+        return examples, benchmark, origin, {}
     benchmark = load_benchmark(args.dataset)
     if args.dataset == "pascal_voc":
         module, examples = pascal_voc, pascal_voc.pascal_voc_examples(args.source, args.sbd)
@@ -167,7 +193,7 @@ def _read(args: argparse.Namespace) -> tuple:
         examples = pascal_context.pascal_context_examples(args.source, args.labels, benchmark)
     else:
         module, examples = coco_stuff, coco_stuff.coco_stuff_examples(args.source)
-    return examples, benchmark, module.DESCRIPTION, module.OFFICIAL_IMAGES
+    return examples, benchmark, module.ORIGIN, module.OFFICIAL_IMAGES
 
 
 def _positive(text: str) -> int:

@@ -98,6 +98,12 @@ def test_parts_may_be_normalised_first(tmp_path):
 # What is refused
 
 
+def test_near_names_may_share_a_word_only(tmp_path):
+    (tmp_path / "table.json").write_text(json.dumps({"cat": [1.0], "dog": [1.0], "bear": [1.0]}))
+    with pytest.raises(ValueError, match=r"no embedding of class 'polar_bear' .*; near names: bear;"):
+        load_class_embeddings(str(tmp_path / "table.json"), ANIMALS)
+
+
 def test_a_class_without_an_embedding_is_named_with_its_near_names(tmp_path):
     (tmp_path / "table.json").write_text(json.dumps({"cat": [1.0], "dog": [1.0], "polar bears": [1.0]}))
     with pytest.raises(ValueError, match=r"no embedding of class 'polar_bear' .*; near names: polar bears;"):

@@ -23,7 +23,7 @@ def parse(text: str):
 
 
 def test_a_table_names_the_classes_in_its_order_of_seen_and_unseen():
-    benchmark, colors = parse(FARM)
+    benchmark = parse(FARM)
     assert benchmark == Benchmark(
         name="farm",
         label_names=("nothing", "", "dog", "sheep", "", "", "", "cow"),
@@ -33,28 +33,29 @@ def test_a_table_names_the_classes_in_its_order_of_seen_and_unseen():
         seen_ids_for_tuning=(3,),
     )
     assert benchmark.class_names == ("dog", "sheep", "cow")
-    assert colors == {}
+    assert benchmark.colors == {}
 
 
 def test_colors_are_read_by_id():
     text = (
         "classes: [{id: 1, name: a, color: [255, 0, 1]}, {id: 2, name: b, color: [0, 0, 0]}]\nseen: [a]\nunseen: [b]"
     )
-    assert parse(text)[1] == {1: (255, 0, 1), 2: (0, 0, 0)}
-    assert parse(text)[0].name == "folder"
+    assert parse(text).colors == {1: (255, 0, 1), 2: (0, 0, 0)}
+    assert parse(text).name == "folder"
+    assert parse(format_class_table(parse(text))) == parse(text)
 
 
 @pytest.mark.parametrize("name", benchmark_names())
 def test_a_written_table_says_the_same(name):
     benchmark = load_benchmark(name)
-    assert parse(format_class_table(benchmark)) == (benchmark, {})
+    assert parse(format_class_table(benchmark)) == benchmark
 
 
 @pytest.mark.parametrize("what", ["farm", "farm/classes.yaml"])
 def test_a_benchmark_is_loaded_from_a_folder_or_its_table(tmp_path, what):
     (tmp_path / "farm").mkdir()
     (tmp_path / "farm" / "classes.yaml").write_text(FARM.replace("name: farm\n", ""))
-    assert load_benchmark(tmp_path / what) == load_benchmark(str(tmp_path / what)) == parse(FARM)[0]
+    assert load_benchmark(tmp_path / what) == load_benchmark(str(tmp_path / what)) == parse(FARM)
 
 
 def test_a_folder_without_a_table_is_refused(tmp_path):

@@ -10,7 +10,7 @@ from PIL import Image
 from trained import arguments
 
 from cagnet_hf.benchmarks import load_benchmark
-from cagnet_hf.data import own_folder
+from cagnet_hf.data import masks
 from cagnet_hf.data.examples import read_image
 from cagnet_hf.data.own_folder import folder_examples
 from cagnet_hf.data.prepared import open_prepared
@@ -129,9 +129,9 @@ def test_palette_masks_are_taken_by_index(farm):
 
 
 def test_the_palette_is_that_of_pascal():
-    assert (own_folder.pascal_palette() == pascal_palette()).all()
+    assert (masks.pascal_palette() == pascal_palette()).all()
     known = {0: [0, 0, 0], 1: [128, 0, 0], 15: [192, 128, 128], 20: [0, 64, 128], 255: [224, 224, 192]}
-    assert {i: own_folder.pascal_palette()[i].tolist() for i in known} == known
+    assert {i: masks.pascal_palette()[i].tolist() for i in known} == known
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA"])

@@ -12,7 +12,8 @@ from PIL import Image
 from cagnet_hf.benchmarks import load_benchmark
 from cagnet_hf.data.examples import Example
 from cagnet_hf.data.pascal_voc import pascal_voc_examples
-from cagnet_hf.data.prepared import format_report, open_prepared, write_prepared
+from cagnet_hf.data.prepared import open_prepared, write_prepared
+from cagnet_hf.data.report import format_report
 
 VOC = load_benchmark("pascal_voc")
 

@@ -9,7 +9,7 @@ from datasets import Dataset, Features, Image, Value
 from PIL import Image as PilImage
 
 from cagnet_hf.benchmarks import load_benchmark
-from cagnet_hf.data.stream import EndlessBatches, TrainingExamples, training_batches
+from cagnet_hf.data.stream import EndlessBatches, LabelledImages, TrainingExamples, training_batches
 from cagnet_hf.data.transforms import TrainingTransform
 from cagnet_hf.image_processing_cagnet import CaGNetImageProcessor
 
@@ -50,7 +50,8 @@ def examples(dataset):
     def make(hide_unseen=True, seed=0, benchmark=SCENES, **augmentation) -> TrainingExamples:
         processor = CaGNetImageProcessor(size={"height": SIZE, "width": SIZE})
         transform = TrainingTransform(processor, SIZE, **augmentation)
-        return TrainingExamples(dataset, benchmark.label_map, transform, seed, hide_unseen)
+        images = LabelledImages(dataset, benchmark.label_map, hide_unseen=hide_unseen)
+        return TrainingExamples(images, transform, seed)
 
     return make
 
@@ -199,7 +200,5 @@ def test_masks_are_never_changed(examples, dataset):
 def test_a_label_outside_the_label_set_names_the_image(dataset):
     mask = PilImage.fromarray(np.full((SIZE, SIZE), 99, np.uint8))
     rows = [{**dataset[0], "mask": mask, "image_id": "e"}]
-    processor = CaGNetImageProcessor(size={"height": SIZE, "width": SIZE})
-    broken = TrainingExamples(rows, SCENES.label_map, TrainingTransform(processor, SIZE), 0, True)
     with pytest.raises(ValueError, match="mask of e: label 99"):
-        broken[0, 0]
+        LabelledImages(rows, SCENES.label_map, hide_unseen=True)[0]

@@ -32,6 +32,11 @@ class ArchivePath:
         return f"{self._archive.source}/{self._at}".rstrip("/")
 
     @property
+    def source(self) -> Path:
+        """The archive."""
+        return self._archive.source
+
+    @property
     def name(self) -> str:
         return PurePosixPath(self._at).name or self._archive.source.name
 

@@ -1,11 +1,9 @@
 """An example: an image and its mask as files, checked against each other and against the label set."""
 
 import io
-import os
 import zlib
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -13,6 +11,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from ..benchmarks import LabelMap
+from .threads import map_in_order
 
 
 class File(Protocol):
@@ -87,9 +86,7 @@ def check_example(example: Example, label_map: LabelMap) -> CheckedExample:
     mask_bytes, mask = read_encoded(example.mask)
     if image.getexif().get(ExifTags.Base.Orientation) is not None:
         image = ImageOps.exif_transpose(image)  # as `datasets` does when a row is read
-    if mask.size != image.size:
-        sizes = "{}x{} differs from the {}x{}".format(*mask.size, *image.size)
-        raise ValueError(f"{example.mask}: the mask's size {sizes} of its image {example.image}")
+    check_sizes(image, mask, str(example.mask), str(example.image))
     if mask.mode not in ("L", "P"):
         raise ValueError(f"{example.mask}: mode {mask.mode}; a mask must be an 8-bit grey or palette image")
     stored_ids = np.asarray(mask)  # of a palette image the indices, not the colours
@@ -97,17 +94,14 @@ def check_example(example: Example, label_map: LabelMap) -> CheckedExample:
     present = np.flatnonzero(num_pixels).astype(np.uint8)
     label_map.to_model_order(present[None], source=str(example.mask))  # refuses ids it does not know
     if (mask.mode, mask.format) != ("L", "PNG"):
-        mask_bytes = encode_mask(stored_ids)
+        mask_bytes = _without_palette(mask_bytes) or encode_mask(stored_ids)
     return CheckedExample(example.image_id, image_bytes, mask_bytes, image.size, num_pixels)
 
 
 def check_examples(
     examples: Iterable[Example], label_map: LabelMap, num_threads: int | None = None
 ) -> Iterator[CheckedExample | ValueError]:
-    """`check_example` of each, in order; a refused one yields its error. Few are in memory at a time.
-
-    Threads are enough, without the cost of processes: decoding and encoding free the interpreter.
-    """
+    """`check_example` of each, in order; a refused one yields its error."""
 
     def check(example: Example) -> CheckedExample | ValueError:
         try:
@@ -115,15 +109,13 @@ def check_examples(
         except ValueError as error:
             return error
 
-    num_threads = num_threads or os.cpu_count() or 1
-    with ThreadPoolExecutor(num_threads) as pool:
-        pending = deque()
-        for example in examples:
-            pending.append(pool.submit(check, example))
-            if len(pending) > 8 * num_threads:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
+    return map_in_order(check, examples, num_threads)
+
+
+def check_sizes(image: Image.Image, mask: Image.Image, mask_name: str, image_name: str) -> None:
+    if mask.size != image.size:
+        sizes = "{}x{} differs from the {}x{}".format(*mask.size, *image.size)
+        raise ValueError(f"{mask_name}: the mask's size {sizes} of its image {image_name}")
 
 
 def encode_mask(stored_ids: np.ndarray) -> bytes:
@@ -131,6 +123,33 @@ def encode_mask(stored_ids: np.ndarray) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(stored_ids).save(buffer, "PNG")
     return buffer.getvalue()
+
+
+_PNG = b"\x89PNG\r\n\x1a\n"
+_GREY, _PALETTE = 0, 3  # types of colour in a PNG's header
+
+
+def _without_palette(data: bytes) -> bytes | None:
+    """A PNG of 8-bit palette indices as one of grey values; None for other files.
+
+    Both hold the same compressed bytes: other are the header, the palette and what describes it.
+    """
+    if not data.startswith(_PNG):
+        return None
+    chunks, start = [], len(_PNG)
+    while start + 8 <= len(data):
+        length, kind = int.from_bytes(data[start : start + 4], "big"), data[start + 4 : start + 8]
+        end = start + 12 + length
+        if kind == b"IHDR":
+            depth, color = data[start + 16], data[start + 17]
+            if (depth, color) != (8, _PALETTE):
+                return None
+            header = data[start + 4 : start + 17] + bytes([_GREY]) + data[start + 18 : end - 4]
+            chunks.append(data[start : start + 4] + header + zlib.crc32(header).to_bytes(4, "big"))
+        elif kind in (b"IDAT", b"IEND"):
+            chunks.append(data[start:end])
+        start = end
+    return _PNG + b"".join(chunks)
 
 
 def read_image(file: File) -> Image.Image:
@@ -144,11 +163,18 @@ def read_encoded(file: File) -> tuple[bytes, Image.Image]:
         data = file.read_bytes()
     except OSError as error:
         raise BrokenFileError(f"{file}: {error.strerror or error}") from error
-    try:
+    with decoding(file):
         image = Image.open(io.BytesIO(data))
         image.load()
+    return data, image
+
+
+@contextmanager
+def decoding(file: object) -> Iterator[None]:
+    """Whatever Pillow raises within becomes a `BrokenFileError` that names the file."""
+    try:
+        yield
     except UnidentifiedImageError as error:
         raise BrokenFileError(f"{file}: not an image") from error
     except (OSError, SyntaxError, ValueError, EOFError, zlib.error, Image.DecompressionBombError) as error:
         raise BrokenFileError(f"{file}: truncated or damaged ({error})") from error
-    return data, image

@@ -11,15 +11,13 @@ or the same, without test.txt, in each of train/ and test/, beside classes.yaml.
 
 import json
 import zlib
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-import numpy as np
-
-from ..benchmarks import CLASS_TABLE, IGNORE_INDEX, Benchmark, parse_class_table
+from ..benchmarks import CLASS_TABLE, Benchmark, parse_class_table
 from .archives import AnyPath, open_source, require
 from .examples import Example, File, encode_mask, pair_by_stem, read_encoded
+from .masks import MaskReader
 from .pascal_voc import read_list
 
 IMAGE_SUFFIXES = [".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"]
@@ -44,8 +42,8 @@ def folder_examples(source: str | Path, test_share: float = 0.2) -> tuple[dict[s
     if not (root / CLASS_TABLE).exists():  # it may lie one level below, as in an archive of the folder
         root = next((path for path in root.iterdir() if (path / CLASS_TABLE).is_file()), root)
     table = require(root / CLASS_TABLE, "the class table: classes (id, name), seen, unseen")
-    benchmark, colors = parse_class_table(table.read_text(encoding="utf-8"), str(table), Path(source).absolute().stem)
-    decode = ColorTable(benchmark, colors, table)
+    benchmark = parse_class_table(table.read_text(encoding="utf-8"), str(table), Path(source).absolute().stem)
+    decode = MaskReader(benchmark, where=str(table))
     if all((root / split).is_dir() for split in SPLITS):
         examples = {split: _pairs(root / split, decode) for split in SPLITS}
         return examples, benchmark
@@ -64,7 +62,7 @@ def folder_examples(source: str | Path, test_share: float = 0.2) -> tuple[dict[s
     }, benchmark
 
 
-def _pairs(folder: AnyPath, decode: "ColorTable") -> list[Example]:
+def _pairs(folder: AnyPath, decode: MaskReader) -> list[Example]:
     if (folder / METADATA).is_file():
         pairs = _listed_pairs(folder)
     else:
@@ -96,61 +94,11 @@ class _OwnMask:
     """A mask of ids as it is; one of colours as a PNG of ids."""
 
     file: File
-    decode: "ColorTable"
+    decode: MaskReader
 
     def __str__(self) -> str:
         return str(self.file)
 
     def read_bytes(self) -> bytes:
         data, mask = read_encoded(self.file)
-        # The colours of a palette count where the class table has some; else its indices are ids, as in VOC.
-        if mask.mode in ("RGB", "RGBA") or (mask.mode == "P" and self.decode.is_given):
-            return encode_mask(self.decode(np.asarray(mask.convert("RGB")), str(self)))
-        return data
-
-
-class ColorTable:
-    """Colours `(H, W, 3)` -> stored ids: those of a class table, else the PASCAL palette's, whose white border is 255.
-
-    Args:
-        benchmark: Its classes are those that occur.
-        colors: By stored id; empty where the class table has none.
-        where: The class table, for errors.
-    """
-
-    def __init__(self, benchmark: Benchmark, colors: Mapping[int, tuple[int, int, int]], where: object):
-        self.where, self.is_given = where, bool(colors)
-        palette = pascal_palette()
-        ids = [i for i, name in enumerate(benchmark.label_names) if name]
-        rgb = [*(colors.get(i, palette[i]) for i in ids), palette[IGNORE_INDEX]]
-        self.codes, first = np.unique(_codes(np.array(rgb, np.uint8)), return_index=True)
-        self.ids = np.array([*ids, IGNORE_INDEX], np.uint8)[first]
-        given = list(colors.values())
-        for stored_id, color in colors.items():
-            if given.count(color) > 1:
-                name = benchmark.label_names[stored_id]
-                raise ValueError(f"{where}: color {list(color)} of class {name!r} is that of another, too")
-
-    def __call__(self, pixels: np.ndarray, name: str) -> np.ndarray:
-        codes = _codes(pixels)
-        rows = np.searchsorted(self.codes, codes).clip(max=len(self.codes) - 1)
-        unknown = pixels[self.codes[rows] != codes]
-        if len(unknown):
-            color = f"{unknown[0].tolist()} belongs to no class{'' if self.is_given else ' in the PASCAL palette'}"
-            raise ValueError(f"{name}: color {color}; give each class its color in {self.where}")
-        return self.ids[rows]
-
-
-def pascal_palette() -> np.ndarray:
-    """The colours `(256, 3)` uint8 that Pascal VOC gives to ids; 255, the border of objects, is a pale yellow."""
-    ids = np.arange(256)
-    colors = np.zeros((256, 3), np.uint8)
-    for level in range(8):  # three bits of the id each: one to red, one to green, one to blue
-        for channel in range(3):
-            colors[:, channel] |= ((ids >> (3 * level + channel) & 1) << (7 - level)).astype(np.uint8)
-    return colors
-
-
-def _codes(pixels: np.ndarray) -> np.ndarray:
-    red, green, blue = np.moveaxis(pixels.astype(np.int32), -1, 0)
-    return red << 16 | green << 8 | blue
+        return encode_mask(self.decode(mask, str(self))) if self.decode.shows_colors(mask) else data

@@ -16,11 +16,24 @@ import numpy as np
 
 from ..benchmarks import Benchmark
 from .archives import AnyPath, open_source, require
+from .card import Origin
 from .examples import Example
 from .mat_files import MatMask, import_loadmat
 from .pascal_voc import read_list, voc_root
 
-DESCRIPTION = "Pascal-Context, 33 classes, on the images of Pascal VOC 2010: its lists train and val."
+ORIGIN = Origin(
+    "Pascal-Context, 33 classes, on the images of Pascal VOC 2010: its lists train and val.",
+    source="https://cs.stanford.edu/~roozbeh/pascal-context/ and http://host.robots.ox.ac.uk/pascal/VOC/voc2010/",
+    license="other",
+    terms="the photographs are from Flickr, under its terms of use; the masks as their authors distribute them",
+    citation="""
+@inproceedings{mottaghi2014role,
+  title={The Role of Context for Object Detection and Semantic Segmentation in the Wild},
+  author={Mottaghi, Roozbeh and Chen, Xianjie and Liu, Xiaobai and Cho, Nam-Gyu and Lee, Seong-Whan and Fidler, Sanja
+    and Urtasun, Raquel and Yuille, Alan},
+  booktitle={CVPR}, year={2014}
+}""",
+)
 OFFICIAL_IMAGES = {"train": 4_998, "test": 5_105}
 LISTS = {"train": "train.txt", "test": "val.txt"}
 # What labels.txt calls a class, where that is not our name.

@@ -14,21 +14,19 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
-from datasets import Dataset, Features, Image, Value, get_dataset_split_names, load_dataset_builder
+from datasets import Dataset, get_dataset_split_names, load_dataset_builder
 from datasets.exceptions import DatasetGenerationError
 from tqdm import tqdm
 
-from ..benchmarks import CLASS_TABLE, IGNORE_INDEX, Benchmark, format_class_table
-from .examples import BrokenFileError, CheckedExample, Example, check_examples
+from ..benchmarks import CLASS_TABLE, Benchmark, format_class_table
+from .card import Origin, dataset_card
+from .examples import BrokenFileError, Example, check_examples
+from .report import SplitReport
+from .rows import check_columns
+from .shards import ShardWriter, Workplace, plan_of
 
-FEATURES = Features({"image": Image(), "mask": Image(), "image_id": Value("string")})
-ROWS_PER_GROUP = 100  # what a reader must load to reach one row
 MAX_SHARD_BYTES = 500_000_000
 NUM_PROBLEMS_SHOWN = 5
 
@@ -46,27 +44,12 @@ class BadPairsError(ValueError):
         super().__init__(f"{len(problems)} bad pairs of image and mask, {way_out}: {shown}{more}")
 
 
-@dataclass
-class SplitReport:
-    """What went into a split. The counts are indexed by stored id, `(256,)`."""
-
-    num_images: int = 0
-    num_pixels: np.ndarray = field(default_factory=lambda: np.zeros(256, np.int64))
-    num_images_with: np.ndarray = field(default_factory=lambda: np.zeros(256, np.int64))
-    skipped: list[str] = field(default_factory=list)
-
-    def add(self, example: CheckedExample) -> None:
-        self.num_images += 1
-        self.num_pixels += example.num_pixels
-        self.num_images_with += example.num_pixels > 0
-
-
 def write_prepared(
     examples_by_split: Mapping[str, Sequence[Example]],
     output_dir: str | Path,
     benchmark: Benchmark,
     *,
-    description: str = "",
+    origin: Origin | None = None,
     overwrite: bool = False,
     skip_broken: bool = False,
     num_proc: int | None = None,
@@ -74,11 +57,13 @@ def write_prepared(
 ) -> dict[str, SplitReport]:
     """Check every pair of image and mask and write the prepared dataset: whole, or not at all.
 
+    A run that was killed leaves its finished files beside the output; the same call goes on after them.
+
     Args:
         examples_by_split: The pairs by split name.
         output_dir: The folder to make.
         benchmark: The label set of the masks.
-        description: A sentence for the dataset card on where the data comes from.
+        origin: What the dataset card says of where the data comes from.
         overwrite: Replace a prepared dataset that is there already (never a folder of another kind).
         skip_broken: Leave out pairs with an unreadable file instead of refusing.
         num_proc: How many pairs to check at once; default: the number of cores.
@@ -96,55 +81,41 @@ def write_prepared(
     _check_output(output_dir, overwrite)
     for split, examples in examples_by_split.items():
         _check_ids(split, examples)
-    partial = output_dir.with_name(f".{output_dir.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)  # left by a killed run
-    (partial / "data").mkdir(parents=True)
-    reports, problems = {}, []
+    place = Workplace(output_dir)
+    place.open(plan_of(examples_by_split, benchmark, skip_broken=skip_broken, max_shard_bytes=max_shard_bytes))
+    writers, problems = {}, []
     try:
         for split, examples in examples_by_split.items():
-            reports[split] = report = SplitReport()
-            with _ShardWriter(partial / "data", split, max_shard_bytes) as shards:
-                results = check_examples(examples, benchmark.label_map, num_proc)
-                for result in tqdm(results, total=len(examples), desc=split, unit="image"):
-                    if isinstance(result, CheckedExample):
-                        report.add(result)
-                        shards.add(result)
-                    elif skip_broken and isinstance(result, BrokenFileError):
-                        report.skipped.append(str(result))
-                    else:
-                        problems.append(result)
+            writers[split] = writer = ShardWriter(place, split, max_shard_bytes)
+            done = writer.next_example
+            results = check_examples(examples[done:], benchmark.label_map, num_proc)
+            for result in tqdm(results, initial=done, total=len(examples), desc=split, unit="image"):
+                broken = isinstance(result, ValueError)
+                if broken and not (skip_broken and isinstance(result, BrokenFileError)):
+                    problems.append(result)
+                elif not problems:  # what is to be refused is only looked at any more
+                    writer.skip(str(result)) if broken else writer.add(result)
+            if not problems:
+                writer.finish()
         if problems:
             raise BadPairsError(problems)
+        reports = {split: writer.report for split, writer in writers.items()}
         for split, report in reports.items():
             if not report.num_images:
                 raise ValueError(f"split {split!r} is empty: every file is broken (first: {report.skipped[0]})")
-        id2label = {str(i): name for i, name in enumerate(benchmark.label_names) if name}
-        (partial / "id2label.json").write_text(json.dumps(id2label, indent=2) + "\n", encoding="utf-8")
-        (partial / CLASS_TABLE).write_text(format_class_table(benchmark), encoding="utf-8")
-        (partial / "README.md").write_text(_card(benchmark, reports, description), encoding="utf-8")
-        _publish(partial, output_dir)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    except ValueError:  # what a kill or a full disk interrupts goes on later; what is refused is not kept
+        place.remove()
+        raise
+    for writer in writers.values():
+        writer.name_files()
+    id2label = {str(i): name for i, name in enumerate(benchmark.label_names) if name}
+    (place.dataset / "id2label.json").write_text(json.dumps(id2label, indent=2) + "\n", encoding="utf-8")
+    (place.dataset / CLASS_TABLE).write_text(format_class_table(benchmark), encoding="utf-8")
+    card = dataset_card(benchmark, reports, origin or Origin(f"Images and masks of {benchmark.name}."))
+    (place.dataset / "README.md").write_text(card, encoding="utf-8")
+    _publish(place.dataset, output_dir)
+    place.remove()
     return reports
-
-
-def format_report(benchmark: Benchmark, reports: Mapping[str, SplitReport]) -> str:
-    """The closing report in Markdown: images and pixels by class and split, and what was skipped and why."""
-    roles = dict.fromkeys(benchmark.seen_ids, "seen") | dict.fromkeys(benchmark.unseen_ids, "unseen")
-    header = ["id", "class", "role"] + [f"{split} {what}" for split in reports for what in ("images", "pixels")]
-    rows = [header, ["---"] * len(header)]
-    names = {i: name for i, name in enumerate(benchmark.label_names) if name} | {IGNORE_INDEX: "(unlabelled)"}
-    for i, name in names.items():
-        counts = [f"{n:,}" for r in reports.values() for n in (r.num_images_with[i], r.num_pixels[i])]
-        rows.append([str(i), name, roles.get(i, "ignored"), *counts])
-    totals = [f"{n:,}" for r in reports.values() for n in (r.num_images, r.num_pixels.sum())]
-    rows.append(["", "all", "", *totals])
-    lines = ["| " + " | ".join(row) + " |" for row in rows]
-    for split, report in reports.items():
-        if report.skipped:
-            lines += ["", f"Skipped in {split}: {len(report.skipped)}"]
-            lines += [f"- {reason}" for reason in report.skipped]
-    return "\n".join(lines)
 
 
 def open_prepared(
@@ -163,6 +134,25 @@ def open_prepared(
         ValueError: The split or a column is missing, a column holds no images, or the split is empty.
     """
     name = os.fspath(path_or_hub_id)
+    check_split(name, split)
+    builder = load_dataset_builder(name)
+    try:
+        builder.download_and_prepare()
+    except DatasetGenerationError as error:
+        reason = str(error.__cause__ or error).splitlines()[0]
+        raise ValueError(f"{name}: its files cannot be read ({reason})") from error
+    if not builder.info.splits[split].num_examples:
+        raise ValueError(f"{name}: split {split!r} is empty")
+    dataset = builder.as_dataset(split=split)
+    check_columns(name, dataset.features, image_column, mask_column)
+    if "image_id" not in dataset.column_names:
+        dataset = dataset.add_column("image_id", [f"{split}-{i:06d}" for i in range(len(dataset))])
+    dataset = dataset.select_columns([image_column, mask_column, "image_id"])
+    return dataset.rename_columns({image_column: "image", mask_column: "mask"})
+
+
+def check_split(name: str, split: str) -> None:
+    """Refuse what is no dataset on disk or on the Hub, or lacks the split."""
     # `data/voc` may be a Hub id, unless a folder `data` is here: then it is a typo, not worth asking the Hub.
     may_be_hub_id = name.count("/") == 1 and not Path(name).parent.is_dir()
     if not Path(name).is_dir() and not may_be_hub_id:
@@ -174,67 +164,6 @@ def open_prepared(
         raise FileNotFoundError(f"{name}: not a dataset on disk or on the Hub ({reason})") from error
     if split not in splits:
         raise ValueError(f"{name}: no split {split!r}; it has {', '.join(splits)}")
-    builder = load_dataset_builder(name)
-    try:
-        builder.download_and_prepare()
-    except DatasetGenerationError as error:
-        reason = str(error.__cause__ or error).splitlines()[0]
-        raise ValueError(f"{name}: its files cannot be read ({reason})") from error
-    if not builder.info.splits[split].num_examples:
-        raise ValueError(f"{name}: split {split!r} is empty")
-    dataset = builder.as_dataset(split=split)
-    for column in (image_column, mask_column):
-        if column not in dataset.column_names:
-            raise ValueError(f"{name}: no column {column!r}; it has {', '.join(dataset.column_names)}")
-        if not isinstance(dataset.features[column], Image):
-            raise ValueError(f"{name}: column {column!r} holds {dataset.features[column]}, not images")
-    if "image_id" not in dataset.column_names:
-        dataset = dataset.add_column("image_id", [f"{split}-{i:06d}" for i in range(len(dataset))])
-    dataset = dataset.select_columns([image_column, mask_column, "image_id"])
-    return dataset.rename_columns({image_column: "image", mask_column: "mask"})
-
-
-class _ShardWriter:
-    """Writes Parquet files of bounded size; their names tell how many there are, so they are named last."""
-
-    def __init__(self, folder: Path, split: str, max_bytes: int):
-        self.folder, self.split, self.max_bytes = folder, split, max_bytes
-        self.paths: list[Path] = []
-        self.writer: pq.ParquetWriter | None = None
-        self.rows: list[dict] = []
-        self.num_bytes = 0
-
-    def __enter__(self) -> "_ShardWriter":
-        return self
-
-    def add(self, example: CheckedExample) -> None:
-        image = {"bytes": example.image_bytes, "path": None}
-        mask = {"bytes": example.mask_bytes, "path": None}
-        self.rows.append({"image": image, "mask": mask, "image_id": example.image_id})
-        self.num_bytes += len(example.image_bytes) + len(example.mask_bytes)
-        if self.num_bytes >= self.max_bytes:
-            self._close_shard()
-        elif len(self.rows) == ROWS_PER_GROUP:
-            self._write_rows()
-
-    def _write_rows(self) -> None:
-        if self.writer is None:
-            self.paths.append(self.folder / f"{self.split}-{len(self.paths):05d}")
-            self.writer = pq.ParquetWriter(self.paths[-1], FEATURES.arrow_schema)
-        self.writer.write_batch(pa.RecordBatch.from_pylist(self.rows, schema=FEATURES.arrow_schema))
-        self.rows = []
-
-    def _close_shard(self) -> None:
-        if self.rows:
-            self._write_rows()
-        if self.writer is not None:
-            self.writer.close()
-        self.writer, self.num_bytes = None, 0
-
-    def __exit__(self, *exception) -> None:
-        self._close_shard()
-        for path in self.paths:
-            path.rename(path.with_name(f"{path.name}-of-{len(self.paths):05d}.parquet"))
 
 
 def _check_output(output_dir: Path, overwrite: bool) -> None:
@@ -254,30 +183,6 @@ def _check_ids(split: str, examples: Sequence[Example]) -> None:
     image_id, count = Counter(example.image_id for example in examples).most_common(1)[0]
     if count > 1:
         raise ValueError(f"split {split!r}: image id {image_id!r} occurs {count} times; each must be unique")
-
-
-def _card(benchmark: Benchmark, reports: Mapping[str, SplitReport], description: str) -> str:
-    data_files = "\n".join(f"  - split: {split}\n    path: data/{split}-*" for split in reports)
-    return f"""---
-pretty_name: {json.dumps(benchmark.name)}
-task_categories:
-- image-segmentation
-configs:
-- config_name: default
-  data_files:
-{data_files}
----
-
-# {benchmark.name}
-
-{description}
-
-Columns: `image`, `mask` (8-bit PNG of the ids below; 255 has no label), `image_id`.
-Names by id: `id2label.json`; seen and unseen classes: `classes.yaml`.
-Seen classes have labels in training; unseen classes have none and are met at test time only.
-
-{format_report(benchmark, reports)}
-"""
 
 
 def _publish(partial: Path, output_dir: Path) -> None:

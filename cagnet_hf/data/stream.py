@@ -1,30 +1,53 @@
 """Endless training batches whose content is a pure function of (seed, stage, iteration, process)."""
 
+from collections.abc import Iterator, Sequence
+
 import numpy as np
+import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ..benchmarks import LabelMap
-from .transforms import TrainingTransform
+from .rows import StreamedRows
+from .transforms import TrainingTransform, image_tensor
 
 
-class TrainingExamples(Dataset):
-    """Examples addressed by (position in the stream, row of the dataset); the position seeds the augmentation."""
+class LabelledImages:
+    """Decoded rows of a dataset: image `(3, H, W)` uint8, labels `(H, W)` uint8 in model order.
 
-    def __init__(self, dataset, label_map: LabelMap, transform: TrainingTransform, seed: int, hide_unseen: bool):
-        self.dataset = dataset
-        self.label_map = label_map
-        self.transform = transform
-        self.seed = seed
-        self.hide_unseen = hide_unseen
+    Args:
+        dataset: Rows with `image`, `mask` and `image_id`.
+        label_map: From the masks' stored ids to model order.
+        hide_unseen: Map unseen classes to 255.
+    """
 
-    def __getitem__(self, key):
-        position, row = key
+    def __init__(self, dataset, label_map: LabelMap, *, hide_unseen: bool):
+        self.dataset, self.label_map, self.hide_unseen = dataset, label_map, hide_unseen
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, row) -> tuple[torch.Tensor, torch.Tensor]:
         example = self.dataset[row]
         labels = self.label_map.to_model_order(
             np.asarray(example["mask"]), hide_unseen=self.hide_unseen, source=f"mask of {example['image_id']}"
         )
-        augmentation = self.transform.draw(np.random.default_rng([self.seed, position]))
-        return self.transform(example["image"], labels, augmentation)
+        return image_tensor(example["image"]), torch.from_numpy(labels)
+
+
+class TrainingExamples(Dataset):
+    """Examples addressed by (position in the stream, row of the dataset); the position seeds the augmentation.
+
+    Args:
+        images: `LabelledImages`, or their content as a list; an example is made on the device its image is on.
+    """
+
+    def __init__(self, images: LabelledImages | Sequence, transform: TrainingTransform, seed: int):
+        self.images, self.transform, self.seed = images, transform, seed
+
+    def __getitem__(self, key) -> dict[str, torch.Tensor]:
+        position, row = key
+        image, labels = self.images[row]
+        return self.transform(image, labels, self.transform.draw(np.random.default_rng([self.seed, position])))
 
 
 class EndlessBatches(Sampler):
@@ -63,7 +86,46 @@ class EndlessBatches(Sampler):
             iteration += 1
 
 
-def training_batches(examples: TrainingExamples, batches: EndlessBatches, num_workers: int, pin_memory: bool):
+class StreamedBatches(Sampler):
+    """As `EndlessBatches`, of rows that have no number: a batch holds (position, row as it is stored).
+
+    The rows are read here, in the order of `StreamedRows.shuffled`, which depends on seed and epoch alone; workers
+    decode them. To start later, rows are read and passed over: those of the first epoch, which tell how many there
+    are, and of the epoch to start in. Each process reads every row and keeps its own.
+    """
+
+    def __init__(
+        self, rows: StreamedRows, batch_size: int, seed: int, *, start: int = 0, process: int = 0, processes: int = 1
+    ):
+        self.rows, self.batch_size, self.seed, self.start = rows, batch_size, seed, start
+        self.process, self.processes = process, processes
+
+    def __iter__(self) -> Iterator[list[tuple[int, dict]]]:
+        batch = []
+        for position, row in self._from(self.start * self.processes * self.batch_size):
+            if position // self.batch_size % self.processes == self.process:
+                batch.append((position, row))
+            if len(batch) == self.batch_size:
+                yield batch
+                batch = []
+
+    def _from(self, start: int) -> Iterator[tuple[int, dict]]:
+        epoch = position = 0
+        while True:
+            first = position
+            for row in self.rows.shuffled(self.seed, epoch):
+                if position >= start:
+                    yield position, row
+                position += 1
+            num_rows = position - first
+            if not num_rows:
+                raise ValueError("the training split is empty")
+            passed_over = max(0, start - position) // num_rows
+            position += passed_over * num_rows
+            epoch += 1 + passed_over
+
+
+def training_batches(examples: TrainingExamples, batches: Sampler, num_workers: int, pin_memory: bool):
     """A DataLoader over the endless stream."""
     return DataLoader(
         examples,

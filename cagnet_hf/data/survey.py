@@ -11,7 +11,8 @@ from tqdm import tqdm
 
 from ..benchmarks import IGNORE_INDEX, Benchmark
 from .examples import CheckedExample, Example, check_examples
-from .prepared import BadPairsError, SplitReport, format_report, open_prepared
+from .prepared import BadPairsError, open_prepared
+from .report import SplitReport, format_report
 
 
 @dataclass

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from PIL import Image
 
 from ..image_processing_cagnet import CaGNetImageProcessor, resize_image, resize_label_map
 
@@ -49,36 +50,56 @@ class TrainingTransform:
             flip=bool(rng.random() < self.flip_probability),
         )
 
-    def __call__(self, image, labels: np.ndarray, augmentation: Augmentation) -> dict[str, torch.Tensor]:
-        """One training example.
+    def __call__(self, image, labels, augmentation: Augmentation) -> dict[str, torch.Tensor]:
+        """One training example, made on the device of its image.
 
         Args:
-            image: PIL image or array `(H, W, 3)`, RGB.
+            image: PIL image or array `(H, W, 3)`, or a tensor `(3, H, W)`; RGB.
             labels: `(H, W)` uint8, model order.
 
         Returns:
             `pixel_values` float32 `(3, crop, crop)`, `labels` int64 `(crop, crop)`, and `padding` bool `(crop, crop)`:
             what is no part of the image.
+
+        Raises:
+            ValueError: The labels differ in size from the image.
         """
-        prepared = self.processor(image, segmentation_maps=labels, return_tensors=None)
-        pixels, label_map = prepared["pixel_values"][0], prepared["labels"][0]
-        prepared_size, scale = label_map.shape, augmentation.scale
-        size = tuple(max(1, round(side * scale)) for side in label_map.shape)
-        pixels, label_map = resize_image(pixels, size, scale), resize_label_map(label_map, size, scale)
+        image = image_tensor(image)
+        labels = labels if isinstance(labels, torch.Tensor) else torch.from_numpy(np.array(labels))
+        if labels.shape != image.shape[1:]:
+            raise ValueError(f"labels of size {tuple(labels.shape)} for an image of size {tuple(image.shape[1:])}")
+        pixels = self.processor.prepare(image)
+        prepared_size, crop, scale = pixels.shape[1:], self.crop_size, augmentation.scale
+        size = tuple(max(1, round(side * scale)) for side in prepared_size)
+        pixels = resize_image(pixels, size, scale)
+        labels = resize_label_map(resize_label_map(labels, prepared_size), size, scale)
 
-        missing = [max(full - side, self.crop_size - side, 0) for full, side in zip(prepared_size, size, strict=True)]
-        rims = [(total // 2, total - total // 2) for total in missing]
-        padding = np.pad(np.zeros(size, dtype=bool), rims, constant_values=True)
-        pixels = np.pad(pixels, [(0, 0), *rims])
-        label_map = np.pad(label_map, rims, constant_values=self.ignore_index)
-
-        crop = self.crop_size
-        free = [side - crop for side in label_map.shape]
-        top = int(augmentation.row * (free[0] + 1))
-        left = int(augmentation.column * (free[1] + 1))
-        example = {"pixel_values": pixels, "labels": label_map, "padding": padding}
-        step = -1 if augmentation.flip else 1
-        return {
-            key: torch.from_numpy(np.ascontiguousarray(array[..., top : top + crop, left : left + crop][..., ::step]))
-            for key, array in example.items()
+        # The crop of the padded image, without padding what lies outside of the crop.
+        padded = [max(side, full, crop) for side, full in zip(size, prepared_size, strict=True)]
+        shares = (augmentation.row, augmentation.column)
+        starts = [int(share * (side - crop + 1)) for share, side in zip(shares, padded, strict=True)]
+        rims = [(whole - side) // 2 for whole, side in zip(padded, size, strict=True)]
+        source, target = [], []
+        for start, rim, side in zip(starts, rims, size, strict=True):
+            first = max(start, rim)
+            last = max(first, min(start + crop, rim + side))
+            source.append(slice(first - rim, last - rim))
+            target.append(slice(first - start, last - start))
+        example = {
+            "pixel_values": pixels.new_zeros(3, crop, crop),
+            "labels": labels.new_full((crop, crop), self.ignore_index, dtype=torch.int64),
+            "padding": labels.new_ones((crop, crop), dtype=torch.bool),
         }
+        for key, values in (("pixel_values", pixels), ("labels", labels)):
+            example[key][(..., *target)] = values[(..., *source)]
+        example["padding"][tuple(target)] = False
+        return {key: values.flip(-1) for key, values in example.items()} if augmentation.flip else example
+
+
+def image_tensor(image) -> torch.Tensor:
+    """A PIL image or array `(H, W, 3)` -> tensor `(3, H, W)`; a tensor stays as it is."""
+    if isinstance(image, torch.Tensor):
+        return image
+    if isinstance(image, Image.Image):
+        image = image.convert("RGB")
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)

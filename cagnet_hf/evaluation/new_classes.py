@@ -21,7 +21,7 @@ def score_after(model, processor, dataset, before: dict) -> dict:
         model: The model that has learnt classes since it was scored.
         before: From `score_before`, on the same dataset.
     """
-    metric = count(model, processor, dataset, protocol="full", batch_size=8, accelerator=Accelerator())
+    metric, _ = count(model, processor, dataset, protocol="full", batch_size=8, accelerator=Accelerator())
     matrix = metric.confusion_matrix
     everything = metric.compute()  # which starts afresh
     new = [i for i, name in model.config.id2label.items() if name not in before["per_class"]]

@@ -11,6 +11,7 @@ from tqdm import tqdm
 from transformers.utils import ModelOutput
 
 from ..benchmarks import LabelMap
+from ..data.rows import StreamedRows
 from ..image_processing_cagnet import resize_label_map
 from . import METRIC_PATH
 
@@ -39,7 +40,7 @@ def score(
     accelerator: Accelerator | None = None,
     progress: bool = True,
 ) -> dict:
-    """Score a model on a dataset with the columns `image`, `mask`, `image_id`.
+    """Score a model on a dataset with the columns `image`, `mask`, `image_id`, numbered or streamed.
 
     Args:
         protocol: `"full"`: logits brought to the original image size (bilinear), scored against the original
@@ -50,7 +51,7 @@ def score(
         The metric's dictionary (see `METRIC_PATH`) with `protocol` and `num_images`, equal on all processes.
     """
     accelerator = accelerator or Accelerator()
-    metric = count(
+    metric, num_images = count(
         model,
         processor,
         dataset,
@@ -59,14 +60,15 @@ def score(
         accelerator=accelerator,
         progress=progress,
     )
-    return summarize(metric, accelerator) | {"protocol": protocol, "num_images": len(dataset)}
+    num_images = accelerator.reduce(torch.tensor(num_images, device=accelerator.device), "sum").item()
+    return summarize(metric, accelerator) | {"protocol": protocol, "num_images": num_images}
 
 
 def count(
     model, processor, dataset, *, protocol: str, batch_size: int, accelerator: Accelerator, progress: bool = True
 ):
-    """The metric with this process's share of the pixels in its confusion matrix."""
-    metric = load_metric(model.config)
+    """The metric with this process's share of the pixels in its confusion matrix, and its number of images."""
+    metric, num_images = load_metric(model.config), 0
     for outputs, references in scored_batches(
         model,
         processor,
@@ -80,7 +82,8 @@ def count(
             outputs, target_sizes=[labels.shape for labels in references]
         )
         metric.add_batch(predictions=[p.cpu().numpy() for p in predictions], references=references)
-    return metric
+        num_images += len(references)
+    return metric, num_images
 
 
 def summarize(metric, accelerator: Accelerator) -> dict:
@@ -99,7 +102,9 @@ def scored_batches(
     training = model.training
     model.eval()
     examples = _examples(dataset, LabelMap.of(model.config), processor, protocol, accelerator)
-    total = len(range(accelerator.process_index, len(dataset), accelerator.num_processes))
+    total = None
+    if not isinstance(dataset, StreamedRows):
+        total = len(range(accelerator.process_index, len(dataset), accelerator.num_processes))
     with tqdm(
         total=total, desc=f"evaluate ({protocol})", disable=not (progress and accelerator.is_main_process)
     ) as bar:
@@ -124,8 +129,12 @@ def _examples(dataset, label_map, processor, protocol, accelerator) -> Iterator[
     if protocol == "paper":
         side = processor.size.get("height") or processor.size["longest_edge"]
         square = {"size": {"height": side, "width": side}}
-    for index in range(accelerator.process_index, len(dataset), accelerator.num_processes):
-        example = dataset[index]
+    process, processes = accelerator.process_index, accelerator.num_processes
+    if isinstance(dataset, StreamedRows):
+        rows = dataset.share(process, processes)
+    else:
+        rows = (dataset[index] for index in range(process, len(dataset), processes))
+    for example in rows:
         labels = label_map.to_model_order(np.asarray(example["mask"]), source=f"mask of {example['image_id']}")
         prepared = processor(example["image"], segmentation_maps=labels, return_tensors=None, **square)
         yield prepared["pixel_values"][0], prepared["labels"][0] if protocol == "paper" else labels

@@ -12,7 +12,9 @@ from accelerate import Accelerator
 from accelerate.utils import ProjectConfiguration, broadcast, set_seed
 from tqdm import tqdm
 
-from ..data.stream import EndlessBatches, TrainingExamples, training_batches
+from ..data.memory import hold
+from ..data.rows import StreamedRows
+from ..data.stream import EndlessBatches, LabelledImages, StreamedBatches, TrainingExamples, training_batches
 from ..data.transforms import TrainingTransform
 from ..evaluation.scoring import score
 from ..files import write_text_whole
@@ -42,11 +44,14 @@ class Trainer:
         self.state = load_run_state(self.checkpoint) if self.checkpoint else RunState()
         set_seed(recipe.seed)
         self.benchmark = benchmark_of(recipe)
-        self.train_set, self.test_set = (dataset_of(recipe, split) for split in ("train", "test"))
+        self.train_set, self.test_set = (dataset_of(recipe, s) for s in (recipe.train_split, recipe.test_split))
         self.processor = build_processor(recipe)
         # Channels last: the layout that convolutions on CPUs and tensor cores are fastest in.
         self.model = build_model(recipe, self.benchmark).to(memory_format=torch.channels_last)
         check_stages(recipe, self.model)
+        self.train_images = LabelledImages(self.train_set, self.benchmark.label_map, hide_unseen=not recipe.supervised)
+        if recipe.in_memory:
+            self.train_images = hold(self.train_images, self.accelerator.device)
         if self.accelerator.process_index:  # the model starts equal everywhere; noise and label maps must differ
             set_seed(recipe.seed + self.accelerator.process_index)
         self._record()  # last: a refused recipe leaves the folder free
@@ -152,26 +157,23 @@ class Trainer:
 
     def _batches(self, index: int, stage: StageRecipe, start: int):
         """Training batches of the stage from iteration `start` on; only real steps take one."""
-        seed = self.recipe.seed * 1000 + index
-        augmentation = stage.augmentation or self.recipe.augmentation
-        examples = TrainingExamples(
-            self.train_set,
-            self.benchmark.label_map,
-            TrainingTransform(self.processor, stage.crop_size, **augmentation.model_dump()),
-            seed=seed,
-            hide_unseen=not self.recipe.supervised,
-        )
-        real_steps_done = sum(not stage.is_synthetic(i) for i in range(start))
-        endless = EndlessBatches(
-            len(self.train_set),
+        recipe, accelerator = self.recipe, self.accelerator
+        seed, augmentation = recipe.seed * 1000 + index, stage.augmentation or recipe.augmentation
+        transform = TrainingTransform(self.processor, stage.crop_size, **augmentation.model_dump())
+        streamed = isinstance(self.train_set, StreamedRows)
+        endless = (StreamedBatches if streamed else EndlessBatches)(
+            self.train_set if streamed else len(self.train_set),
             stage.batch_size,
             seed,
-            start=real_steps_done,
-            process=self.accelerator.process_index,
-            processes=self.accelerator.num_processes,
+            start=sum(not stage.is_synthetic(i) for i in range(start)),  # real steps done
+            process=accelerator.process_index,
+            processes=accelerator.num_processes,
         )
-        on_gpu = self.accelerator.device.type == "cuda"
-        return iter(training_batches(examples, endless, self.recipe.num_workers, pin_memory=on_gpu))
+        # What is on the device already needs no workers.
+        num_workers = 0 if recipe.in_memory else recipe.num_workers
+        pin_memory = accelerator.device.type == "cuda" and not recipe.in_memory
+        examples = TrainingExamples(self.train_images, transform, seed)
+        return iter(training_batches(examples, endless, num_workers, pin_memory=pin_memory))
 
     def _patches(self, model, stage: StageRecipe) -> torch.Tensor | None:
         """The patches that a stage's synthetic label maps are made of; None for single pixels."""

@@ -175,8 +175,15 @@ class Recipe(_Strict):
     split: Literal["test", "tuning"] = "test"  # tuning: held-out seen classes play the unseen ones
     supervised: bool = False  # the upper bound: labels of unseen classes are shown in training
     dataset: str | None = None
+    train_split: str = "train"
+    test_split: str = "test"
     image_column: str = "image"
     mask_column: str = "mask"
+    # For a dataset of other ids than the benchmark's: its id -> class, by name or id; null: unlabelled.
+    label_map: dict[int, int | str | None] = {}
+    streaming: bool = False  # read rows as they are needed
+    shuffle_buffer: int = Field(1000, ge=1)  # streamed rows that the order is drawn from
+    in_memory: bool = False  # hold the decoded training images on the device, augment there
     class_embeddings: str = "bundled"
     backbone_weights: str | None = None
     model: dict[str, Any] = {}
@@ -197,6 +204,8 @@ class Recipe(_Strict):
 
     @model_validator(mode="after")
     def _check(self):
+        if self.streaming and self.in_memory:
+            raise ValueError("streaming and in_memory exclude each other: leave out one")
         fields = set(CaGNetConfig.__dataclass_fields__) - _FACTS
         options = get_type_hints(CaGNetImageProcessorKwargs)
         for section, known in (("model", fields), ("processor", options)):

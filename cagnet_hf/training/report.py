@@ -1,6 +1,7 @@
 """What a finished run leaves behind: the model folder, the metrics, the pictures."""
 
 import json
+from itertools import islice
 
 import numpy as np
 
@@ -43,17 +44,17 @@ def write_report(trainer: Trainer) -> None:
 
 def _predictions(trainer: Trainer, title: str):
     """Test images with many classes, unseen ones first, beside truth and prediction."""
-    config, dataset = trainer.model.config, trainer.test_set
-    to_model_order = LabelMap.of(config).to_model_order
+    config, to_model_order = trainer.model.config, LabelMap.of(trainer.model.config).to_model_order
     candidates = []
-    for index in range(min(len(dataset), 200)):
-        labels = to_model_order(np.asarray(dataset[index]["mask"]))
+    for index, example in enumerate(islice(trainer.test_set, 200)):
+        labels = to_model_order(np.asarray(example["mask"]))
         present = set(np.unique(labels).tolist()) - {config.ignore_index}
-        candidates.append((len(present & set(config.unseen_ids)), len(present), -index, labels))
+        candidates.append((len(present & set(config.unseen_ids)), len(present), -index, labels, example["image"]))
+        candidates = sorted(candidates, key=lambda c: c[:3], reverse=True)[:NUM_PICTURES]
     rows = []
     trainer.model.eval()
-    for *_, negative_index, labels in sorted(candidates, key=lambda c: c[:3], reverse=True)[:NUM_PICTURES]:
-        image = dataset[-negative_index]["image"].convert("RGB")
+    for *_, labels, image in candidates:
+        image = image.convert("RGB")
         (prediction,) = segment(trainer.model, trainer.processor, [image])
         rows.append((image, labels, prediction.label_map))
     names = [config.id2label[i] for i in range(config.num_labels)]

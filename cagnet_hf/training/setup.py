@@ -11,6 +11,8 @@ from huggingface_hub.errors import StrictDataclassError
 from ..benchmarks import Benchmark, LabelMap, load_benchmark
 from ..class_embeddings import load_class_embeddings
 from ..configuration_cagnet import CaGNetConfig
+from ..data.masks import MaskReader
+from ..data.rows import StreamedRows
 from ..data.scenes import scenes_class_embeddings
 from ..data.sources import open_dataset
 from ..image_processing_cagnet import CaGNetImageProcessor, fit_size, resize_label_map
@@ -29,8 +31,8 @@ def benchmark_of(recipe: Recipe) -> Benchmark:
     return benchmark.for_tuning() if recipe.split == "tuning" else benchmark
 
 
-def dataset_of(recipe: Recipe, split: str) -> Dataset:
-    """The `train` or `test` split: drawn from the recipe's seed for `scenes`, opened otherwise.
+def dataset_of(recipe: Recipe, split: str) -> Dataset | StreamedRows:
+    """A split: drawn from the recipe's seed for `scenes`, opened otherwise.
 
     A benchmark that is the folder of a prepared dataset is its own dataset.
     """
@@ -43,7 +45,15 @@ def dataset_of(recipe: Recipe, split: str) -> Dataset:
         raise ValueError(
             f"the recipe needs dataset=DIR: a folder made by scripts/prepare_data.py {recipe.benchmark}, or a Hub id"
         )
-    return open_dataset(source, split, image_column=recipe.image_column, mask_column=recipe.mask_column)
+    return open_dataset(
+        source,
+        split,
+        image_column=recipe.image_column,
+        mask_column=recipe.mask_column,
+        masks=MaskReader(load_benchmark(recipe.benchmark), recipe.label_map),
+        streaming=recipe.streaming,
+        shuffle_buffer=recipe.shuffle_buffer,
+    )
 
 
 def class_embeddings_of(recipe: Recipe, benchmark: Benchmark) -> np.ndarray:
@@ -118,7 +128,11 @@ def label_map_source(
 
 
 def patches_of(
-    recipe: Recipe, model: CaGNetForSemanticSegmentation, benchmark: Benchmark, dataset: Dataset, folder: Path
+    recipe: Recipe,
+    model: CaGNetForSemanticSegmentation,
+    benchmark: Benchmark,
+    dataset: Dataset | StreamedRows,
+    folder: Path,
 ) -> torch.Tensor:
     """The bank of category patches `(M, k, k)` in `folder`, made from the label maps of `dataset` if need be."""
     config = model.config
@@ -145,18 +159,19 @@ class _LabelMapsAtFeatureStride:
     Unseen classes are hidden, even from the upper bound: patches are sampled for them.
     """
 
-    def __init__(self, dataset: Dataset, label_map: LabelMap, recipe: Recipe, stride: int):
-        self.masks = dataset.select_columns(["mask", "image_id"])
-        self.order = np.random.default_rng(recipe.seed).permutation(len(dataset)).tolist()
-        self.label_map = label_map
+    def __init__(self, dataset: Dataset | StreamedRows, label_map: LabelMap, recipe: Recipe, stride: int):
+        self.dataset, self.label_map, self.seed = dataset, label_map, recipe.seed
         self.size, self.stride = build_processor(recipe).size, stride
 
-    def __len__(self):
-        return len(self.masks)
-
     def __iter__(self):
-        for row in self.order:
-            example = self.masks[row]
+        if isinstance(self.dataset, StreamedRows):
+            masks = self.dataset.without_images()
+            rows = masks.shuffled(self.seed)
+        else:
+            masks = self.dataset.select_columns(["mask", "image_id"])
+            rows = np.random.default_rng(self.seed).permutation(len(masks)).tolist()
+        for row in rows:
+            example = masks[row]
             labels = self.label_map.to_model_order(
                 np.asarray(example["mask"]), hide_unseen=True, source=f"mask of {example['image_id']}"
             )
