@@ -71,7 +71,7 @@ def short_recipe(row: str, dataset, *overrides: str) -> Recipe:
 
 @pytest.fixture(scope="module")
 def folder(tiny_dataset, tmp_path_factory, one_thread):
-    """The runs of all eight rows, made by one call."""
+    """The runs of all rows, made by one call."""
     output = tmp_path_factory.mktemp("rows")
     run_rows({row: short_recipe(row, tiny_dataset) for row in reversed(ROWS)}, output)
     return output
@@ -206,7 +206,7 @@ def test_another_seed_continues_nothing():
 def test_published_numbers_are_fractions_of_every_row():
     for rows in published_results().values():
         assert list(rows) == sorted(rows, key=ROWS.index)
-        assert rows.keys() == set(ROWS)
+        assert rows.keys() == set(ROWS) - {"gaussian"}
         for row in rows.values():
             assert set(row) == set(comparison.COLUMNS)
             assert all(0 <= value <= 1 for value in row.values())
