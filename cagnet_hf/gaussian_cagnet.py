@@ -12,8 +12,9 @@ class GaussianGenerator(nn.Module):
     """Class embedding and standard normal latent -> pixel feature.
 
     The features of every class are normal with one covariance; the mean is a ridge regression from the embedding onto
-    the mean features of the classes seen. All of it follows in closed form from three statistics of real features,
-    which travel with the weights: how many pixels of each class were observed, their mean, and the scatter around it.
+    the mean features of the classes seen. All of it follows in closed form from statistics of real features, which
+    travel with the weights. In the means every pixel weighs alike; in the covariance every class of every batch does,
+    or the largest classes would decide it.
     """
 
     draw_latent = staticmethod(torch.randn)
@@ -26,7 +27,9 @@ class GaussianGenerator(nn.Module):
         self.deviation = nn.Conv2d(size, size, 1, bias=False)  # a Cholesky factor of the covariance
         self.register_buffer("class_counts", torch.zeros(classes))
         self.register_buffer("class_means", torch.zeros(classes, size))
-        self.register_buffer("scatter", torch.zeros(size, size))
+        self.register_buffer("batch_counts", torch.zeros(classes))  # batches with a pixel of the class
+        self.register_buffer("batch_means", torch.zeros(classes, size))  # means of the batches' means
+        self.register_buffer("scatter", torch.zeros(size, size))  # around `batch_means`, weighted as said above
 
     def forward(self, embeddings, latent):
         """`(B, E, h, w)` and `(B, D, h, w)` -> features `(B, D, h, w)`."""
@@ -39,17 +42,18 @@ class GaussianGenerator(nn.Module):
         sums = torch.zeros_like(self.class_means).index_add_(0, labels, features)
         means = sums / counts.clamp_min(1)[:, None]
         residuals = features - means[labels]
-        for statistics in _of_all_processes(counts, means, residuals.t() @ residuals):
+        for statistics in _of_all_processes(counts, means, (residuals / counts[labels, None]).t() @ residuals):
             self._merge(*statistics)
 
     def _merge(self, counts, means, scatter) -> None:
-        """Statistics of two sets of pixels together (Chan et al., 1979): no sum of squares, nothing cancels."""
-        total = self.class_counts + counts
-        share = counts / total.clamp_min(1)
-        apart = means - self.class_means
-        self.scatter += scatter + (apart * (self.class_counts * share)[:, None]).t() @ apart
-        self.class_means += apart * share[:, None]
-        self.class_counts.copy_(total)
+        """Statistics of two sets of pixels together (Chan et al., 1979): no sums of squares, nothing cancels."""
+        present = (counts > 0).to(counts.dtype)
+        apart = _move_mean(self.batch_means, self.batch_counts, means, present)
+        between = self.batch_counts * present / (self.batch_counts + present).clamp_min(1)
+        self.scatter += scatter + (apart * between[:, None]).t() @ apart
+        self.batch_counts += present
+        _move_mean(self.class_means, self.class_counts, means, counts)
+        self.class_counts += counts
 
     def fit(self, embeddings, *, ridge: float, shrinkage: float, covariance_scale: float) -> None:
         """Regress the means from the embeddings, and take the covariance from the scatter.
@@ -69,7 +73,9 @@ class GaussianGenerator(nn.Module):
         weight = torch.linalg.solve(gram, (means - centre) * observed).t() @ keys
         self.mean.weight.copy_(weight[:, :, None, None])
         self.mean.bias.copy_(centre)
-        covariance = self.scatter.double() / self.class_counts.sum().clamp_min(1)
+        moved = self.batch_means.double() - means
+        scatter = self.scatter.double() + (moved * self.batch_counts[:, None]).t() @ moved
+        covariance = scatter / self.batch_counts.sum().clamp_min(1)
         variances = covariance.diagonal()
         floor = (1e-6 * variances.mean()).clamp_min(1e-12)  # of channels that never vary
         covariance = torch.lerp(covariance, variances.diag(), shrinkage) + floor * torch.eye(len(variances)).to(floor)
@@ -92,6 +98,13 @@ class GaussianGenerator(nn.Module):
         means = torch.where(self.class_counts[:, None] > 0, self.class_means, regressed).double()
         weights = torch.cholesky_solve(means.t(), self.deviation.weight[:, :, 0, 0].double()).t()
         return weights, log_priors - 0.5 * (means * weights).sum(1)
+
+
+def _move_mean(mean, count, other_mean, other_count):
+    """Make `mean` `(N, D)` of `count` `(N,)` values that of both sets; returns how far apart the two were."""
+    apart = other_mean - mean
+    mean += apart * (other_count / (count + other_count).clamp_min(1))[:, None]
+    return apart
 
 
 def _of_all_processes(*tensors):

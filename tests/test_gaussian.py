@@ -35,15 +35,32 @@ FIT = {"ridge": 1e-4, "shrinkage": 0.0, "covariance_scale": 1.0}
 
 
 def test_statistics_are_those_of_all_pixels_however_they_arrive(gaussian):
-    generator, _, features, labels, *_ = gaussian
-    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(1))
-    for part in order.split(700):
-        generator.observe(features[part] + 1000, labels[part])  # far from 0: sums of squares would cancel
+    generator, embeddings, features, labels, *_ = gaussian
+    features = features + 1000  # far from 0: sums of squares would cancel
+    parts = torch.randperm(len(labels), generator=torch.Generator().manual_seed(1)).split(700)
+    for part in parts:
+        generator.observe(features[part], labels[part])
+    generator.fit(embeddings, **FIT)
     means = torch.stack([features[labels == c].mean(0) for c in range(SEEN)])
-    residuals = features - means[labels]
+    covariances = []
+    for part in parts:
+        for c in range(SEEN):
+            residuals = (features[part] - means[c])[labels[part] == c].double()
+            covariances.append(residuals.t() @ residuals / len(residuals))
+    factor = generator.deviation.weight[:, :, 0, 0].double()
     assert generator.class_counts.tolist() == [2000] * SEEN + [0] * (CLASSES - SEEN)
-    assert torch.allclose(generator.class_means[:SEEN], means + 1000, atol=1e-3)
-    assert torch.allclose(generator.scatter, residuals.t() @ residuals, rtol=1e-3, atol=1)
+    assert torch.allclose(generator.class_means[:SEEN], means, atol=1e-3)
+    assert torch.allclose(factor @ factor.t(), torch.stack(covariances).mean(0), rtol=1e-2, atol=1e-2)
+
+
+def test_a_large_class_does_not_decide_the_covariance():
+    generator, random = GaussianGenerator(Sizes).requires_grad_(False), torch.Generator().manual_seed(0)
+    labels = torch.tensor([0] * 9000 + [1] * 1000)
+    features = torch.randn(10_000, SIZE, generator=random) * torch.where(labels == 0, 1.0, 3.0)[:, None]
+    generator.observe(features, labels)
+    generator.fit(torch.randn(CLASSES, EMBEDDING, generator=random), **FIT)
+    factor = generator.deviation.weight[:, :, 0, 0]
+    assert torch.allclose(factor @ factor.t(), 5 * torch.eye(SIZE), atol=0.5)  # (1 + 9) / 2
 
 
 def test_observing_no_pixel_changes_nothing(gaussian):
