@@ -1,6 +1,7 @@
 """Model folders, and their way to the Hub: one commit of weights, code, processor, card, recipe, metrics, figures."""
 
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,6 +32,7 @@ from .training.recipe import Recipe, load_recipe
 CARD, METRICS, RECIPE, FIGURES = "README.md", "metrics.json", "recipe.yaml", "figures"
 # What a model folder holds; anything else that lies in it is nobody's business.
 _MODEL_FILES = ("*.safetensors", "*.json", "*.py")
+_PICTURE_OUTSIDE = re.compile(r"^!\[[^\]]*\]\(\.\./[^)]*\)\n+", re.MULTILINE)
 
 
 def save_model_folder(model, processor, target: Path, card: str) -> None:
@@ -92,7 +94,8 @@ class Publication(NamedTuple):
         card = ModelCard.load(self.folder / CARD)
         if self.license:
             card.data.license = self.license
-        card.text = card.text.replace(MODEL_ID, model_id)
+        # The pictures beside a model's folder stay there.
+        card.text = _PICTURE_OUTSIDE.sub("", card.text).replace(MODEL_ID, model_id)
         return str(card)
 
     def operations(self, model_id: str) -> list[CommitOperationAdd]:

@@ -309,6 +309,7 @@ def test_numbers_of_other_classes_are_not_claimed(push, run_copy, hub):
     files = hub.files(f"{OWNER}/other-classes")
     assert "metrics.json" not in files
     assert b"zebra" not in files["README.md"]
+    assert b"figures/" not in files["README.md"]
 
 
 def test_files_that_are_no_part_of_a_model_stay_at_home(push, run_copy, hub):
