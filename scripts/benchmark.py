@@ -353,7 +353,7 @@ def loader_line(rows, benchmark) -> Line:
     from cagnet_hf.training.setup import build_model, build_processor
     from cagnet_hf.training.steps import updates
 
-    recipe, number = load_recipe("pascal_voc_edge/cagnet_pi", ["backbone_weights=null"]), 8
+    recipe, number = load_recipe("pascal_voc_edge/cagnet_pi", ["backbone_weights=null"]), 4
     stage = recipe.stages["pretrain"]
     model = build_model(recipe, benchmark).to(memory_format=torch.channels_last).train()
     optimizers = build_optimizers(model, stage)
