@@ -321,26 +321,25 @@ def data_lines(args) -> Iterator[Line]:
     from cagnet_hf.data.rows import decoded
 
     benchmark, number = load_benchmark("pascal_voc"), 400
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        examples = photographs(folder, number)
+    place = tempfile.TemporaryDirectory()  # there as long as a line needs it
+    folder = Path(place.name)
+    examples = photographs(folder, number)
 
-        def prepare():
-            write_prepared({"train": examples}, folder / "prepared", benchmark, overwrite=True, num_proc=2)
+    def prepare(place=place):
+        write_prepared({"train": examples}, folder / "prepared", benchmark, overwrite=True, num_proc=2)
 
-        def decode():
-            for example in examples:
-                for path in (example.image, example.mask):
-                    with Image.open(path) as image:
-                        image.load()
+    def decode():
+        for example in examples:
+            for path in (example.image, example.mask):
+                with Image.open(path) as image:
+                    image.load()
 
-        yield Line(
-            f"preparation of {number} photographs", prepare, "decoding them in one thread", decode, at_most=1.25
-        )
-        if args.device == "cpu":
-            prepare()
-            rows = Dataset.from_parquet(str(folder / "prepared/data/*.parquet"), cache_dir=str(folder / "cache"))
-            yield loader_line(decoded(rows, MaskReader(benchmark)), benchmark)
+    yield Line(f"preparation of {number} photographs", prepare, "decoding them in one thread", decode, at_most=1.25)
+    if args.device == "cpu":
+        prepare()
+        files = str(folder / "prepared/data/*.parquet")
+        rows = Dataset.from_parquet(files, cache_dir=str(folder / "cache"), keep_in_memory=True)
+        yield loader_line(decoded(rows, MaskReader(benchmark)), benchmark)
 
 
 def loader_line(rows, benchmark) -> Line:
@@ -354,7 +353,7 @@ def loader_line(rows, benchmark) -> Line:
     from cagnet_hf.training.setup import build_model, build_processor
     from cagnet_hf.training.steps import updates
 
-    recipe, number = load_recipe("pascal_voc_edge/cagnet_pi", ["backbone_weights=null"]), 8
+    recipe, number = load_recipe("pascal_voc_edge/cagnet_pi", ["backbone_weights=null"]), 4
     stage = recipe.stages["pretrain"]
     model = build_model(recipe, benchmark).to(memory_format=torch.channels_last).train()
     optimizers = build_optimizers(model, stage)

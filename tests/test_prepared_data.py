@@ -221,6 +221,21 @@ def test_rows_decode_to_images(prepared):
     assert row["image_id"] == "d"
 
 
+def test_a_dataset_that_was_prepared_anew_is_read_anew(voc, prepared):
+    assert open_prepared(prepared, split="train")["image_id"][:] == ["a", "b", "c"]
+    voc.write_list("train_aug.txt", ["b"])
+    prepare(voc, prepared, overwrite=True)
+    assert open_prepared(prepared, split="train")["image_id"][:] == ["b"]
+
+
+def test_folders_of_one_name_are_two_datasets(voc, prepared, tmp_path):
+    open_prepared(prepared, split="train")
+    voc.write_list("train_aug.txt", ["b"])
+    prepare(voc, tmp_path / "elsewhere" / "out")
+    assert open_prepared(tmp_path / "elsewhere" / "out", split="train")["image_id"][:] == ["b"]
+    assert open_prepared(prepared, split="train")["image_id"][:] == ["a", "b", "c"]
+
+
 def test_a_missing_folder_is_refused(prepared):
     with pytest.raises(FileNotFoundError, match="no such folder"):
         open_prepared(prepared / "nowhere", split="train")

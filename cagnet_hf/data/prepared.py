@@ -9,6 +9,7 @@ Masks hold stored ids: mapping to model order and hiding unseen classes happen a
 prepared dataset serves every split into seen and unseen.
 """
 
+import hashlib
 import json
 import os
 import shutil
@@ -16,7 +17,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from datasets import Dataset, get_dataset_split_names, load_dataset_builder
+from datasets import Dataset, config, get_dataset_split_names, load_dataset_builder
 from datasets.exceptions import DatasetGenerationError
 from tqdm import tqdm
 
@@ -135,7 +136,7 @@ def open_prepared(
     """
     name = os.fspath(path_or_hub_id)
     check_split(name, split)
-    builder = load_dataset_builder(name)
+    builder = load_dataset_builder(name, cache_dir=_cache_of(Path(name)))
     try:
         builder.download_and_prepare()
     except DatasetGenerationError as error:
@@ -149,6 +150,18 @@ def open_prepared(
         dataset = dataset.add_column("image_id", [f"{split}-{i:06d}" for i in range(len(dataset))])
     dataset = dataset.select_columns([image_column, mask_column, "image_id"])
     return dataset.rename_columns({image_column: "image", mask_column: "mask"})
+
+
+def _cache_of(folder: Path) -> str | None:
+    """Where `datasets` keeps its copy of a folder's data: by itself it takes folders of one name for one dataset, and
+    a folder whose files have changed for what it was before."""
+    if not folder.is_dir():
+        return None
+    digest = hashlib.sha256(str(folder.resolve()).encode())
+    data_files = load_dataset_builder(str(folder)).config.data_files
+    for path in sorted(Path(file) for files in data_files.values() for file in files):
+        digest.update(f"{path.name} {path.stat().st_size} {path.stat().st_mtime_ns}\n".encode())
+    return os.path.join(config.HF_DATASETS_CACHE, f"{folder.name}-{digest.hexdigest()[:16]}")
 
 
 def check_split(name: str, split: str) -> None:
