@@ -1,15 +1,17 @@
 """Exported graphs: the numbers of the model at any size, and all that is needed to use them without this package."""
 
 import json
+import re
 
 import numpy as np
 import pytest
 import torch
+from conftest import REPOSITORY
 from PIL import Image
 from scipy.special import softmax
 from test_modeling import SPNET, build, images, with_backbone
 
-from cagnet_hf.export import export_onnx, export_program
+from cagnet_hf.export import export_program
 from cagnet_hf.image_processing_cagnet import CaGNetImageProcessor
 
 PROCESSOR = CaGNetImageProcessor(size={"height": 65, "width": 97})
@@ -118,9 +120,21 @@ def test_a_folder_as_output_is_refused(load_script, tmp_path, capsys):
     assert capsys.readouterr().err == f"error: {tmp_path} is a folder: name the file to write\n"
 
 
-def test_a_graph_that_differs_is_not_written(tmp_path, monkeypatch):
+def test_the_section_of_the_readme(load_script, tmp_path, monkeypatch, capsys):
+    """Its export command and its Python blocks, one after the other."""
     pytest.importorskip("onnxscript", reason="needs the extra `onnx`")
-    monkeypatch.setattr("cagnet_hf.export.TOLERANCE", -1)
-    with pytest.raises(RuntimeError, match="differs from the model by"):
-        export_onnx(build(contextual=False, classifier="linear", generator=None), PROCESSOR, tmp_path / "model.onnx")
-    assert list(tmp_path.iterdir()) == []
+    text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    section = re.search(r"^## Smaller, faster, elsewhere\n(.*?)^## ", text, re.M | re.S)[1]
+    monkeypatch.chdir(tmp_path)
+    build(contextual=False, classifier="linear", generator=None).save_pretrained("outputs/scenes/model")
+    PROCESSOR.save_pretrained("outputs/scenes/model")
+    names = {}
+    for language, block in re.findall(r"```(bash|python)\n(.*?)```", section, re.S):
+        if language == "python":
+            exec(block, names)
+        else:
+            arguments = re.search(r"^python scripts/export_onnx.py (.*)$", block, re.M)[1].split()
+            assert load_script("export_onnx").main(arguments) == 0
+    assert names["facts"]["class_names"] == ["cat", "dog", "train", "sofa", "tv"]
+    assert (tmp_path / "model.pt2").is_file()
+    assert "['batch', 3, 'height', 'width'] logits" in capsys.readouterr().out
