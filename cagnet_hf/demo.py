@@ -338,7 +338,8 @@ def _swatch(config, label: int) -> str:
 
 _STYLE = """
 .gradio-container { max-width: 1040px !important; margin: auto; }
-#upload img { width: 100%; height: 100%; object-fit: contain; image-rendering: pixelated; }
+:is(#upload, #overlay) img { width: 100%; height: 100%; object-fit: contain; }
+#upload img { image-rendering: pixelated; }
 #overlay img { cursor: crosshair; }
 #message, #message > div, #legend { padding: 0 !important; }
 #message p { min-height: 1.6em; margin: 0; }
