@@ -202,14 +202,17 @@ def build_page(model_path: str, *, class_embeddings: str | None = None, encoder:
         return views(visit, "The model has its own classes again.")
 
     def point(visit, event: gr.SelectData):
-        return f'<p class="note" role="status">{visit.describe_pixel(*event.index)}</p>'
+        told = visit.describe_pixel(*event.index) if visit else "Forgotten meanwhile: drop the image again."
+        return f'<p class="note" role="status">{told}</p>'
 
     config = model.config
     limits = f"up to {MAX_BYTES // 2**20} MB and {MAX_PIXELS // 10**6} megapixels"
-    known = f"{len(config.unseen_ids)} more it knows" if config.unseen_ids else "What you add it knows"
+    known = "It will know only by a vector of their name"
+    if config.unseen_ids:
+        known = f"It knows {len(config.unseen_ids)} more only by a vector of their name, as it will know"
     introduction = (
         f"# Zero-shot segmentation\nThis model learnt {len(config.seen_ids)} classes from labelled pixels. "
-        f"{known} only by a vector of the name{', as it will what you add' if config.unseen_ids else ''}: **hatched**."
+        f"{known} the ones you add. These are **hatched**."
     )
     with gr.Blocks(title="Zero-shot segmentation", analytics_enabled=False, delete_cache=(600, 3600)) as page:
         state = gr.State(time_to_live=FORGOTTEN_AFTER)
@@ -238,7 +241,7 @@ def build_page(model_path: str, *, class_embeddings: str | None = None, encoder:
                     config.calibration,
                     step=0.05,
                     label="Calibration γ",
-                    info="Taken from the probability of seen classes: more pixels become unseen ones.",
+                    info="Is taken from the scores of seen classes.",
                     elem_id="gamma",
                 )
                 name = gr.Textbox(
@@ -291,20 +294,24 @@ def serve(
     from gradio.themes import Default
     from starlette.middleware import Middleware
 
-    page.launch(
-        server_port=port,
-        max_file_size=MAX_BYTES,
-        state_session_capacity=100,
-        ssr_mode=False,
-        share=False,
-        pwa=False,
-        footer_links=[],
-        enable_monitoring=False,
-        theme=Default(primary_hue="blue", neutral_hue="gray", font=["system-ui", "sans-serif"]),
-        css=_STYLE,
-        app_kwargs={"middleware": [Middleware(_OwnServerOnly)]},
-        prevent_thread_lock=not block,
-    )
+    try:
+        page.launch(
+            server_port=port,
+            max_file_size=MAX_BYTES,
+            state_session_capacity=100,
+            ssr_mode=False,
+            share=False,
+            pwa=False,
+            footer_links=[],
+            enable_monitoring=False,
+            theme=Default(primary_hue="blue", neutral_hue="gray", font=["system-ui", "sans-serif"]),
+            css=_STYLE,
+            app_kwargs={"middleware": [Middleware(_OwnServerOnly)]},
+            prevent_thread_lock=not block,
+        )
+    finally:
+        if block:
+            uploads.cleanup()
     return page
 
 
@@ -331,9 +338,10 @@ def _swatch(config, label: int) -> str:
 
 _STYLE = """
 .gradio-container { max-width: 1040px !important; margin: auto; }
-#upload img { width: 100%; height: 100%; object-fit: contain; image-rendering: pixelated; }
+:is(#upload, #overlay) img { width: 100%; height: 100%; object-fit: contain; }
+#upload img { image-rendering: pixelated; }
 #overlay img { cursor: crosshair; }
-#message { padding: 0; }
+#message, #message > div, #legend { padding: 0 !important; }
 #message p { min-height: 1.6em; margin: 0; }
 #message .error { color: #b42318; }
 #legend table { width: 100%; border-collapse: collapse; }

@@ -1,15 +1,17 @@
 """Exported graphs: the numbers of the model at any size, and all that is needed to use them without this package."""
 
 import json
+import re
 
 import numpy as np
 import pytest
 import torch
+from conftest import REPOSITORY
 from PIL import Image
 from scipy.special import softmax
 from test_modeling import SPNET, build, images, with_backbone
 
-from cagnet_hf.export import export_onnx, export_program
+from cagnet_hf.export import export_program
 from cagnet_hf.image_processing_cagnet import CaGNetImageProcessor
 
 PROCESSOR = CaGNetImageProcessor(size={"height": 65, "width": 97})
@@ -34,11 +36,14 @@ def run_onnx(path, pixel_values):
 
 
 @pytest.fixture(scope="module", params=KINDS)
-def exported(request, tmp_path_factory):
-    """(model, its ONNX file)"""
+def exported(request, load_script, tmp_path_factory):
+    """(model, the ONNX file that the command wrote)"""
     pytest.importorskip("onnxscript", reason="needs the extra `onnx`")
-    model, path = build(**KINDS[request.param]), tmp_path_factory.mktemp("onnx") / "new" / "model.onnx"
-    assert export_onnx(model, PROCESSOR, path) < 1e-4
+    model, folder = build(**KINDS[request.param]), tmp_path_factory.mktemp("onnx")
+    model.save_pretrained(folder / "model")
+    PROCESSOR.save_pretrained(folder / "model")
+    path = folder / "new" / "model.onnx"
+    assert load_script("export_onnx").main(["--model", str(folder / "model"), "--output", str(path)]) == 0
     return model, path
 
 
@@ -68,13 +73,6 @@ def test_the_sides_of_an_onnx_graph_have_names(exported):
         *("pixel_values", "logits"),
         *("batch", 3, "height", "width"),
     ]
-
-
-def test_an_export_leaves_the_model_as_it_is(exported):
-    model = exported[0]
-    assert (model.generator is None) == (model.config.generator is None)
-    assert model.class_embeddings is not None
-    assert all(parameter.requires_grad for parameter in model.parameters())
 
 
 @torch.no_grad()
@@ -107,6 +105,8 @@ def test_the_file_alone_segments_an_image(exported):
 def test_torch_export_gives_the_logits_of_the_model_at_any_size(tmp_path):
     model = build(**KINDS["patches"])
     torch.export.save(export_program(model), tmp_path / "model.pt2")
+    assert model.generator is not None
+    assert all(parameter.requires_grad for parameter in model.parameters())
     program = torch.export.load(tmp_path / "model.pt2")
     assert not [name for name in program.state_dict if "generator" in name or "critic" in name]
     for size in SIZES:
@@ -114,13 +114,27 @@ def test_torch_export_gives_the_logits_of_the_model_at_any_size(tmp_path):
         torch.testing.assert_close(program.module()(pixel_values), model(pixel_values).logits)
 
 
-def test_the_command(load_script, tmp_path, capsys):
+def test_a_folder_as_output_is_refused(load_script, tmp_path, capsys):
+    arguments = ["--model", "absent/model", "--output", str(tmp_path)]
+    assert load_script("export_onnx").main(arguments) == 2
+    assert capsys.readouterr().err == f"error: {tmp_path} is a folder: name the file to write\n"
+
+
+def test_the_section_of_the_readme(load_script, tmp_path, monkeypatch, capsys):
+    """Its export command and its Python blocks, one after the other."""
     pytest.importorskip("onnxscript", reason="needs the extra `onnx`")
-    build(contextual=False, classifier="linear", generator=None).save_pretrained(tmp_path / "model")
-    PROCESSOR.save_pretrained(tmp_path / "model")
-    arguments = ["--model", str(tmp_path / "model"), "--output", str(tmp_path / "model.onnx")]
-    assert load_script("export_onnx").main(arguments) == 0
-    assert capsys.readouterr().out.startswith(f"Wrote {tmp_path / 'model.onnx'}")
-    assert run_onnx(tmp_path / "model.onnx", images()).shape[:2] == (2, 5)
-    assert load_script("export_onnx").main([*arguments[:-1], str(tmp_path)]) == 2
-    assert capsys.readouterr().err.splitlines()[-1] == f"error: {tmp_path} is a folder: name the file to write"
+    text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    section = re.search(r"^## Smaller, faster, elsewhere\n(.*?)^## ", text, re.M | re.S)[1]
+    monkeypatch.chdir(tmp_path)
+    build(contextual=False, classifier="linear", generator=None).save_pretrained("outputs/scenes/model")
+    PROCESSOR.save_pretrained("outputs/scenes/model")
+    names = {}
+    for language, block in re.findall(r"```(bash|python)\n(.*?)```", section, re.S):
+        if language == "python":
+            exec(block, names)
+        else:
+            arguments = re.search(r"^python scripts/export_onnx.py (.*)$", block, re.M)[1].split()
+            assert load_script("export_onnx").main(arguments) == 0
+    assert names["facts"]["class_names"] == ["cat", "dog", "train", "sofa", "tv"]
+    assert (tmp_path / "model.pt2").is_file()
+    assert "['batch', 3, 'height', 'width'] logits" in capsys.readouterr().out

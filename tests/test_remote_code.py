@@ -53,6 +53,11 @@ with torch.no_grad():
         "synthetic": segmenter.synthesize_features(torch.zeros(1, 2, 2).long(), torch.Generator().manual_seed(0)),
     }
     segmenter.save_pretrained(output / "again")
+    segmenter.add_classes(["zebra"], torch.ones(1, 6))
+    values["logits_of_six"] = segmenter(**inputs).logits
+    segmenter.save_pretrained(output / "six")
+    six = AutoModelForSemanticSegmentation.from_pretrained(output / "six", **remote)
+    values["logits_of_six_again"] = six(**inputs).logits
     AutoImageProcessor.from_pretrained(folder, **remote).save_pretrained(output / "again")
     again = AutoModelForSemanticSegmentation.from_pretrained(output / "again", **remote)
     values["logits_again"] = again(**inputs).logits
@@ -66,20 +71,20 @@ save_file({name: value.contiguous() for name, value in values.items()}, output /
 
 
 def tiny_config(**options) -> CaGNetConfig:
-    return CaGNetConfig(
-        depths=(1, 1, 1, 1),
-        hidden_sizes=(8, 8, 16, 16),
-        stem_size=8,
-        feature_size=12,
-        context_hidden_size=8,
-        classifier_hidden_size=16,
-        generator_hidden_sizes=(16,),
-        generator_dropout=(0.1,),
-        embedding_size=6,
-        id2label=dict(enumerate(NAMES)),
-        unseen_ids=(3, 4),
-        **options,
-    )
+    sizes = {
+        "depths": (1, 1, 1, 1),
+        "hidden_sizes": (8, 8, 16, 16),
+        "stem_size": 8,
+        "feature_size": 12,
+        "context_hidden_size": 8,
+        "classifier_hidden_size": 16,
+        "generator_hidden_sizes": (16,),
+        "generator_dropout": (0.1,),
+        "embedding_size": 6,
+        "id2label": dict(enumerate(NAMES)),
+        "unseen_ids": (3, 4),
+    }
+    return CaGNetConfig(**(sizes | options))
 
 
 def new_model(**options) -> CaGNetForSemanticSegmentation:
@@ -214,6 +219,13 @@ def test_a_model_saved_elsewhere_carries_its_code(elsewhere, folder):
 
 def test_a_model_saved_elsewhere_opens_elsewhere(values):
     assert torch.equal(values["logits_again"], values["logits"])
+
+
+def test_a_class_is_added_elsewhere(values, model, elsewhere):
+    six = CaGNetForSemanticSegmentation.from_pretrained(elsewhere / "six")
+    assert list(six.config.id2label.values()) == [*NAMES, "zebra"]
+    assert torch.equal(values["logits_of_six"], values["logits_of_six_again"])
+    torch.testing.assert_close(values["logits_of_six"][:, :5], values["logits"])
 
 
 # With the package

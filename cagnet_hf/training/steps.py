@@ -22,6 +22,7 @@ from ..losses import (
     multi_scale_cross_entropy,
 )
 from ..modeling_cagnet import resize_labels, to_pixel_list
+from ..new_classes_cagnet import evaluating
 from ..patches import class_odds
 from .pseudo_labels import confident_labels, top_k_labels
 from .recipe import MomentMatchingRecipe, PseudoLabelRecipe, Recipe, StageRecipe
@@ -265,7 +266,7 @@ def label_ignored_pixels(model, batch: dict[str, torch.Tensor], rule: PseudoLabe
     Decided per cell of the feature map; padding stays ignored.
     """
     config, labels = model.config, batch["labels"]
-    with _evaluating(model):
+    with evaluating(model):
         logits = model(batch["pixel_values"]).logits
     cells, padding = (resize_labels(batch[key], logits.shape[-2:]) for key in ("labels", "padding"))
     options = {"unseen_ids": config.unseen_ids, "ignore_index": config.ignore_index}
@@ -277,18 +278,6 @@ def label_ignored_pixels(model, batch: dict[str, torch.Tensor], rule: PseudoLabe
     torch.clear_autocast_cache()  # weights cast without gradients must not serve the step that follows
     unseen = (guesses >= len(config.seen_ids)) & (guesses != config.ignore_index)
     return torch.where((labels == config.ignore_index) & ~batch["padding"] & unseen, guesses, labels)
-
-
-@contextmanager
-def _evaluating(model: torch.nn.Module):
-    """Within, the model is in evaluation mode; afterwards every module is in the mode it was in."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 def synthetic_step(model, stage: StageRecipe, label_maps: LabelMapSource) -> StepResult:
