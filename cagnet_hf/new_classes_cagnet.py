@@ -10,8 +10,7 @@ from torch import nn
 
 from .configuration_cagnet import plain_name
 
-# Of the variance of the new logits. Chosen on held-out classes (model_cards/README.md): less costs the old classes more
-# for no better a new one, more finds less of the new one.
+# Of the variance of the new logits; chosen on held-out classes (model_cards/README.md).
 VARIANCE_PENALTY = 0.001
 _MOST_DATASET_IDS = 255  # stored masks are bytes; 255 is no class
 
