@@ -68,7 +68,7 @@ def test_a_name_without_a_vector_is_refused_with_the_way_out(tmp_path):
 
 
 def test_an_encoder_makes_vectors_of_any_name_and_is_checked(tmp_path):
-    encoder = str(write_bert(tmp_path / "bert"))
+    encoder = str(write_bert(tmp_path))
     record = {"source": "table.safetensors", "encoder": encoder, "pooling": "mean", "prompt": "a photo of a {}."}
     options = {"pooling": "mean", "prompt": "a photo of a {}."}
     model = model_of(encode_names(["cat", "dog"], encoder, **options), record)
