@@ -63,7 +63,7 @@ def test_a_table_of_another_source_is_refused(tmp_path):
 def test_a_name_without_a_vector_is_refused_with_the_way_out(tmp_path):
     vectors = np.random.default_rng(0).normal(size=(3, 6)).astype(np.float32)
     model = model_of(vectors, {"source": "voc.npy"})
-    with pytest.raises(ValueError, match="no embedding of class 'zebra' .the model's are from voc.npy.; make a table"):
+    with pytest.raises(ValueError, match=r"no embedding of class 'zebra' .*; make a table"):
         embed_new_classes(model, ["zebra"])
 
 

