@@ -17,7 +17,7 @@ FLOORS = [
     | {"conversion", "patches", "pixel_cnn", "pretrained_weights", "text_encoders", "word_vectors"},
     {"evaluation", "hub", "prediction", "visualization"},
     {"training"},
-    {"", "scripts"},  # "": the package as its users see it
+    {"", "scripts", "speed"},  # "": the package as its users see it
 ]
 # These four travel to the Hub with the weights, as one flat folder.
 TRAVELLING = {"configuration_cagnet", "backbones_cagnet", "modeling_cagnet", "image_processing_cagnet"}

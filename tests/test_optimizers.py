@@ -54,12 +54,6 @@ def test_a_stage_that_follows_gives_back_the_right_to_learn():
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
-def test_training_a_part_that_the_model_lacks_is_refused():
-    recipe = tiny_recipe("spnet", "stages.pretrain.generator={optimizer: adam, lr: 0.1}")
-    with pytest.raises(ValueError, match="trains the generator, but this model has none"):
-        new_model(recipe)
-
-
 def test_biases_of_the_pyramid_and_batch_normalisation_do_not_decay():
     groups = groups_by_name(tiny_recipe("cagnet_pi"))
     for name, group in groups.items():
