@@ -99,6 +99,29 @@ def test_the_selector_can_be_left_untrained():
     assert after.grad is None
 
 
+@pytest.mark.parametrize("kind", ["adam", "adamw"])
+def test_fused_updates_are_the_plain_ones(kind):
+    """In the layout of training, in which the weights of a convolution do not lie in the order of their indices."""
+    recipe = tiny_recipe("cagnet_pi", *(f"stages.pretrain.{p}.optimizer={kind}" for p in ("network", "classifier")))
+    weights = {}
+    for fused in (False, True):
+        model, _ = new_model(recipe)
+        optimizers = build_optimizers(model.to(memory_format=torch.channels_last), recipe.stages["pretrain"])
+        for optimizer in optimizers.values():
+            optimizer.defaults["fused"] = fused
+            for group in optimizer.param_groups:
+                group["fused"] = fused
+        for _ in range(3):
+            torch.manual_seed(1)
+            model.zero_grad()
+            real_step(model, noise_batch(), recipe, recipe.stages["pretrain"]).total.backward()
+            for optimizer in optimizers.values():
+                optimizer.step()
+        weights[fused] = dict(model.named_parameters())
+    for name, values in weights[True].items():
+        torch.testing.assert_close(values, weights[False][name], msg=name)
+
+
 # What training must not see
 
 

@@ -103,7 +103,7 @@ def metric_lines(setting: Setting) -> Iterator[Line]:
     def score(metric, count):
         for index in range(count):
             prediction, reference = predictions[index % 8], references[index % 8]
-            metric.add_batch(predictions=prediction[None], references=reference[None])
+            metric.add(prediction=prediction, reference=reference)
         metric.compute()
 
     count = 1449 if setting.published else 145
