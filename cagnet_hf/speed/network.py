@@ -37,9 +37,7 @@ class Stage:
         self.recipe: Recipe = load_recipe(f"pascal_voc/{method}")
         self.stage: StageRecipe = self.recipe.stages[name]
         if not setting.published:  # half the side, one image: a thirty-second of the work, in the same proportions
-            side = {"crop_size": self.stage.crop_size // 2, "batch_size": 1}
-            synthetic = {"synthetic_size": self.stage.synthetic_size // 2} if self.stage.synthetic_size else {}
-            self.stage = self.stage.model_copy(update=side | synthetic)
+            self.stage = self.stage.model_copy(update={"crop_size": self.stage.crop_size // 2, "batch_size": 1})
         elif not setting.on_gpu:
             self.stage = self.stage.model_copy(update={"batch_size": 2})
         self.model = model or new_model(setting, **self.recipe.model)
