@@ -5,6 +5,7 @@ Strides beyond `output_stride` become dilations, so ImageNet weights fit at ever
 
 from torch import nn
 from transformers import AutoBackbone
+from transformers import initialization as init
 
 
 class ConvNorm(nn.Module):
@@ -177,3 +178,12 @@ def freeze_batch_norm(module: nn.Module) -> None:
     for child in module.modules():
         if isinstance(child, nn.modules.batchnorm._BatchNorm):
             child.eval()
+
+
+def start_batch_norm(module: nn.modules.batchnorm._BatchNorm) -> None:
+    """Give a batch normalisation its first weights and statistics: it changes nothing."""
+    init.ones_(module.weight)
+    init.zeros_(module.bias)
+    init.zeros_(module.running_mean)
+    init.ones_(module.running_var)
+    init.zeros_(module.num_batches_tracked)

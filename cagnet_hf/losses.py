@@ -11,6 +11,7 @@ import torch.nn.functional as F
 MMD_BANDWIDTHS = (2.0, 5.0, 10.0, 20.0, 40.0, 60.0)
 ZS3NET_BANDWIDTHS = (2.0, 5.0, 10.0, 20.0, 40.0, 80.0)
 SMALLEST_SQUARED_MMD = 1e-9  # keeps the root's gradient finite at equal sets
+CHUNK_VALUES = 2**21  # values of a matrix of kernels or rows at a time: 8 MiB each, a handful are alive together
 
 
 def multi_scale_cross_entropy(logit_maps, label_maps, *, ignore_index: int = 255, reduction: str = "mean"):
@@ -42,13 +43,14 @@ def classwise_mmd(synthetic, real, labels, num_classes: int, *, max_pixels: int 
     """Maximum mean discrepancy between synthetic and real features, per class, averaged over the classes present.
 
     For a class with n pixels, sqrt(½ · Σ_σ MMD²_σ) with k_σ(a, b) = exp(−‖a−b‖² / 2σ), σ in `MMD_BANDWIDTHS`, the
-    biased (V-)statistic. All classes are computed in one batch; a class with more than `max_pixels` pixels takes part
-    with that many of them, drawn uniformly.
+    biased (V-)statistic. A class with more than `max_pixels` pixels takes part with that many of them, drawn
+    uniformly. Classes are computed together, as many at a time as `CHUNK_VALUES` allows; nothing waits for a device.
 
     Args:
-        synthetic, real: `(1, D, 1, P)` features of the same labelled pixels.
-        labels: `(P,)` class of each pixel, in [0, num_classes).
-        max_pixels: Bound m of pixels per class; memory is num_classes · (2m)² values.
+        synthetic: `(1, D, 1, P)` features of the labelled pixels, which learn.
+        real: `(1, D, 1, P)` features of the same pixels, which do not: no gradient reaches them.
+        labels: `(P,)` class of each pixel, in [0, num_classes). Kernels are evaluated for absent classes, too.
+        max_pixels: Bound m of pixels per class; a class takes 3m² kernel evaluations.
     """
     pixels = labels.numel()
     if pixels == 0:
@@ -63,18 +65,13 @@ def classwise_mmd(synthetic, real, labels, num_classes: int, *, max_pixels: int 
     rank = torch.arange(pixels, device=labels.device) - (counts.cumsum(0) - counts)[grouped]
     # One row of slots per class; pixels beyond a class's slots go to a spare one, which is cut off.
     slot = torch.where(rank < width, grouped * width + rank, num_classes * width)
-    index = torch.zeros(num_classes * width + 1, dtype=torch.long, device=labels.device)
-    index = index.index_put_((slot,), order)[:-1]
-    taken = counts.clamp(max=width)
-    used = torch.arange(width, device=labels.device) < taken[:, None]  # (C, m)
+    index = torch.full((num_classes * width + 1,), pixels, device=labels.device)  # an empty slot points past the end
+    index = index.index_put_((slot,), order)[:-1].view(num_classes, width)
 
-    points = torch.cat([x[0, :, 0].t()[index].unflatten(0, (num_classes, width)) for x in (synthetic, real)], dim=1)
-    points = _precise(points)  # (C, 2m, D)
-    share = used.to(points.dtype) / taken.clamp_min(1)[:, None]
-    squared_mmd = _squared_mmd(points, torch.cat([share, -share], dim=1), MMD_BANDWIDTHS)
+    squared_mmd = _SquaredMMD.apply(*(x.squeeze((0, 2)).t() for x in (synthetic, real)), index, index, MMD_BANDWIDTHS)
     # w = (M² + N²) / (M + N)² = ½ for equal numbers
     per_class = (0.5 * squared_mmd).clamp_min(SMALLEST_SQUARED_MMD).sqrt()
-    present = taken > 0
+    present = counts > 0
     return (per_class * present).sum() / present.sum().clamp_min(1)
 
 
@@ -82,31 +79,81 @@ def moment_matching_loss(synthetic, real):
     """ZS3Net: sqrt(Σ_σ MMD²_σ) with σ in `ZS3NET_BANDWIDTHS`, kernel and statistic as in `classwise_mmd`.
 
     Args:
-        synthetic: `(M, D)` features of one class, M > 0.
-        real: `(N, D)` features of it, N > 0.
+        synthetic: `(M, D)` features of one class, M > 0, which learn.
+        real: `(N, D)` features of it, N > 0, which do not: no gradient reaches them.
     """
-    points = _precise(torch.cat([synthetic, real]))
-    signs = torch.cat([points.new_ones(len(synthetic)) / len(synthetic), -points.new_ones(len(real)) / len(real)])
-    squared_mmd = _squared_mmd(points[None], signs[None], ZS3NET_BANDWIDTHS)[0]
+    every_row = [torch.arange(len(features), device=features.device)[None] for features in (synthetic, real)]
+    squared_mmd = _SquaredMMD.apply(synthetic, real, *every_row, ZS3NET_BANDWIDTHS)[0]
     return squared_mmd.clamp_min(SMALLEST_SQUARED_MMD).sqrt()
 
 
-def _precise(points):
-    """In single precision at least: distances need it."""
-    return points.to(torch.promote_types(points.dtype, torch.float32))
+class _SquaredMMD(torch.autograd.Function):
+    """Σ_σ MMD²_σ between groups of rows of two sets, with the gradient of the first set in closed form.
 
-
-def _squared_mmd(points, signs, bandwidths):
-    """Σ_σ Σ_ij s_i s_j k_σ(x_i, x_j) of points `(C, P, D)` whose signs `(C, P)` are 1/M in one set, −1/N in the other.
-
-    Returns:
-        `(C,)`.
+    MMD² = Σ_ij a_i a_j k(x_i, x_j), a = 1/M at the M synthetic rows and −1/N at the N real ones. Its gradient at a
+    synthetic row is 4 a_i Σ_j a_j k'(x_i, x_j) (x_i − x_j), k' the derivative by the squared distance. It is found
+    while the kernels are at hand, so that none outlives its chunk of groups.
     """
-    with torch.autocast(points.device.type, enabled=False):  # half-precision products would drown small distances
-        squares = points.square().sum(-1)
-        distances = (squares[:, :, None] + squares[:, None, :] - 2 * points @ points.mT).clamp_min(0)
-        kernel = sum(torch.exp(distances / (-2 * bandwidth)) for bandwidth in bandwidths)
-        return torch.einsum("ci,cij,cj->c", signs, kernel, signs)
+
+    @staticmethod
+    def forward(ctx, synthetic, real, synthetic_index, real_index, bandwidths):
+        """Rows `(P, D)` and `(Q, D)`; which of them each of C groups holds, `(C, m)` and `(C, n)`, P or Q where none.
+
+        Returns:
+            `(C,)`.
+        """
+        precision = torch.promote_types(synthetic.dtype, torch.float32)  # distances need it
+        m, n = synthetic_index.shape[1], real_index.shape[1]
+        at_a_time = max(1, CHUNK_VALUES // (max(m, n) * max(m + n, synthetic.shape[1])))
+        values, gradients = [], []
+        with torch.autocast(synthetic.device.type, enabled=False):  # halves would drown small distances
+            for made_rows, real_rows in zip(
+                synthetic_index.split(at_a_time), real_index.split(at_a_time), strict=True
+            ):
+                x, a = _rows_and_shares(synthetic, made_rows, precision)
+                y, b = _rows_and_shares(real, real_rows, precision)
+                within, slope_within = _kernel_and_slope(_squared_distances(x, x), bandwidths)
+                between, slope_between = _kernel_and_slope(_squared_distances(x, y), bandwidths)
+                real_within, _ = _kernel_and_slope(_squared_distances(y, y), bandwidths)
+                joined = a * (within @ a - 2 * between @ b), b * (real_within @ b)
+                values.append(sum(part.sum((1, 2)) for part in joined))
+                slope_within *= a.mT
+                slope_between *= -b.mT
+                pull = slope_within.sum(2, keepdim=True) + slope_between.sum(2, keepdim=True)
+                gradients.append(4 * a * (pull * x - slope_within @ x - slope_between @ y))
+        ctx.save_for_backward(torch.cat(gradients), synthetic_index)
+        ctx.num_rows = len(synthetic)
+        return torch.cat(values)
+
+    @staticmethod
+    def backward(ctx, value_gradient):
+        gradients, index = ctx.saved_tensors
+        gradient = gradients.new_zeros(ctx.num_rows + 1, gradients.shape[2])  # empty slots share a spare row
+        gradient[index] = gradients * value_gradient[:, None, None]
+        return gradient[:-1], None, None, None, None
+
+
+def _rows_and_shares(features, index, precision):
+    """Rows `(C, m, D)` of features `(P, D)` and the share of each in its group, `(C, m, 1)`: 0 where there is none."""
+    used = index < len(features)
+    share = used.to(precision) / used.sum(1, keepdim=True).clamp_min(1)
+    return features[index.clamp(max=len(features) - 1)].to(precision), share[:, :, None]
+
+
+def _squared_distances(a, b):
+    """‖a_i − b_j‖² of `(C, M, D)` and `(C, N, D)` -> `(C, M, N)`."""
+    norms = a.square().sum(-1)[:, :, None] + b.square().sum(-1)[:, None]
+    return torch.baddbmm(norms, a, b.mT, alpha=-2).clamp_(min=0)
+
+
+def _kernel_and_slope(distances, bandwidths):
+    """Σ_σ k_σ and its derivative by the squared distance, both of the shape of `distances`."""
+    kernel, slope = torch.zeros_like(distances), torch.zeros_like(distances)
+    for bandwidth in bandwidths:
+        part = (distances / (-2 * bandwidth)).exp_()
+        kernel += part
+        slope.add_(part, alpha=-1 / (2 * bandwidth))
+    return kernel, slope
 
 
 def content_loss(kind: str, synthetic, real, labels, num_classes: int, *, max_pixels: int = 256):

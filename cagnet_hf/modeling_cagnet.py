@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
-from .backbones_cagnet import build_backbone, freeze_batch_norm
+from .backbones_cagnet import build_backbone, freeze_batch_norm, start_batch_norm
 from .configuration_cagnet import CaGNetConfig
 from .gaussian_cagnet import GaussianGenerator
 from .new_classes_cagnet import EditableClasses
@@ -209,7 +209,9 @@ class PixelClassifier(nn.Module):
     def forward(self, features):
         """`(B, D, h, w)` -> class logits `(B, N, h, w)`."""
         hidden = self.hidden(features)
-        return self.class_head(hidden if self.neighbours is None else self.neighbours(hidden))
+        if self.neighbours is None:
+            return self.class_head(hidden)
+        return F.conv2d(hidden, *self._patch_head(), padding=1)
 
     def centres(self, features):
         """What the class head sees of the centres of 3x3 patches: `(B, D, 3n, 3m)` -> `(B, C, n, m)`."""
@@ -218,7 +220,13 @@ class PixelClassifier(nn.Module):
 
     def classify_centres(self, features):
         """The centres of maps tiled with 3x3 patches: `(B, D, 3n, 3m)` -> class logits `(B, N, n, m)`."""
-        return self.class_head(self.centres(features))
+        return F.conv2d(self.hidden(features), *self._patch_head(), stride=3)
+
+    def _patch_head(self):
+        """Weight `(N, hidden, 3, 3)` and bias of neighbours and class head as the one linear map they are together."""
+        weight = self.class_head.weight.flatten(1)
+        folded = (weight @ self.neighbours.weight.flatten(1)).view(-1, *self.neighbours.weight.shape[1:])
+        return folded, weight @ self.neighbours.bias + self.class_head.bias
 
     def criticise(self, features):
         """`(B, D, h, w)` -> realness `(B, 1, h, w)` in (0, 1)."""
@@ -248,11 +256,7 @@ class CaGNetPreTrainedModel(PreTrainedModel):
             if module.bias is not None:
                 init.zeros_(module.bias)
         elif isinstance(module, nn.BatchNorm2d):
-            init.ones_(module.weight)
-            init.zeros_(module.bias)
-            init.zeros_(module.running_mean)
-            init.ones_(module.running_var)
-            init.zeros_(module.num_batches_tracked)
+            start_batch_norm(module)
         elif isinstance(module, GaussianGenerator):  # after its convolutions: nothing observed
             for tensor in (module.mean.weight, module.mean.bias, *module.buffers(recurse=False)):
                 init.zeros_(tensor)
@@ -307,8 +311,7 @@ class CaGNetModel(CaGNetPreTrainedModel):
         """Features of the image at several scales, as in training (DeepLabV2's multi-scale input).
 
         Returns:
-            The output at scale 1 (the first scale) and the list of feature maps: one per scale, each at its own size,
-            and, when there are several, their pixel-wise maximum at the size of the first.
+            The output at scale 1 (the first scale) and the list of feature maps, one per scale, each at its own size.
         """
         first = self(pixel_values)
         maps = [first.features]
@@ -317,8 +320,6 @@ class CaGNetModel(CaGNetPreTrainedModel):
             smaller = [torch.sym_max(1, side * part.numerator // part.denominator) for side in pixel_values.shape[-2:]]
             resized = F.interpolate(pixel_values, smaller, mode="bilinear", align_corners=False)
             maps.append(self(resized).features)
-        if len(maps) > 1:
-            maps.append(scale_maximum(maps))
         return first, maps
 
 
@@ -354,15 +355,16 @@ class CaGNetForSemanticSegmentation(EditableClasses, CaGNetPreTrainedModel):
         return F.conv2d(features, F.normalize(self.class_embeddings.to(features.device), dim=1)[:, :, None, None])
 
     def classify_scales(self, maps):
-        """Class logits of the feature maps that `multi_scale` gives, its maximum included.
+        """Class logits of the feature maps of several scales and, after them, of their pixel-wise maximum.
 
         A learnt classifier scores the maximum of the features; a projection scores first, its maximum is that of the
         scores (SPNet).
         """
-        if self.classifier is not None or len(maps) == 1:
-            return [self.classify(m) for m in maps]
-        logit_maps = [self.classify(m) for m in maps[:-1]]
-        return [*logit_maps, scale_maximum(logit_maps)]
+        logit_maps = [self.classify(m) for m in maps]
+        if len(maps) > 1:
+            learnt = self.classifier is not None
+            logit_maps.append(self.classify(scale_maximum(maps)) if learnt else scale_maximum(logit_maps))
+        return logit_maps
 
     def forward(self, pixel_values, labels=None, return_dict=None, **kwargs):
         """Segment a batch of images.
@@ -378,7 +380,7 @@ class CaGNetForSemanticSegmentation(EditableClasses, CaGNetPreTrainedModel):
         if self.training or len(scales) == 1:
             logits = self.classify(self.cagnet(pixel_values).features)
         else:
-            logits = scale_maximum([self.classify(m) for m in self.cagnet.multi_scale(pixel_values, scales)[1][:-1]])
+            logits = scale_maximum([self.classify(m) for m in self.cagnet.multi_scale(pixel_values, scales)[1]])
         loss = None
         if labels is not None:
             labels, ignore_index = resize_labels(labels, logits.shape[-2:]), self.config.ignore_index

@@ -14,6 +14,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
+from .backbones_cagnet import start_batch_norm
 from .benchmarks import IGNORE_INDEX
 
 
@@ -144,11 +145,7 @@ class PatchPixelCNN(PreTrainedModel):
             if module.bias is not None:
                 init.zeros_(module.bias)
         elif isinstance(module, nn.BatchNorm2d):
-            init.ones_(module.weight)
-            init.zeros_(module.bias)
-            init.zeros_(module.running_mean)
-            init.ones_(module.running_var)
-            init.zeros_(module.num_batches_tracked)
+            start_batch_norm(module)
         elif isinstance(module, PatchPixelCNN):
             init.zeros_(module.class_embeddings)
 

@@ -18,7 +18,7 @@ FLOORS = [
     | {"conversion", "patches", "pixel_cnn", "pretrained_weights", "text_encoders", "word_vectors"},
     {"cards", "demo", "evaluation", "export", "prediction", "visualization"},
     {"hub", "training"},
-    {"", "scripts"},  # "": the package as its users see it
+    {"", "scripts", "speed"},  # "": the package as its users see it
 ]
 # These travel to the Hub with the weights, as one flat folder.
 TRAVELLING = {"configuration_cagnet", "backbones_cagnet", "gaussian_cagnet", "modeling_cagnet", "new_classes_cagnet"}

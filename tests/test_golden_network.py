@@ -13,7 +13,7 @@ from golden_weights import FULL, GOLDEN, golden_model, golden_network, golden_sh
 from cagnet_hf import CaGNetForSemanticSegmentation
 from cagnet_hf.image_processing_cagnet import resize_label_map
 from cagnet_hf.losses import kl_to_standard_normal
-from cagnet_hf.modeling_cagnet import resize_labels
+from cagnet_hf.modeling_cagnet import resize_labels, scale_maximum
 
 BACKBONE = np.load(GOLDEN / "backbone.npz")
 HEADS = np.load(GOLDEN / "heads.npz")
@@ -129,14 +129,14 @@ def test_features_and_latent(case):
 @torch.no_grad()
 def test_multi_scale_features(case):
     _, maps = case.model.cagnet.multi_scale(case.image, SCALES)
-    for name, values in zip(("h0", "h0_0.5", "h0_0.75", "h0_msc"), maps, strict=True):
+    for name, values in zip(("h0", "h0_0.5", "h0_0.75", "h0_msc"), [*maps, scale_maximum(maps)], strict=True):
         case.check(name, values)
 
 
 @torch.no_grad()
 def test_multi_scale_features_in_training(training):
     first, maps = training.model.cagnet.multi_scale(training.image, SCALES)
-    for name, values in zip(("h0_1", "h0_0.5", "h0_0.75", "h0_max"), maps, strict=True):
+    for name, values in zip(("h0_1", "h0_0.5", "h0_0.75", "h0_max"), [*maps, scale_maximum(maps)], strict=True):
         training.check(f"train/{name}", values)
     training.check("train/latent", first.latent)
 
@@ -161,7 +161,7 @@ def test_kl_divergence(training):
 def test_double_precision(small_model):
     case = Case("s72x104", copy.deepcopy(small_model).double())
     _, maps = case.model.cagnet.multi_scale(case.image.double(), SCALES)
-    for name, values in zip(("h0", "h0_0.5", "h0_0.75", "h0_msc"), maps, strict=True):
+    for name, values in zip(("h0", "h0_0.5", "h0_0.75", "h0_msc"), [*maps, scale_maximum(maps)], strict=True):
         case.check(name, values, rtol=0, atol=2e-6)  # the probes are single precision
     output = case.model.train().cagnet(case.image.double())
     divergence = kl_to_standard_normal(output.latent_mean, output.latent_log_variance, case.labelled)

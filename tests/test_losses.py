@@ -10,7 +10,9 @@ from golden import recipe
 from golden_weights import GOLDEN, golden_classifier
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from cagnet_hf import losses
 from cagnet_hf.losses import (
+    MMD_BANDWIDTHS,
     classwise_mmd,
     content_loss,
     critic_loss,
@@ -226,11 +228,44 @@ class LargestTensor(TorchDispatchMode):
         return output
 
 
-def test_memory_of_mmd_is_bounded_by_max_pixels():
-    synthetic, real = torch.rand(2, 1, 4, 1, 10_000)
+@pytest.mark.parametrize("present", [1, 60])
+def test_no_matrix_of_the_mmd_outgrows_a_chunk(present):
+    """Whether one class fills the batch or sixty share it: nothing but the features grows with pixels or classes."""
+    synthetic, real = torch.rand(2, 1, 4, 1, 8 * 47 * 47)
+    synthetic.requires_grad_()
+    labels = torch.arange(8 * 47 * 47) % present
     with LargestTensor() as largest:
-        classwise_mmd(synthetic, real, torch.arange(10_000) % 3, 3, max_pixels=64)
-    assert largest.values <= 3 * (2 * 64) ** 2
+        classwise_mmd(synthetic, real, labels, 60).backward()
+    assert largest.values <= losses.CHUNK_VALUES
+
+
+def test_chunks_of_classes_give_what_all_at_once_give(three_classes, monkeypatch):
+    results = []
+    for values in (1, 2**30):
+        monkeypatch.setattr(losses, "CHUNK_VALUES", values)
+        synthetic, real, labels = (x.clone() for x in three_classes)
+        loss = classwise_mmd(synthetic.requires_grad_(), real, labels, 6)
+        loss.backward()
+        results.append((loss, synthetic.grad))
+    torch.testing.assert_close(results[0], results[1])
+
+
+def test_mmd_gradient_is_that_of_the_formula_differentiated(three_classes):
+    synthetic, real, labels = three_classes
+    synthetic.requires_grad_()
+    roots = []
+    for class_id in (1, 3, 4):
+        x, y = (values[0, :, 0, labels == class_id].t() for values in (synthetic, real))
+
+        def mean_kernel(a, b):
+            distances = (a[:, None] - b[None]).square().sum(-1)
+            return sum(torch.exp(-distances / (2 * bandwidth)).mean() for bandwidth in MMD_BANDWIDTHS)
+
+        roots.append((0.5 * (mean_kernel(x, x) + mean_kernel(y, y) - 2 * mean_kernel(x, y))).sqrt())
+    expected = torch.autograd.grad(sum(roots) / 3, synthetic)
+    loss = classwise_mmd(synthetic, real, labels, 6)
+    assert loss.item() == pytest.approx(sum(roots).item() / 3)
+    torch.testing.assert_close(torch.autograd.grad(loss, synthetic), expected)
 
 
 def test_autocast_leaves_the_mmd_in_single_precision():

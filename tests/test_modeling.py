@@ -316,3 +316,24 @@ def test_initialisation():
     for layer in (model.cagnet.backbone.stages[3][0].spatial.convolution, model.cagnet.context.mean):
         assert layer.weight.std().item() == pytest.approx((2 / layer.weight[0].numel()) ** 0.5, rel=0.05)
     assert not any(module.bias.any() for module in model.generator.layers if isinstance(module, nn.Conv2d))
+
+
+# The patch-wise class head
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_neighbours_and_class_head_in_one_convolution_score_as_one_after_the_other(training):
+    model = build(patch_size=3, classifier_dropout=0.0).double().train(training)
+    classifier = model.classifier
+    torch.nn.init.normal_(classifier.neighbours.bias)
+    torch.nn.init.normal_(classifier.class_head.bias)
+    features = torch.rand(2, model.config.feature_size, 6, 9, dtype=torch.float64)
+    plain = classifier.class_head(classifier.neighbours(classifier.hidden(features)))
+    weights = [*classifier.neighbours.parameters(), *classifier.class_head.parameters(), classifier.trunk.weight]
+    for logits, expected in (
+        (classifier(features), plain),
+        (classifier.classify_centres(features), plain[..., 1::3, 1::3]),
+    ):
+        torch.testing.assert_close(logits, expected)
+        given, wanted = (torch.autograd.grad(x.square().sum(), weights, retain_graph=True) for x in (logits, expected))
+        torch.testing.assert_close(given, wanted)

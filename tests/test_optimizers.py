@@ -54,12 +54,6 @@ def test_a_stage_that_follows_gives_back_the_right_to_learn():
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
-def test_training_a_part_that_the_model_lacks_is_refused():
-    recipe = tiny_recipe("spnet", "stages.pretrain.generator={optimizer: adam, lr: 0.1}")
-    with pytest.raises(ValueError, match="trains the generator, but this model has none"):
-        new_model(recipe)
-
-
 def test_biases_of_the_pyramid_and_batch_normalisation_do_not_decay():
     groups = groups_by_name(tiny_recipe("cagnet_pi"))
     for name, group in groups.items():
@@ -103,6 +97,29 @@ def test_the_selector_can_be_left_untrained():
     before, after = step_once(tiny_recipe("cagnet_pi", "stages.pretrain.network.multipliers={selector: 0}"))
     assert torch.equal(after, before)
     assert after.grad is None
+
+
+@pytest.mark.parametrize("kind", ["adam", "adamw"])
+def test_fused_updates_are_the_plain_ones(kind):
+    """In the layout of training, in which the weights of a convolution do not lie in the order of their indices."""
+    recipe = tiny_recipe("cagnet_pi", *(f"stages.pretrain.{p}.optimizer={kind}" for p in ("network", "classifier")))
+    weights = {}
+    for fused in (False, True):
+        model, _ = new_model(recipe)
+        optimizers = build_optimizers(model.to(memory_format=torch.channels_last), recipe.stages["pretrain"])
+        for optimizer in optimizers.values():
+            optimizer.defaults["fused"] = fused
+            for group in optimizer.param_groups:
+                group["fused"] = fused
+        for _ in range(3):
+            torch.manual_seed(1)
+            model.zero_grad()
+            real_step(model, noise_batch(), recipe, recipe.stages["pretrain"]).total.backward()
+            for optimizer in optimizers.values():
+                optimizer.step()
+        weights[fused] = dict(model.named_parameters())
+    for name, values in weights[True].items():
+        torch.testing.assert_close(values, weights[False][name], msg=name)
 
 
 # What training must not see

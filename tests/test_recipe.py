@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from tiny import tiny_recipe
 
 from cagnet_hf.configuration_cagnet import CaGNetConfig
 from cagnet_hf.modeling_cagnet import CaGNetForSemanticSegmentation
@@ -20,7 +21,7 @@ from cagnet_hf.training.recipe import (
     load_recipe,
     recipe_names,
 )
-from cagnet_hf.training.setup import benchmark_of
+from cagnet_hf.training.setup import benchmark_of, build_model, check_stages
 
 SCHEDULES = json.loads((Path(__file__).parent / "golden" / "schedules.json").read_text())
 # The "resume" entries record that the reference counted from another iteration after an interruption.
@@ -414,6 +415,12 @@ def test_every_recipe_describes_a_model_whose_stages_can_be_built(name):
             assert build_optimizers(model, stage) or stage.gaussian
             if config.patch_size > 1 and stage.synthetic_block:
                 assert stage.synthetic_size % config.patch_size == 0
+
+
+def test_training_a_part_that_the_model_lacks_is_refused():
+    recipe = tiny_recipe("spnet", "stages.pretrain.generator={optimizer: adam, lr: 0.1}")
+    with pytest.raises(RecipeError, match=r"stages\.pretrain trains the generator, but this model has none"):
+        check_stages(recipe, build_model(recipe, benchmark_of(recipe)))
 
 
 def test_until_drops_the_stages_beyond(write):

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from tiny import NUM_CLASSES, NUM_SEEN, gradients, new_model, noise_batch, tiny_recipe
 
-from cagnet_hf.modeling_cagnet import resize_labels
+from cagnet_hf.modeling_cagnet import resize_labels, scale_maximum
 from cagnet_hf.training import steps
 from cagnet_hf.training.recipe import PseudoLabelRecipe, Recipe
 from cagnet_hf.training.setup import label_map_source
@@ -134,7 +134,7 @@ def test_classification_averages_the_scales_and_their_maximum(batch):
     torch.manual_seed(1)
     _, maps = model.cagnet.multi_scale(batch["pixel_values"], (1.0, 0.5))
     losses = []
-    for features in maps:
+    for features in [*maps, scale_maximum(maps)]:
         labels = F.interpolate(batch["labels"][None].float(), features.shape[-2:])[0].long()
         losses.append(F.cross_entropy(model.classify(features), labels, ignore_index=255))
     torch.manual_seed(1)

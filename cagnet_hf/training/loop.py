@@ -40,6 +40,8 @@ class Trainer:
         )
         if self.accelerator.mixed_precision == "fp16":
             raise RecipeError("several optimisers share no loss scale, which fp16 needs: use --mixed_precision bf16")
+        if self.accelerator.gradient_accumulation_steps > 1:
+            raise RecipeError("gradients are not accumulated: set batch_size of the stages instead, or use processes")
         self.checkpoint = self._checkpoint_to_resume(resume)
         self.state = load_run_state(self.checkpoint) if self.checkpoint else RunState()
         set_seed(recipe.seed)

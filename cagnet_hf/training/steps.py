@@ -89,8 +89,8 @@ def real_step(model, batch: dict[str, torch.Tensor], recipe: Recipe, stage: Stag
     learns = stage.network is not None
     with torch.set_grad_enabled(learns):
         output, maps = model.cagnet.multi_scale(batch["pixel_values"], stage.scales)
-    label_maps = [resize_labels(batch["labels"], m.shape[-2:]) for m in maps]
-    labels, labelled = label_maps[0], label_maps[0] != ignore_index
+    labels = resize_labels(batch["labels"], maps[0].shape[-2:])
+    labelled = labels != ignore_index
 
     terms, parts = {}, []
 
@@ -102,6 +102,7 @@ def real_step(model, batch: dict[str, torch.Tensor], recipe: Recipe, stage: Stag
         factor = weights.backbone_classification / weights.classifier_real
         maps = [_ScaleGradient.apply(m, factor) for m in maps]
     logit_maps = [_trained_columns(model, logits, recipe) for logits in model.classify_scales(maps)]
+    label_maps = [resize_labels(batch["labels"], logits.shape[-2:]) for logits in logit_maps]
     classification = multi_scale_cross_entropy(
         logit_maps, label_maps, ignore_index=ignore_index, reduction=stage.scale_loss
     )
@@ -148,25 +149,18 @@ def _add_generative_terms(add, model, output, labels, labelled, recipe: Recipe, 
         loss = F.cross_entropy(classifier(made.detach()), truth, ignore_index=model.config.ignore_index)
         add("classification_synthetic", weights.classifier_synthetic, loss)
 
-    with _weights_fixed(classifier):  # the generator is judged by the critic of this moment
+    with weights_fixed(classifier):  # the generator is judged by the critic of this moment
         score = classifier.criticise(synthetic)
     add("generator", weights.generator_adversarial, generator_adversarial_loss(kind, score))
-    add(
-        "content",
-        weights.generator_content,
-        content_loss(
-            recipe.content_loss,
-            synthetic,
-            real,
-            classes,
-            model.config.num_labels,
-            max_pixels=recipe.mmd_pixels_per_class,
-        ),
+    present, groups = classes.unique(return_inverse=True)  # no kernel is evaluated for absent classes
+    content = content_loss(
+        recipe.content_loss, synthetic, real, groups, len(present), max_pixels=recipe.mmd_pixels_per_class
     )
+    add("content", weights.generator_content, content)
 
 
 @contextmanager
-def _weights_fixed(module: torch.nn.Module):
+def weights_fixed(module: torch.nn.Module):
     """Within, gradients pass through the module but do not reach its weights."""
     learning = [parameter for parameter in module.parameters() if parameter.requires_grad]
     for parameter in learning:

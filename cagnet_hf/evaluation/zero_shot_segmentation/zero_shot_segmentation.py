@@ -150,14 +150,16 @@ class ZeroShotSegmentation(evaluate.Metric):
     def _count(self, prediction: np.ndarray, reference: np.ndarray) -> np.ndarray:
         """The confusion matrix of one pair of equal shapes."""
         N = self.num_labels
-        ignored = reference == self.ignore_index
         # Refused at ignored pixels, too: a model that predicts what is no class is broken.
-        _refuse("prediction", prediction, (prediction < 0) | (prediction >= N), f"0..{N - 1}")
-        wrong = ((reference < 0) | (reference >= N)) & ~ignored
-        _refuse("reference", reference, wrong, f"0..{N - 1} and {self.ignore_index} (ignored)")
+        if prediction.min(initial=0) < 0 or prediction.max(initial=0) >= N:
+            _refuse("prediction", prediction, (prediction < 0) | (prediction >= N), f"0..{N - 1}")
         # Ignored pixels fall into a row of their own, cut off below: cheaper than filtering them out.
         cell = reference.astype(np.intp)
-        cell[ignored] = N
+        no_class = (reference < 0) | (reference >= N)
+        if no_class.any():
+            wrong = no_class & (reference != self.ignore_index)
+            _refuse("reference", reference, wrong, f"0..{N - 1} and {self.ignore_index} (ignored)")
+            cell[no_class] = N
         cell *= N
         cell += prediction.astype(np.intp, copy=False)
         return np.bincount(cell.ravel(), minlength=(N + 1) * N)[: N * N].reshape(N, N)
