@@ -39,8 +39,9 @@ def main(argv: list[str] | None = None) -> int:
     # Imported here, so that --help answers at once.
     from accelerate import PartialState
 
-    from cagnet_hf.cli import run, use_every_core
+    from cagnet_hf.cli import resuming_command, run, use_every_core
     from cagnet_hf.training.comparison import points, published_rows, run_rows, write_comparison
+    from cagnet_hf.training.interruption import Stopped
     from cagnet_hf.training.recipe import load_recipe, recipe_names
     from cagnet_hf.visualization import seen_unseen_scatter
 
@@ -65,8 +66,15 @@ def main(argv: list[str] | None = None) -> int:
             seen_unseen_scatter(points(runs.values()), args.output_dir / "comparison.png", title=args.benchmark)
         PartialState().destroy_process_group()
 
+    def compare_or_stop():
+        try:
+            compare()
+        except Stopped:
+            if PartialState().is_main_process:
+                print(f"Stopped; to go on: {resuming_command(__file__, argv, option=None)}")
+
     use_every_core()
-    return run(compare)
+    return run(compare_or_stop)
 
 
 def keys_of_rows(benchmark: str, rows: list[str], keys: list[str]) -> dict[str, list[str]]:

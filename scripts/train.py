@@ -24,6 +24,9 @@ def build_parser() -> argparse.ArgumentParser:
         "--output_dir", type=Path, required=True, help="gets model/, metrics.json, figures/, checkpoints/"
     )
     parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in --output_dir")
+    parser.add_argument(
+        "--deterministic", action="store_true", help="the same bits from the same command, on a GPU, too"
+    )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="recipe keys to change, dotted")
     return parser
 
@@ -32,17 +35,21 @@ def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_intermixed_args(argv)
 
     # Imported here, so that --help answers at once.
-    from cagnet_hf.cli import run, use_every_core
+    from cagnet_hf.cli import resuming_command, run, use_every_core
+    from cagnet_hf.training.interruption import Stopped
     from cagnet_hf.training.loop import Trainer
     from cagnet_hf.training.recipe import load_recipe
     from cagnet_hf.training.report import write_report
 
     def train():
-        recipe = load_recipe(args.recipe, args.overrides)
-        trainer = Trainer(recipe, args.output_dir, resume=args.resume)
-        trainer.run()
-        write_report(trainer)
-        trainer.accelerator.print(f"Wrote {args.output_dir}")
+        overrides = [*args.overrides, *(["deterministic=true"] if args.deterministic else [])]
+        trainer = Trainer(load_recipe(args.recipe, overrides), args.output_dir, resume=args.resume)
+        try:
+            trainer.run()
+            write_report(trainer)
+            trainer.accelerator.print(f"Wrote {args.output_dir}")
+        except Stopped:
+            trainer.accelerator.print(f"Stopped; to go on: {resuming_command(__file__, argv)}")
         trainer.accelerator.state.destroy_process_group()
 
     use_every_core()
