@@ -107,7 +107,7 @@ def test_a_loss_that_is_not_finite_names_term_iteration_images_and_checkpoint(tr
             return super().__getitem__(key)
 
     monkeypatch.setattr(loop, "TrainingExamples", Spied)
-    code, _, errors = train(tmp_path / "run", "checkpoint_every=1", "stages.pretrain.network.lr=1e30")
+    code, _, errors = train(tmp_path / "run", "stages.pretrain.network.lr=1e30")
     assert code == 2
     (line,) = errors
     found = re.fullmatch(
@@ -118,8 +118,7 @@ def test_a_loss_that_is_not_finite_names_term_iteration_images_and_checkpoint(tr
     assert "classification" in found[1].split(", ")
     iteration = int(found[2])
     assert found[3].split(", ") == seen[2 * (iteration - 1) : 2 * iteration]  # batches of two
-    kept = checkpoints(tmp_path / "run" / "checkpoints")
-    assert [found[4]] == [str(kept[-1])] if kept else ["none was saved yet"]
+    assert found[4] == "none was saved yet"
 
 
 def test_a_weight_that_is_not_finite_is_never_saved(train, interrupted, monkeypatch):
@@ -135,7 +134,7 @@ def test_a_weight_that_is_not_finite_is_never_saved(train, interrupted, monkeypa
     monkeypatch.setattr(loop, "average_statistics", spoil)
     code, _, errors = train(interrupted, resume=True)
     assert (code, len(errors)) == (2, 1)
-    assert "a weight is not finite at iteration 20 of finetune" in errors[0]
+    assert "a weight is not finite or far too large at iteration 20 of finetune" in errors[0]
     assert errors[0].endswith(f"last good checkpoint: {before[-1]}")
     assert checkpoints(interrupted / "checkpoints") == before
 

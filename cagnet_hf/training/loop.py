@@ -300,7 +300,7 @@ class Trainer:
         floating = [values for values in model.state_dict().values() if values.is_floating_point()]
         problem = None
         if not total_norm(floating).isfinite():  # a gradient may overflow where every loss is finite
-            problem = self.state.iteration - 1, "a weight is not finite", ""
+            problem = self.state.iteration - 1, "a weight is not finite or far too large", ""
         self._stop_where_not_finite(problem, stage_name)
         save_checkpoint(
             self.output_dir / "checkpoints", self.accelerator, self.state, keep=self.recipe.checkpoints_kept
