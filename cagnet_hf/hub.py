@@ -1,10 +1,11 @@
 """The model folder as it is published: weights, configuration, code, image processor, card."""
 
+import re
 from pathlib import Path
 from typing import NamedTuple
 
 import yaml
-from huggingface_hub import EvalResult, ModelCardData
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from .files import write_whole
 
@@ -111,6 +112,8 @@ _CLASSES = """
 Classes, seen then unseen: {classes}.
 """
 
+_CALIBRATION = re.compile(r"\n## Calibration\n\nγ = .*? (?P<measured>The scores on this card .*?); score anew\.\n?")
+
 _SOURCES = """
 ## Sources
 
@@ -192,6 +195,19 @@ def model_card(recipe: dict, metrics: dict, stages: list[dict], seconds: float) 
         seconds=seconds,
         recipe=yaml.safe_dump(_without_paths(recipe), sort_keys=False).strip(),
     )
+
+
+def calibrated_card(card: str, gamma: float, before: float) -> str:
+    """A model card after a calibration was chosen: it says so, and no longer announces scores of another one."""
+    parsed = ModelCard(card, ignore_metadata_errors=True)
+    parsed.data.eval_results = None
+    measured = f"The scores on this card were measured with γ = {before:g}"
+    kept = _CALIBRATION.search(parsed.text)
+    if kept:  # calibrated before
+        measured = kept["measured"]
+    text = _CALIBRATION.sub("", parsed.text).strip()
+    note = f"## Calibration\n\nγ = {gamma:g}, chosen on held-out seen classes. {measured}; score anew."
+    return f"---\n{parsed.data.to_yaml()}\n---\n\n{text}\n\n{note}\n"
 
 
 def converted_model_card(config, processor, origin: Origin) -> str:

@@ -39,6 +39,7 @@ def main(argv: list[str] | None = None) -> int:
     # Imported here, so that --help answers at once.
     from accelerate import PartialState
 
+    from cagnet_hf.benchmarks import did_you_mean
     from cagnet_hf.cli import resuming_command, run, use_every_core
     from cagnet_hf.training.comparison import points, published_rows, run_rows, write_comparison
     from cagnet_hf.training.interruption import Stopped
@@ -46,11 +47,17 @@ def main(argv: list[str] | None = None) -> int:
     from cagnet_hf.visualization import seen_unseen_scatter
 
     def compare():
-        known = [name.split("/")[1] for name in recipe_names() if name.split("/")[0] == args.benchmark]
+        names = [name.split("/") for name in recipe_names()]
+        known = [row for benchmark, row in names if benchmark == args.benchmark]
         if not known:
-            benchmarks = sorted({name.split("/")[0] for name in recipe_names()})
-            raise ValueError(f"no benchmark {args.benchmark!r}; known: {', '.join(benchmarks)}")
+            benchmarks = sorted({benchmark for benchmark, _ in names})
+            hint = did_you_mean(args.benchmark, benchmarks)
+            raise ValueError(f"no benchmark {args.benchmark!r}{hint}; known: {', '.join(benchmarks)}")
         rows = args.rows or known
+        for row in rows:
+            if row not in known:
+                hint = did_you_mean(row, known)
+                raise ValueError(f"{args.benchmark} has no row {row!r}{hint}; rows: {', '.join(known)}")
         # All recipes first: a typing error must not be found after hours.
         recipes = {
             seed: {

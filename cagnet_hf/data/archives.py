@@ -65,6 +65,7 @@ class ArchivePath:
 
 
 AnyPath = Path | ArchivePath
+MAX_MEMBER_BYTES = 1 << 30  # a member is read whole: a list, an image, a mask
 
 
 def _plain(path: PurePosixPath) -> str:
@@ -118,7 +119,9 @@ class _Archive:
         self.folders: dict[str, list[str]] = {"": []}
         self.lock = Lock()
 
-    def add(self, name: str, where: object) -> None:
+    def add(self, name: str, where: object, size: int) -> None:
+        if size > MAX_MEMBER_BYTES:
+            raise ValueError(f"{self.source}: member {name!r} would unpack to {size >> 20:,} MB, no image does")
         path = PurePosixPath(name)  # which also drops a leading `./`
         if path.is_absolute() or ".." in path.parts:
             raise ValueError(f"{self.source}: member {name!r} points out of the archive; get the official one")
@@ -140,7 +143,7 @@ class _Zip(_Archive):
         self.zip = zipfile.ZipFile(source)
         for member in self.zip.infolist():
             if not member.is_dir():
-                self.add(member.filename, member)
+                self.add(member.filename, member, member.file_size)
 
     def read(self, member: zipfile.ZipInfo) -> bytes:
         try:
@@ -159,7 +162,7 @@ class _Tar(_Archive):
             with tarfile.open(fileobj=self.file, mode="r:") as tar:
                 for member in tar:
                     if member.isreg():
-                        self.add(member.name, (member.offset_data, member.size))
+                        self.add(member.name, (member.offset_data, member.size), member.size)
             return
         spool = tempfile.TemporaryFile()
         size = source.stat().st_size
@@ -169,7 +172,7 @@ class _Tar(_Archive):
         ):
             for member in tar:
                 if member.isreg() and wanted(member.name):
-                    self.add(member.name, (spool.tell(), member.size))
+                    self.add(member.name, (spool.tell(), member.size), member.size)
                     shutil.copyfileobj(tar.extractfile(member), spool)
         self.file.close()
         self.file = spool

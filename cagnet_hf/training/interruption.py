@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 
-class Stopped(BaseException):  # noqa: N818 - as KeyboardInterrupt: no error, and nobody's to catch on the way
-    """SIGTERM ended the run; it can be resumed."""
+class Stopped(BaseException):
+    """SIGTERM ended the run; it can be resumed. As KeyboardInterrupt no error, and nobody's to catch on the way."""
 
 
 class StopSignal:

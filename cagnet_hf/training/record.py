@@ -1,4 +1,4 @@
-"""The record of a run: what it was made from and with, so that it can be made again and is not resumed on other data."""
+"""The record of a run: what it was made from and with, to make it again, and not to resume it on other data."""
 
 import hashlib
 import platform

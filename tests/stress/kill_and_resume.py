@@ -30,8 +30,9 @@ import torch
 TESTS = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(TESTS))
 
-import cagnet_hf.training.report  # noqa: E402, F401 - imported for the commands to come
 from trained import assert_equal_runs, write_dataset  # noqa: E402
+
+import cagnet_hf.training.report  # noqa: E402, F401 - imported for the commands to come
 
 SCRIPT = TESTS.parent / "scripts" / "train.py"
 FORK = multiprocessing.get_context("fork")
