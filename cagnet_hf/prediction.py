@@ -20,7 +20,7 @@ def load_model(model_path: str):
         raise ValueError(f"{model_path} is a {config.model_type!r} model, not a CaGNet one")
     try:
         model, report = CaGNetForSemanticSegmentation.from_pretrained(
-            model_path, config=config, output_loading_info=True
+            model_path, config=config, use_safetensors=True, output_loading_info=True
         )
     except (RuntimeError, SafetensorError) as error:
         raise ValueError(f"{model_path}: its weights do not fit its config.json or are damaged ({error})") from None

@@ -46,6 +46,8 @@ def main(argv: list[str] | None = None) -> int:
     from cagnet_hf.prediction import load_model
 
     def evaluate():
+        if args.output and args.output.is_dir():
+            raise IsADirectoryError(f"{args.output} is a folder: name the JSON file to write")
         accelerator = Accelerator()
         dataset = open_dataset(args.dataset, args.split, image_column=args.image_column, mask_column=args.mask_column)
         model, processor = load_model(args.model)

@@ -24,7 +24,7 @@ def open_dataset(source: str, split: str, *, image_column: str = "image", mask_c
 
 
 def classes_of_dataset(source: str) -> Benchmark | None:
-    """Whose classes the masks of a dataset hold: those of the synthetic benchmark or of the class table in its folder."""
+    """Whose classes the masks of a dataset hold, by the class table in its folder; None where nobody knows."""
     if source.partition(":")[0] == "scenes":
         return load_benchmark("scenes")
     return load_benchmark(source) if (Path(source) / CLASS_TABLE).is_file() else None

@@ -8,6 +8,7 @@ squares fit without the first fifth; time is CPU time, which neighbours on the m
 """
 
 import argparse
+import contextlib
 import json
 import sys
 import tempfile
@@ -19,6 +20,7 @@ import psutil
 import torch
 
 from cagnet_hf.evaluation.scoring import load_metric
+from cagnet_hf.training.interruption import Stopped
 from cagnet_hf.training.loop import Trainer
 from cagnet_hf.training.recipe import load_recipe
 from cagnet_hf.training.setup import benchmark_of, build_model
@@ -70,7 +72,8 @@ def train(title: str, keys: list[str]) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         trainer = WatchedTrainer(load_recipe("scenes", ["trackers=[]", *keys]), folder)
         trainer.samples = Samples(title)
-        trainer.run()
+        with contextlib.suppress(Stopped):  # SIGTERM: what was measured counts
+            trainer.run()
     return trainer.samples.summary()
 
 
