@@ -273,7 +273,7 @@ CASES = [
         lambda place: place.train(
             dataset=cut(place.copied_dataset() / "data/train-00000-of-00001.parquet").parents[1]
         ),
-        "cannot be read",
+        "data_set: not a dataset",
     ),
     Case(
         "a column of words",

@@ -10,6 +10,7 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
+from PIL import Image
 
 from cagnet_hf.benchmarks import IGNORE_INDEX, LabelMap, parse_class_table
 from cagnet_hf.data.transforms import Augmentation, TrainingTransform
@@ -197,7 +198,7 @@ def test_image_and_mask_stay_aligned(size, augmentation, crop):
     labels[:, size[1] // 2 :] = 1
     image = np.repeat((labels * 100 + 100)[..., None], 3, axis=2)
     processor = CaGNetImageProcessor(size={"longest_edge": 32}, image_mean=[0, 0, 0], image_std=[1, 1, 1])
-    example = TrainingTransform(processor, crop)(image, labels, augmentation)
+    example = TrainingTransform(processor, crop)(Image.fromarray(image), labels, augmentation)
     pixels, kept, padding = (example[key] for key in ("pixel_values", "labels", "padding"))
     assert pixels.shape == (3, crop, crop) and kept.shape == padding.shape == (crop, crop)
     assert ((kept == IGNORE_INDEX) == padding).all()
