@@ -146,6 +146,12 @@ class LabelMap:
         return self.class_ids[np.asarray(prediction)]
 
 
+def did_you_mean(word: str, known: Iterable[str], cutoff: float = 0.5) -> str:
+    """`; did you mean 'WORD'?`, or nothing where no known word is near."""
+    near = difflib.get_close_matches(str(word), list(known), n=1, cutoff=cutoff)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
 @cache
 def _facts() -> dict:
     return json.loads(Path(__file__).with_name("benchmarks.json").read_text(encoding="utf-8"))
@@ -168,8 +174,11 @@ def load_benchmark(name: str | Path) -> Benchmark:
             return parse_class_table(table.read_text(encoding="utf-8"), str(table), table.absolute().parent.name)
         if path.is_dir():
             raise ValueError(f"{path}: no {CLASS_TABLE} in it; scripts/prepare_data.py makes folders that have one")
-        known = ", ".join(benchmark_names())
-        raise ValueError(f"unknown benchmark {str(name)!r}; known: {known}, and folders of prepared datasets")
+        known = benchmark_names()
+        raise ValueError(
+            f"unknown benchmark {str(name)!r}{did_you_mean(str(name), known)}; known: {', '.join(known)}, and folders "
+            "of prepared datasets"
+        )
     entry = facts[str(name)]
     return Benchmark(
         name=str(name),
@@ -283,7 +292,6 @@ def _parse_group(group: str, members: Iterable, names: dict[int, str]) -> tuple[
     for member in members:
         stored_id = ids.get(member) if isinstance(member, str) else member
         if type(stored_id) is not int or stored_id not in names:
-            near = difflib.get_close_matches(str(member), ids, n=1)
-            raise ValueError(f"{group}: {member!r} is no class" + (f"; did you mean {near[0]!r}?" if near else ""))
+            raise ValueError(f"{group}: {member!r} is no class{did_you_mean(member, ids)}")
         found.append(stored_id)
     return tuple(found)

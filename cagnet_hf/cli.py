@@ -1,6 +1,7 @@
 """What the command-line scripts share: a user's mistake ends in one line and exit code 2."""
 
 import os
+import shlex
 import sys
 from collections.abc import Callable
 
@@ -27,6 +28,17 @@ def one_line(error: Exception) -> str:
     if "Traceback" in str(error):
         return lines[-1].split(": ", 1)[-1]
     return " ".join(line.strip() for line in lines)
+
+
+def resuming_command(script: str, argv: list[str] | None, option: str | None = "--resume") -> str:
+    """The command that goes on with this one: the same arguments, and `option`."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if option is not None and option not in arguments:
+        arguments.insert(0, option)
+    launcher = ["accelerate", "launch"] if "ACCELERATE_MIXED_PRECISION" in os.environ else ["python"]
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        launcher = ["accelerate", "launch", "--num_processes", os.environ["WORLD_SIZE"]]
+    return shlex.join([*launcher, os.path.relpath(script), *arguments])
 
 
 def use_every_core() -> None:

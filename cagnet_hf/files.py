@@ -5,6 +5,7 @@ import os
 import shutil
 from pathlib import Path
 
+from safetensors import SafetensorError
 from tqdm import tqdm
 
 
@@ -13,7 +14,11 @@ def write_whole(target: Path, write) -> None:
     aside = target.with_name(f".{target.name}.partial")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
-    write(aside)
+    try:
+        write(aside)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise OSError(f"{target} could not be written: {error}") from error
     old = target.with_name(f".{target.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if target.exists():
@@ -25,8 +30,12 @@ def write_whole(target: Path, write) -> None:
 def write_text_whole(path: Path, text: str) -> None:
     """Write a file aside, then rename it."""
     aside = path.with_name(f".{path.name}.partial")
-    aside.write_text(text, encoding="utf-8")
-    os.replace(aside, path)
+    try:
+        aside.write_text(text, encoding="utf-8")
+        os.replace(aside, path)
+    except OSError:  # a full disk, or a folder of that name
+        aside.unlink(missing_ok=True)
+        raise
 
 
 def sha256(path: Path) -> str:

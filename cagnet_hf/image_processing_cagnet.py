@@ -5,10 +5,21 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from transformers.image_processing_backends import PilBackend
 from transformers.image_processing_utils import BatchFeature
 from transformers.image_utils import ChannelDimension, PILImageResampling
 from transformers.processing_utils import ImagesKwargs
+
+
+def eight_bit(image):
+    """A PIL image of 16-bit grey values with its values scaled to 8 bits, where Pillow would cut them off at 255.
+
+    Any other image, of whatever kind, is given back as it is.
+    """
+    if not getattr(image, "mode", "").startswith("I;16"):
+        return image
+    return Image.fromarray(np.round(np.asarray(image) / 257).astype(np.uint8))
 
 
 def resize_image(image: torch.Tensor, size: tuple[int, int], scale: float | None = None) -> torch.Tensor:
@@ -126,6 +137,9 @@ class CaGNetImageProcessor(PilBackend):
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
+
+    def convert_to_rgb(self, image, input_data_format=None):
+        return super().convert_to_rgb(eight_bit(image), input_data_format=input_data_format)
 
     def preprocess(self, images, segmentation_maps=None, **kwargs) -> BatchFeature:
         """Prepare images, and label maps along with them.

@@ -51,7 +51,7 @@ def load_model(model_path: str):
             raise ValueError(f"{model_path} is a {config.model_type!r} model, not a CaGNet one")
         try:
             model, report = CaGNetForSemanticSegmentation.from_pretrained(
-                name, config=config, output_loading_info=True, **where
+                name, config=config, use_safetensors=True, output_loading_info=True, **where
             )
         except (RuntimeError, SafetensorError) as error:
             raise ValueError(

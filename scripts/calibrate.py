@@ -36,9 +36,11 @@ def main(argv: list[str] | None = None) -> int:
     # Imported here, so that --help answers at once.
     from accelerate import PartialState
 
+    from cagnet_hf.cards.calibrated import calibrated_card
     from cagnet_hf.cli import run
-    from cagnet_hf.data.sources import open_dataset
-    from cagnet_hf.evaluation.calibration import best_gamma, calibration_curve
+    from cagnet_hf.data.sources import classes_of_dataset, open_dataset
+    from cagnet_hf.evaluation.calibration import best_gamma, calibration_curve, check_choosable
+    from cagnet_hf.evaluation.scoring import check_classes
     from cagnet_hf.files import write_text_whole
     from cagnet_hf.prediction import load_model
 
@@ -51,6 +53,9 @@ def main(argv: list[str] | None = None) -> int:
                 raise ValueError(f"{config_file}: not the configuration of a model of this package")
         dataset = open_dataset(args.dataset, args.split, image_column=args.image_column, mask_column=args.mask_column)
         model, processor = load_model(args.model)
+        benchmark = classes_of_dataset(args.dataset)
+        check_classes(model.config, benchmark, args.dataset)
+        check_choosable(model.config, benchmark, args.model)
         if applied is not None and model.config.num_labels >= len(applied["id2label"]):
             raise ValueError(
                 f"{args.model} knows {model.config.num_labels} classes, {args.apply_to} {len(applied['id2label'])}: "
@@ -67,6 +72,10 @@ def main(argv: list[str] | None = None) -> int:
             args.output.parent.mkdir(parents=True, exist_ok=True)
             write_text_whole(args.output, json.dumps({"chosen": chosen, "curve": curve}, indent=1))
         if applied is not None:
+            card = args.apply_to / "README.md"
+            if card.is_file():
+                text = calibrated_card(card.read_text(encoding="utf-8"), chosen, applied.get("calibration", 0.0))
+                write_text_whole(card, text)
             write_text_whole(config_file, json.dumps(applied | {"calibration": chosen}, indent=2) + "\n")
             print(f"Wrote calibration {chosen} to {config_file}")
 

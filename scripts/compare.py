@@ -39,17 +39,25 @@ def main(argv: list[str] | None = None) -> int:
     # Imported here, so that --help answers at once.
     from accelerate import PartialState
 
-    from cagnet_hf.cli import run, use_every_core
+    from cagnet_hf.benchmarks import did_you_mean
+    from cagnet_hf.cli import resuming_command, run, use_every_core
     from cagnet_hf.training.comparison import points, published_rows, run_rows, write_comparison
+    from cagnet_hf.training.interruption import Stopped
     from cagnet_hf.training.recipe import load_recipe, recipe_names
     from cagnet_hf.visualization import seen_unseen_scatter
 
     def compare():
-        known = [name.split("/")[1] for name in recipe_names() if name.split("/")[0] == args.benchmark]
+        names = [name.split("/") for name in recipe_names()]
+        known = [row for benchmark, row in names if benchmark == args.benchmark]
         if not known:
-            benchmarks = sorted({name.split("/")[0] for name in recipe_names()})
-            raise ValueError(f"no benchmark {args.benchmark!r}; known: {', '.join(benchmarks)}")
+            benchmarks = sorted({benchmark for benchmark, _ in names})
+            hint = did_you_mean(args.benchmark, benchmarks)
+            raise ValueError(f"no benchmark {args.benchmark!r}{hint}; known: {', '.join(benchmarks)}")
         rows = args.rows or known
+        for row in rows:
+            if row not in known:
+                hint = did_you_mean(row, known)
+                raise ValueError(f"{args.benchmark} has no row {row!r}{hint}; rows: {', '.join(known)}")
         # All recipes first: a typing error must not be found after hours.
         recipes = {
             seed: {
@@ -65,8 +73,15 @@ def main(argv: list[str] | None = None) -> int:
             seen_unseen_scatter(points(runs.values()), args.output_dir / "comparison.png", title=args.benchmark)
         PartialState().destroy_process_group()
 
+    def compare_or_stop():
+        try:
+            compare()
+        except Stopped:
+            if PartialState().is_main_process:
+                print(f"Stopped; to go on: {resuming_command(__file__, argv, option=None)}")
+
     use_every_core()
-    return run(compare)
+    return run(compare_or_stop)
 
 
 def keys_of_rows(benchmark: str, rows: list[str], keys: list[str]) -> dict[str, list[str]]:

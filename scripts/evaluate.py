@@ -26,9 +26,9 @@ def build_parser() -> argparse.ArgumentParser:
         help="full: original image size (default); paper: warped square, feature resolution",
     )
     parser.add_argument(
-        "--gamma", type=float, help="calibration: subtract GAMMA from the seen classes' probabilities (model's own)"
+        "--gamma", type=_share, help="calibration: subtract GAMMA from the seen classes' probabilities (model's own)"
     )
-    parser.add_argument("--batch_size", type=int, default=8, help="images of equal size per batch")
+    parser.add_argument("--batch_size", type=_positive, default=8, help="images of equal size per batch")
     parser.add_argument("--output", type=Path, help="JSON file to write")
     return parser
 
@@ -40,15 +40,18 @@ def main(argv: list[str] | None = None) -> int:
     from accelerate import Accelerator
 
     from cagnet_hf.cli import run
-    from cagnet_hf.data.sources import open_dataset
-    from cagnet_hf.evaluation.scoring import score
+    from cagnet_hf.data.sources import classes_of_dataset, open_dataset
+    from cagnet_hf.evaluation.scoring import check_classes, score
     from cagnet_hf.files import write_text_whole
     from cagnet_hf.prediction import load_model
 
     def evaluate():
+        if args.output and args.output.is_dir():
+            raise IsADirectoryError(f"{args.output} is a folder: name the JSON file to write")
         accelerator = Accelerator()
         dataset = open_dataset(args.dataset, args.split, image_column=args.image_column, mask_column=args.mask_column)
         model, processor = load_model(args.model)
+        check_classes(model.config, classes_of_dataset(args.dataset), args.dataset)
         if args.gamma is not None:
             model.config.calibration = args.gamma
         metrics = score(
@@ -67,6 +70,22 @@ def main(argv: list[str] | None = None) -> int:
                 write_text_whole(args.output, json.dumps(metrics, indent=1))
 
     return run(evaluate)
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of at least 1")
+    return int(text)
+
+
+def _share(text: str) -> float:
+    try:
+        share = float(text)
+    except ValueError:
+        share = -1.0
+    if not 0 <= share <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 1")
+    return share
 
 
 if __name__ == "__main__":

@@ -29,6 +29,9 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="ID",
         help="after training, push the model to this repository of the Hub (made before training, if need be)",
     )
+    parser.add_argument(
+        "--deterministic", action="store_true", help="the same bits from the same command, on a GPU, too"
+    )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="recipe keys to change, dotted")
     return parser
 
@@ -39,24 +42,29 @@ def main(argv: list[str] | None = None) -> int:
     # Imported here, so that --help answers at once.
     from accelerate import Accelerator
 
-    from cagnet_hf.cli import run, use_every_core
+    from cagnet_hf.cli import resuming_command, run, use_every_core
     from cagnet_hf.hub import check_own_weights, claim_repository, push_model
+    from cagnet_hf.training.interruption import Stopped
     from cagnet_hf.training.loop import Trainer
     from cagnet_hf.training.recipe import load_recipe
     from cagnet_hf.training.report import write_report
 
     def train():
-        recipe = load_recipe(args.recipe, args.overrides)
+        overrides = [*args.overrides, *(["deterministic=true"] if args.deterministic else [])]
+        recipe = load_recipe(args.recipe, overrides)
         pushes = args.push_to_hub is not None and Accelerator().is_main_process
         if pushes:  # before hours are spent
             check_own_weights(recipe)
             claim_repository(args.push_to_hub)
         trainer = Trainer(recipe, args.output_dir, resume=args.resume)
-        trainer.run()
-        write_report(trainer)
-        trainer.accelerator.print(f"Wrote {args.output_dir}")
-        if pushes:
-            print(f"Pushed {push_model(args.output_dir / 'model', args.push_to_hub).commit_url}")
+        try:
+            trainer.run()
+            write_report(trainer)
+            trainer.accelerator.print(f"Wrote {args.output_dir}")
+            if pushes:
+                print(f"Pushed {push_model(args.output_dir / 'model', args.push_to_hub).commit_url}")
+        except Stopped:
+            trainer.accelerator.print(f"Stopped; to go on: {resuming_command(__file__, argv)}")
         trainer.accelerator.state.destroy_process_group()
 
     use_every_core()

@@ -138,6 +138,30 @@ def test_nothing_runs_text_as_code_or_a_shell(path):
     assert not [call for call in calls(path) if "shell" in keywords(call)]
 
 
+NETWORK = {"aiohttp", "ftplib", "http", "httpx", "requests", "smtplib", "socket", "telnetlib", "urllib", "urllib3"}
+MAY_START_PROGRAMS = {"training.record"}  # git, to write down the commit
+
+
+@every_file
+def test_the_network_is_left_to_the_libraries_of_the_hub(path):
+    assert not {name.partition(".")[0] for name in imported_modules(path)} & NETWORK
+
+
+@every_file
+def test_no_other_program_is_started(path):
+    starters = {"subprocess", "multiprocessing", "pty"}
+    module = module_name(path).removeprefix("cagnet_hf.")
+    assert not {name.partition(".")[0] for name in imported_modules(path)} & starters or module in MAY_START_PROGRAMS
+    assert not [call for call in calls(path) if ast.unparse(call.func).startswith(("os.exec", "os.spawn", "os.fork"))]
+
+
+@every_file
+def test_weights_are_saved_as_safetensors_alone(path):
+    """Checkpoints of a run, optimisers included, are Accelerate's."""
+    assert not [call for call in calls(path) if ast.unparse(call.func) == "torch.save"]
+    assert not [call for call in calls(path) if keywords(call).get("safe_serialization", "True") != "True"]
+
+
 def test_importing_reaches_for_no_network():
     modules = [module for module in MODULES if module.startswith("cagnet_hf")]
     program = (

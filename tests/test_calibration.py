@@ -4,6 +4,7 @@ import json
 import shutil
 
 import pytest
+from huggingface_hub import ModelCard
 from trained import arguments
 
 from cagnet_hf.data.sources import open_dataset
@@ -61,6 +62,22 @@ def test_the_command_shows_the_grid_marks_the_choice_and_applies_it(calibrate, r
     assert f"gamma {written['chosen']:.2f}" in marked
     model, _ = load_model(str(tmp_path / "model"))
     assert model.config.calibration == written["chosen"]
+
+
+def test_the_card_tells_the_calibration_and_announces_no_score_of_another(calibrate, runs, tmp_path):
+    shutil.copytree(runs / "spnet" / "model", tmp_path / "model")
+    texts = []
+    for _ in range(2):
+        assert calibrate("--apply_to", tmp_path / "model")[0] == 0
+        texts.append((tmp_path / "model" / "README.md").read_text())
+    gamma = json.loads((tmp_path / "model" / "config.json").read_text())["calibration"]
+    assert f"γ = {gamma:g}, chosen on held-out seen classes" in texts[0]
+    assert "The scores on this card were measured with γ = 0; score anew." in texts[0]
+    assert texts[1] == texts[0]
+    card = ModelCard(texts[0])
+    assert card.data.eval_results is None
+    assert card.data.tags == ModelCard.load(runs / "spnet" / "model" / "README.md").data.tags
+    assert "## Results" in card.text
 
 
 def test_a_model_that_knows_the_unseen_classes_is_no_model_to_choose_on(calibrate, runs):

@@ -1,11 +1,14 @@
 """Images to tensors and logits to label maps."""
 
+import io
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from datasets import Dataset, Features
+from datasets import Image as ImageFeature
 from PIL import Image
 
 from cagnet_hf import CaGNetImageProcessor
@@ -226,3 +229,54 @@ def test_saving_and_loading_keeps_every_setting(tmp_path, image):
     loaded = CaGNetImageProcessor.from_pretrained(tmp_path)
     assert loaded.to_dict() == processor.to_dict()
     np.testing.assert_array_equal(pixels(loaded, image), pixels(processor, image))
+
+
+# Files of every kind, as Pillow and `datasets` open them: judged by value
+
+
+def encoded(image: Image.Image, kind: str, **options) -> Image.Image:
+    """An image as it comes out of a file."""
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    opened = Image.open(io.BytesIO(buffer.getvalue()))
+    opened.load()
+    return opened
+
+
+def test_a_png_of_16_bits_is_scaled_and_not_cut_off():
+    grey = np.array([[0, 257, 257 * 100, 65535]] * 3, np.uint16)
+    opened = encoded(Image.fromarray(grey), "PNG")
+    assert opened.mode == "I;16"
+    expected = np.broadcast_to(np.array([0, 1, 100, 255], np.float32), (3, 3, 4))
+    np.testing.assert_array_equal(pixels(CaGNetImageProcessor(**AS_IT_IS), opened), expected)
+
+
+@pytest.mark.parametrize(
+    ("mode", "kind", "colour", "expected"),
+    [
+        ("L", "PNG", 90, (90, 90, 90)),
+        ("LA", "PNG", (90, 255), (90, 90, 90)),
+        ("RGBA", "PNG", (10, 20, 30, 255), (10, 20, 30)),
+        ("CMYK", "TIFF", (0, 255, 255, 0), (255, 0, 0)),
+        ("1", "PNG", 1, (255, 255, 255)),
+    ],
+)
+def test_modes_become_rgb_by_their_colours(mode, kind, colour, expected):
+    opened = encoded(Image.new(mode, (4, 3), colour), kind)
+    assert opened.mode == mode
+    values = pixels(CaGNetImageProcessor(**AS_IT_IS), opened)
+    np.testing.assert_array_equal(values, np.broadcast_to(np.array(expected, np.float32)[:, None, None], (3, 3, 4)))
+
+
+def test_a_photograph_that_its_camera_turned_is_read_upright(tmp_path):
+    """By `datasets`, which feeds training and evaluation."""
+    pixels_lying = np.zeros((8, 16, 3), np.uint8)
+    pixels_lying[:, :8] = 200  # left; upright it is above
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn by 90 degrees clockwise
+    path = tmp_path / "a photograph, größer.png"
+    Image.fromarray(pixels_lying).save(path, exif=exif)
+    rows = Dataset.from_dict({"image": [str(path)]}, features=Features({"image": ImageFeature()}))
+    upright = np.asarray(rows[0]["image"])
+    assert upright.shape == (16, 8, 3)
+    assert (upright[:8] == 200).all() and (upright[8:] == 0).all()

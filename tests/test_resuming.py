@@ -14,7 +14,7 @@ import torch
 from accelerate.utils import load
 from conftest import REPOSITORY
 from safetensors.torch import load_file
-from trained import FINETUNE, PRETRAIN, arguments
+from trained import FINETUNE, PRETRAIN, arguments, assert_equal_runs
 
 from cagnet_hf.data.sources import open_dataset
 from cagnet_hf.evaluation.scoring import score
@@ -57,18 +57,6 @@ def kill_in_stage(output: Path, stage: int, command: list[str], environment: dic
             time.sleep(0.005)
         process.send_signal(signal.SIGKILL)
         process.wait()
-
-
-def assert_equal_runs(output: Path, expected: Path) -> None:
-    """Weights, scores and the history of losses are equal, bit by bit; seconds may differ."""
-    assert (output / "model/model.safetensors").read_bytes() == (expected / "model/model.safetensors").read_bytes()
-    metrics = [json.loads((folder / "metrics.json").read_text()) for folder in (output, expected)]
-    for entry in [*metrics, *metrics[0]["stages"], *metrics[1]["stages"]]:
-        del entry["seconds"]
-    assert metrics[0] == metrics[1]
-    states = [folder / "checkpoints" / LAST_OF_STAGE[1] / "trainer_state.json" for folder in (output, expected)]
-    histories = [json.loads(state.read_text())["history"] for state in states]
-    assert histories[0] == histories[1]
 
 
 @pytest.mark.parametrize("stage", [0, 1], ids=["pretrain", "finetune"])

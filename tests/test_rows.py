@@ -259,8 +259,8 @@ def test_the_command_writes_table_numbers_and_figure(folder, load_script, monkey
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        (["--benchmark", "scene"], "no benchmark 'scene'; known: coco_stuff"),
-        (["--benchmark", "scenes", "--rows", "spnett"], "did you mean 'scenes/spnet'"),
+        (["--benchmark", "scene"], "no benchmark 'scene'; did you mean 'scenes'?; known: coco_stuff"),
+        (["--benchmark", "scenes", "--rows", "spnett"], "has no row 'spnett'; did you mean 'spnet'?"),
         (["--benchmark", "scenes", "--rows", "spnet", "--set", "sead=1"], "did you mean 'seed'"),
         (
             ["--benchmark", "scenes", "--rows", "spnet", "--set", "stages.finetune.iterations=1"],

@@ -1,5 +1,6 @@
 """A real training run in seconds: a dozen images, a handful of iterations, a checkpoint at every fourth."""
 
+import json
 from pathlib import Path
 
 from cagnet_hf.data.scenes import scenes_dataset
@@ -22,9 +23,9 @@ FINETUNING = [
 ]
 
 
-def write_dataset(folder: Path) -> Path:
+def write_dataset(folder: Path, *, train: int = 12, test: int = 6) -> Path:
     (folder / "data").mkdir(parents=True)
-    for split, count in (("train", 12), ("test", 6)):
+    for split, count in (("train", train), ("test", test)):
         images = scenes_dataset(0, split).select(range(count))
         images.to_parquet(folder / "data" / f"{split}-00000-of-00001.parquet")
     return folder
@@ -35,3 +36,16 @@ def arguments(dataset: Path, output: Path, *keys: str, recipe: str = "scenes", r
     options = ["--recipe", recipe, "--output_dir", str(output), *(["--resume"] if resume else [])]
     schedule = SCHEDULE if recipe.endswith("spnet") else SCHEDULE + FINETUNING
     return [*options, f"dataset={dataset}", *schedule, *keys]
+
+
+def assert_equal_runs(output: Path, expected: Path) -> None:
+    """Weights, scores and the history of losses are equal, bit by bit; seconds may differ."""
+    assert (output / "model/model.safetensors").read_bytes() == (expected / "model/model.safetensors").read_bytes()
+    metrics = [json.loads((folder / "metrics.json").read_text()) for folder in (output, expected)]
+    for entry in [*metrics, *metrics[0]["stages"], *metrics[1]["stages"]]:
+        del entry["seconds"]
+    assert metrics[0] == metrics[1]
+    newest = [max((folder / "checkpoints").glob("step-*")) for folder in (output, expected)]
+    assert newest[0].name == newest[1].name
+    histories = [json.loads((state / "trainer_state.json").read_text())["history"] for state in newest]
+    assert histories[0] == histories[1]

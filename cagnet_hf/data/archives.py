@@ -70,6 +70,7 @@ class ArchivePath:
 
 
 AnyPath = Path | ArchivePath
+MAX_MEMBER_BYTES = 1 << 30  # a member is read whole: a list, an image, a mask
 
 
 def _plain(path: PurePosixPath) -> str:
@@ -123,7 +124,9 @@ class _Archive:
         self.folders: dict[str, list[str]] = {"": []}
         self.lock = Lock()
 
-    def add(self, name: str, where: object) -> None:
+    def add(self, name: str, where: object, size: int) -> None:
+        if size > MAX_MEMBER_BYTES:
+            raise ValueError(f"{self.source}: member {name!r} would unpack to {size >> 20:,} MB, no image does")
         path = PurePosixPath(name)  # which also drops a leading `./`
         if path.is_absolute() or ".." in path.parts:
             raise ValueError(f"{self.source}: member {name!r} points out of the archive; get the official one")
@@ -145,7 +148,7 @@ class _Zip(_Archive):
         self.zip = zipfile.ZipFile(source)
         for member in self.zip.infolist():
             if not member.is_dir():
-                self.add(member.filename, member)
+                self.add(member.filename, member, member.file_size)
 
     def read(self, member: zipfile.ZipInfo) -> bytes:
         try:
@@ -164,7 +167,7 @@ class _Tar(_Archive):
             with tarfile.open(fileobj=self.file, mode="r:") as tar:
                 for member in tar:
                     if member.isreg():
-                        self.add(member.name, (member.offset_data, member.size))
+                        self.add(member.name, (member.offset_data, member.size), member.size)
             return
         spool = tempfile.TemporaryFile()
         size = source.stat().st_size
@@ -174,7 +177,7 @@ class _Tar(_Archive):
         ):
             for member in tar:
                 if member.isreg() and wanted(member.name):
-                    self.add(member.name, (spool.tell(), member.size))
+                    self.add(member.name, (spool.tell(), member.size), member.size)
                     shutil.copyfileobj(tar.extractfile(member), spool)
         self.file.close()
         self.file = spool

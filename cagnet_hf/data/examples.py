@@ -11,6 +11,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from ..benchmarks import LabelMap
+from ..image_processing_cagnet import eight_bit
 from .threads import map_in_order
 
 
@@ -153,8 +154,8 @@ def _without_palette(data: bytes) -> bytes | None:
 
 
 def read_image(file: File) -> Image.Image:
-    """An image, decoded to its end; raises `BrokenFileError`."""
-    return read_encoded(file)[1]
+    """An image of 8 bits, decoded to its end; raises `BrokenFileError`."""
+    return eight_bit(read_encoded(file)[1])
 
 
 def read_encoded(file: File) -> tuple[bytes, Image.Image]:

@@ -1,7 +1,10 @@
-"""Opens a dataset by what the user calls it."""
+"""Opens a dataset, and finds its classes, by what the user calls it."""
+
+from pathlib import Path
 
 from datasets import Dataset
 
+from ..benchmarks import CLASS_TABLE, Benchmark, load_benchmark
 from .masks import MaskReader
 from .prepared import check_split, open_prepared
 from .rows import StreamedRows, decoded, open_streamed
@@ -40,3 +43,10 @@ def open_dataset(
         check_split(source, split)
         return open_streamed(source, split=split, **columns, masks=masks, shuffle_buffer=shuffle_buffer)
     return decoded(open_prepared(source, split=split, **columns), masks)
+
+
+def classes_of_dataset(source: str) -> Benchmark | None:
+    """Whose classes the masks of a dataset hold, by the class table in its folder; None where nobody knows."""
+    if source.partition(":")[0] == "scenes":
+        return load_benchmark("scenes")
+    return load_benchmark(source) if (Path(source) / CLASS_TABLE).is_file() else None

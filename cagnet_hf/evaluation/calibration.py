@@ -4,9 +4,24 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 
+from ..benchmarks import Benchmark
 from .scoring import load_metric, scored_batches, summarize
 
 GAMMAS = tuple(round(0.05 * i, 2) for i in range(20))
+
+
+def check_choosable(config, benchmark: Benchmark | None, model: str) -> None:
+    """Refuse to choose a calibration on the classes that it will be tested on.
+
+    Raises:
+        ValueError: The model knows an unseen class of the dataset; one trained with split=tuning knows none.
+    """
+    known = [benchmark.label_names[i] for i in (benchmark.unseen_ids if benchmark else ()) if i in config.dataset_ids]
+    if known:
+        raise ValueError(
+            f"{model} knows {', '.join(known)}, which are unseen classes of the dataset: choose on a model trained "
+            "with split=tuning, whose unseen classes are held-out seen ones"
+        )
 
 
 def calibration_curve(

@@ -10,7 +10,8 @@ from accelerate import Accelerator
 from tqdm import tqdm
 from transformers.utils import ModelOutput
 
-from ..benchmarks import LabelMap
+from ..benchmarks import Benchmark, LabelMap
+from ..class_embeddings import plain_name
 from ..data.rows import StreamedRows
 from ..image_processing_cagnet import resize_label_map
 from . import METRIC_PATH
@@ -28,6 +29,31 @@ def load_metric(config):
         id2label=config.id2label,
         ignore_index=config.ignore_index,
     )
+
+
+def check_classes(config, benchmark: Benchmark | None, dataset: str) -> None:
+    """Refuse a dataset whose ids mean other classes than the model's: its scores would say nothing.
+
+    Args:
+        config: The model's configuration.
+        benchmark: What the dataset's masks hold; None where nobody knows.
+        dataset: What to call it.
+
+    Raises:
+        ValueError: A stored id belongs to another class there, or to one that the model does not know.
+    """
+    if benchmark is None:
+        return
+    known = {stored_id: config.id2label[i] for i, stored_id in enumerate(config.dataset_ids)}
+    scored = set(benchmark.class_ids) - set(config.ignored_dataset_ids)
+    differing = [
+        f"{stored_id} is {name!r} there and {known.get(stored_id, 'no class')!r} here"
+        for stored_id, name in enumerate(benchmark.label_names)
+        if plain_name(known.get(stored_id, name if stored_id not in scored else "")) != plain_name(name)
+    ]
+    if differing:
+        more = f"; and {len(differing) - 3} more" if len(differing) > 3 else ""
+        raise ValueError(f"{dataset} has other classes than the model: id {'; '.join(differing[:3])}{more}")
 
 
 def score(

@@ -7,6 +7,10 @@ import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from safetensors import SafetensorError
+
+from ..files import sha256
+
 STATE_FILE = "trainer_state.json"
 _NAME = re.compile(r"step-(\d+)-(\d+)")
 
@@ -23,21 +27,37 @@ class RunState:
 
 
 def save_checkpoint(folder: Path, accelerator, state: RunState, keep: int) -> Path:
-    """Save what `accelerator` has prepared and `state`; keep the newest `keep` checkpoints."""
+    """Save what `accelerator` has prepared and `state`; keep the newest `keep` checkpoints.
+
+    Raises:
+        OSError: It could not be written, as on a full disk. Those there were are left alone.
+    """
     target = folder / f"step-{state.stage:02d}-{state.iteration:08d}"
     aside = target.with_name(f".{target.name}.partial")
     if accelerator.is_main_process:
+        for leftover in folder.glob(".step-*"):  # of a killed run
+            shutil.rmtree(leftover, ignore_errors=True)
+    accelerator.wait_for_everyone()
+    try:
+        aside.mkdir(parents=True, exist_ok=True)
+        accelerator.save_state(str(aside))
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            digests = {path.name: sha256(path) for path in sorted(aside.iterdir())}
+            (aside / STATE_FILE).write_text(json.dumps(asdict(state) | {"sha256": digests}), encoding="utf-8")
+            if target.exists():
+                _remove(target)
+            os.replace(aside, target)
+            for old in checkpoints(folder)[:-keep]:
+                _remove(old)
+    except (OSError, RuntimeError, SafetensorError) as error:  # as Python, torch and safetensors call a full disk
+        free = shutil.disk_usage(folder).free >> 20
         shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir(parents=True)
-    accelerator.wait_for_everyone()
-    accelerator.save_state(str(aside))
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        (aside / STATE_FILE).write_text(json.dumps(asdict(state)), encoding="utf-8")
-        shutil.rmtree(target, ignore_errors=True)
-        os.replace(aside, target)
-        for old in checkpoints(folder)[:-keep]:
-            shutil.rmtree(old)
+        kept = next(reversed(checkpoints(folder)), "none")
+        raise OSError(
+            f"{target}: the checkpoint could not be written ({error}; {free} MB were free); make room and go on with "
+            f"--resume; last whole checkpoint: {kept}"
+        ) from error
     accelerator.wait_for_everyone()
     return target
 
@@ -50,4 +70,23 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def load_run_state(checkpoint: Path) -> RunState:
-    return RunState(**json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8")))
+    """The state in a checkpoint, every file of which is as it was written.
+
+    Raises:
+        ValueError: A file is missing or damaged.
+    """
+    try:
+        state = json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8"))
+        for name, digest in state.pop("sha256", {}).items():
+            if sha256(checkpoint / name) != digest:
+                raise ValueError(f"{name} is not what was written")
+        return RunState(**state)
+    except (OSError, ValueError, TypeError) as error:
+        raise ValueError(f"{checkpoint}: damaged ({error}); delete it to go on from the one before") from None
+
+
+def _remove(checkpoint: Path) -> None:
+    """Whoever is killed here leaves no half checkpoint under its name."""
+    aside = checkpoint.with_name(f".{checkpoint.name}.old")
+    os.replace(checkpoint, aside)
+    shutil.rmtree(aside)

@@ -1,7 +1,6 @@
 """The training loop: it runs the stages of a recipe, whatever the method."""
 
 import json
-import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,7 +8,7 @@ from pathlib import Path
 import torch
 import yaml
 from accelerate import Accelerator
-from accelerate.utils import ProjectConfiguration, broadcast, set_seed
+from accelerate.utils import ProjectConfiguration, broadcast, gather_object, set_seed
 from tqdm import tqdm
 
 from ..data.memory import hold
@@ -20,9 +19,21 @@ from ..evaluation.scoring import score
 from ..files import write_text_whole
 from ..modeling_cagnet import freeze_batch_norm
 from .checkpoints import RunState, checkpoints, load_run_state, save_checkpoint
-from .optimizers import build_optimizers, set_learning_rates
+from .interruption import Stopped, StopSignal
+from .measurements import Measurements, NotFinite, gradient_norms, total_norm
+from .optimizers import PARTS, build_optimizers, set_learning_rates
 from .recipe import Recipe, RecipeError, StageRecipe, changed_keys
-from .setup import benchmark_of, build_model, build_processor, check_stages, dataset_of, label_map_source, patches_of
+from .record import RECORD_FILE, run_record
+from .setup import (
+    benchmark_of,
+    build_model,
+    build_processor,
+    check_stages,
+    dataset_of,
+    label_map_source,
+    patches_of,
+    use_deterministic_algorithms,
+)
 from .steps import updates
 
 RECIPE_FILE, PATCHES = "recipe.yaml", "patches"
@@ -44,9 +55,12 @@ class Trainer:
             raise RecipeError("gradients are not accumulated: set batch_size of the stages instead, or use processes")
         self.checkpoint = self._checkpoint_to_resume(resume)
         self.state = load_run_state(self.checkpoint) if self.checkpoint else RunState()
+        self.stop = StopSignal()
+        use_deterministic_algorithms(recipe.deterministic)
         set_seed(recipe.seed)
         self.benchmark = benchmark_of(recipe)
         self.train_set, self.test_set = (dataset_of(recipe, s) for s in (recipe.train_split, recipe.test_split))
+        record = self._run_record()
         self.processor = build_processor(recipe)
         # Channels last: the layout that convolutions on CPUs and tensor cores are fastest in.
         self.model = build_model(recipe, self.benchmark).to(memory_format=torch.channels_last)
@@ -56,7 +70,7 @@ class Trainer:
             self.train_images = hold(self.train_images, self.accelerator.device)
         if self.accelerator.process_index:  # the model starts equal everywhere; noise and label maps must differ
             set_seed(recipe.seed + self.accelerator.process_index)
-        self._record()  # last: a refused recipe leaves the folder free
+        self._record(record)  # last: a refused recipe leaves the folder free
 
     def _checkpoint_to_resume(self, resume: bool) -> Path | None:
         """The checkpoint to resume from, if any; refuses a folder that holds another run."""
@@ -71,24 +85,44 @@ class Trainer:
             raise RecipeError(f"cannot resume {self.output_dir}: the recipe changed in {', '.join(changed)}")
         return next(reversed(checkpoints(self.output_dir / "checkpoints")), None)
 
-    def _record(self) -> None:
+    def _run_record(self) -> dict:
+        """What `run.json` will say; refuses to go on with other data or another number of processes."""
+        earlier, path = None, self.output_dir / RECORD_FILE
+        if self.checkpoint is not None and path.is_file():
+            earlier = json.loads(path.read_text(encoding="utf-8"))
+        return run_record(self.recipe, {"train": self.train_set, "test": self.test_set}, self.accelerator, earlier)
+
+    def _record(self, record: dict) -> None:
         """Write down what this folder's run depends on, once every process has looked into it."""
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
             self.output_dir.mkdir(parents=True, exist_ok=True)
             recipe = yaml.safe_dump(self.recipe.model_dump(mode="json"), sort_keys=False)
+            write_text_whole(self.output_dir / RECORD_FILE, json.dumps(record, indent=1) + "\n")
             write_text_whole(self.output_dir / RECIPE_FILE, recipe)
 
     def run(self) -> dict:
-        """Train every stage that is left; returns the final metrics. The processes stay together for another run."""
-        if self.recipe.trackers:
-            self.accelerator.init_trackers(
-                "cagnet", config={"recipe": self.recipe.method, "benchmark": self.recipe.benchmark}
-            )
-        stages = list(self.recipe.stages.items())
-        # Stages finished before the interruption are skipped; the last is at least scored again.
-        for index in range(min(self.state.stage, len(stages) - 1), len(stages)):
-            self._run_stage(index, *stages[index])
+        """Train every stage that is left; returns the final metrics. The processes stay together for another run.
+
+        Raises:
+            Stopped: SIGTERM came; what was done is in a checkpoint.
+            FloatingPointError: A loss or a weight is not finite.
+            OSError: A checkpoint could not be written.
+        """
+        with self.stop.heard():
+            if self.recipe.trackers:
+                self.accelerator.init_trackers(
+                    "cagnet", config={"recipe": self.recipe.method, "benchmark": self.recipe.benchmark}
+                )
+            stages = list(self.recipe.stages.items())
+            try:
+                # Stages finished before the interruption are skipped; the last is at least scored again.
+                for index in range(min(self.state.stage, len(stages) - 1), len(stages)):
+                    self._run_stage(index, *stages[index])
+            except RuntimeError:
+                if self.stop.asked:  # data workers and other processes may have heard the signal first
+                    raise Stopped from None
+                raise
         for tracker in self.accelerator.trackers:
             tracker.finish()
         return self.state.stages[-1]["metrics"]
@@ -115,33 +149,37 @@ class Trainer:
             accelerator.load_state(str(self.checkpoint))
             self.checkpoint = None
         started, seconds_before = time.monotonic(), state.seconds
-        sums: dict[str, list[torch.Tensor]] = {}
+        measured = Measurements()
         self._set_training_mode(model, stage)
-        with tqdm(
-            total=stage.iterations, initial=state.iteration, desc=name, disable=not accelerator.is_main_process
-        ) as bar:
+        with (
+            tqdm(
+                total=stage.iterations, initial=state.iteration, desc=name, disable=not accelerator.is_main_process
+            ) as bar,
+            self.stop.until_asked(),
+        ):
             while state.iteration < stage.iterations:
+                logs = (state.iteration + 1) % self.recipe.log_every == 0
                 set_learning_rates(optimizers, stage, state.iteration)
-                for terms in self._iterate(model, optimizers, batches, stage, label_maps):
-                    for term, value in terms.items():
-                        sums.setdefault(term, []).append(value)
+                for values in self._iterate(model, optimizers, batches, stage, label_maps, with_norms=logs):
+                    measured.add(state.iteration, values)
                 state.iteration += 1
                 state.seconds = seconds_before + time.monotonic() - started
                 bar.update()
                 finished = state.iteration == stage.iterations
-                saves = state.iteration % self.recipe.checkpoint_every == 0 or finished
-                # Before a checkpoint, too: none is made of a loss that is not finite, and no mean spans two runs.
-                if state.iteration % self.recipe.log_every == 0 or saves:
-                    self._log(name, sums, bar)
-                if saves:
-                    average_statistics(accelerator, model)
-                    save_checkpoint(
-                        self.output_dir / "checkpoints", accelerator, state, keep=self.recipe.checkpoints_kept
-                    )
                 every = self.recipe.evaluate_every
-                if every and state.iteration % every == 0 and not finished:
-                    average_statistics(accelerator, model)
-                    self._show(f"{name} {state.iteration}", self._score(model))
+                scores = bool(every) and state.iteration % every == 0 and not finished
+                saves = state.iteration % self.recipe.checkpoint_every == 0 or scores or finished
+                stops = self._everyone_stops(logs or saves)
+                # Before a checkpoint, too: none is made of a loss that is not finite, and no mean spans two runs.
+                if logs or saves or stops:
+                    self._log(name, stage, measured, bar)
+                if saves or stops:
+                    self._save(name, model)
+                if stops and not finished:
+                    raise Stopped
+                if scores:
+                    with self.stop.until_asked(waits=False):
+                        self._show(f"{name} {state.iteration}", self._score(model))
                     self._set_training_mode(model, stage)
         metrics = self._score(model)
         self._show(name, metrics)
@@ -160,22 +198,37 @@ class Trainer:
     def _batches(self, index: int, stage: StageRecipe, start: int):
         """Training batches of the stage from iteration `start` on; only real steps take one."""
         recipe, accelerator = self.recipe, self.accelerator
-        seed, augmentation = recipe.seed * 1000 + index, stage.augmentation or recipe.augmentation
+        augmentation = stage.augmentation or recipe.augmentation
         transform = TrainingTransform(self.processor, stage.crop_size, **augmentation.model_dump())
-        streamed = isinstance(self.train_set, StreamedRows)
-        endless = (StreamedBatches if streamed else EndlessBatches)(
-            self.train_set if streamed else len(self.train_set),
-            stage.batch_size,
-            seed,
-            start=sum(not stage.is_synthetic(i) for i in range(start)),  # real steps done
-            process=accelerator.process_index,
-            processes=accelerator.num_processes,
-        )
         # What is on the device already needs no workers.
         num_workers = 0 if recipe.in_memory else recipe.num_workers
         pin_memory = accelerator.device.type == "cuda" and not recipe.in_memory
-        examples = TrainingExamples(self.train_images, transform, seed)
-        return iter(training_batches(examples, endless, num_workers, pin_memory=pin_memory))
+        examples = TrainingExamples(self.train_images, transform, self._seed_of_batches(index))
+        order = self._order_of_batches(index, stage, start)
+        return iter(training_batches(examples, order, num_workers, pin_memory=pin_memory))
+
+    def _order_of_batches(self, index: int, stage: StageRecipe, start: int) -> EndlessBatches | StreamedBatches:
+        streamed = isinstance(self.train_set, StreamedRows)
+        return (StreamedBatches if streamed else EndlessBatches)(
+            self.train_set if streamed else len(self.train_set),
+            stage.batch_size,
+            self._seed_of_batches(index),
+            start=sum(not stage.is_synthetic(i) for i in range(start)),  # real steps done
+            process=self.accelerator.process_index,
+            processes=self.accelerator.num_processes,
+        )
+
+    def _images_of(self, stage: StageRecipe, iteration: int) -> list[str]:
+        """The ids of the images that this process saw in an iteration of the current stage."""
+        if stage.is_synthetic(iteration):
+            return []
+        rows = [row for _position, row in next(iter(self._order_of_batches(self.state.stage, stage, iteration)))]
+        if isinstance(self.train_set, StreamedRows):
+            return [row["image_id"] for row in rows]
+        return self.train_set.select_columns("image_id")[rows]["image_id"]
+
+    def _seed_of_batches(self, index: int) -> int:
+        return self.recipe.seed * 1000 + index
 
     def _patches(self, model, stage: StageRecipe) -> torch.Tensor | None:
         """The patches that a stage's synthetic label maps are made of; None for single pixels."""
@@ -185,9 +238,9 @@ class Trainer:
             return patches_of(self.recipe, model, self.benchmark, self.train_set, self.output_dir / PATCHES)
 
     def _iterate(
-        self, model, optimizers, batches, stage: StageRecipe, label_maps
+        self, model, optimizers, batches, stage: StageRecipe, label_maps, *, with_norms: bool
     ) -> Iterator[dict[str, torch.Tensor]]:
-        """One iteration: its updates are made here; their loss terms are handed out."""
+        """One iteration: its updates are made here; their loss terms and gradient norms are handed out."""
         accelerator, batch = self.accelerator, None
         if not stage.is_synthetic(self.state.iteration):
             device = accelerator.device
@@ -198,33 +251,69 @@ class Trainer:
                 result = next(steps, None)
             if result is None:
                 return
+            values = {f"loss/{term}": value for term, value in result.terms.items()}
             if result.total is not None:
                 for optimizer in optimizers.values():
                     optimizer.zero_grad()
                 accelerator.backward(result.total)
-                stepping = [optimizer for part, optimizer in optimizers.items() if part in result.learners]
+                stepping = {part: optimizer for part, optimizer in optimizers.items() if part in result.learners}
                 if accelerator.num_processes > 1:
-                    average_gradients(accelerator, stepping)
-                for optimizer in stepping:
+                    average_gradients(accelerator, stepping.values())
+                if with_norms:
+                    values |= gradient_norms(stepping)
+                for optimizer in stepping.values():
                     optimizer.step()
-            yield result.terms
+            yield values
 
-    def _log(self, stage_name: str, sums: dict[str, list[torch.Tensor]], bar) -> None:
+    def _everyone_stops(self, may_ask: bool) -> bool:
+        """Whether SIGTERM came. Several processes agree on it, where they wait for each other anyway."""
+        if self.accelerator.num_processes == 1:
+            return self.stop.asked
+        return may_ask and any(gather_object([self.stop.asked]))
+
+    def _log(self, stage_name: str, stage: StageRecipe, measured: Measurements, bar) -> None:
         """Means since the last call go to the history, the bar and the trackers; a non-finite one stops the run."""
-        means = {term: torch.stack(values).mean().item() for term, values in sums.items()}
-        sums.clear()
-        broken = [term for term, value in means.items() if not math.isfinite(value)]
-        if broken:
+        means, problem = {}, None
+        try:
+            means = measured.take()
+        except NotFinite as error:
+            images = self._images_of(stage, error.iteration)
+            made_of = f" (images {', '.join(images)})" if images else " (a synthetic step)"
+            problem = error.iteration, f"{error.what} is not finite", made_of
+        self._stop_where_not_finite(problem, stage_name)
+        step = sum(s.iterations for s in list(self.recipe.stages.values())[: self.state.stage]) + self.state.iteration
+        means |= {
+            f"learning_rate/{part}": getattr(stage, part).lr_at(self.state.iteration - 1, stage.iterations)
+            for part in PARTS
+            if getattr(stage, part) is not None
+        }
+        self.state.history.append({"iteration": step, "stage": stage_name, **means})
+        losses = {name.removeprefix("loss/"): value for name, value in means.items() if name.startswith("loss/")}
+        bar.set_postfix({term: f"{value:.3g}" for term, value in losses.items()})
+        self.accelerator.log(means, step=step)
+
+    def _stop_where_not_finite(self, problem: tuple[int, str, str] | None, stage_name: str) -> None:
+        """End every process's run at the earliest problem that one of them has."""
+        problems = [problem] if self.accelerator.num_processes == 1 else gather_object([problem])
+        found = sorted(problem for problem in problems if problem is not None)
+        if found:
+            iteration, what, made_of = found[0]
             kept = next(reversed(checkpoints(self.output_dir / "checkpoints")), "none was saved yet")
             raise FloatingPointError(
-                f"loss {', '.join(broken)} is not finite at iteration {self.state.iteration} of {stage_name}; "
-                f"lower the learning rate; last checkpoint: {kept}"
+                f"{what} at iteration {iteration + 1} of {stage_name}{made_of}; lower the learning rate, or look at "
+                f"the images; last good checkpoint: {kept}"
             )
-        step = sum(s.iterations for s in list(self.recipe.stages.values())[: self.state.stage]) + self.state.iteration
-        losses = {f"loss/{term}": value for term, value in means.items()}
-        self.state.history.append({"iteration": step, "stage": stage_name, **losses})
-        bar.set_postfix({term: f"{value:.3g}" for term, value in means.items()})
-        self.accelerator.log(losses, step=step)
+
+    def _save(self, stage_name: str, model) -> None:
+        average_statistics(self.accelerator, model)
+        floating = [values for values in model.state_dict().values() if values.is_floating_point()]
+        problem = None
+        if not total_norm(floating).isfinite():  # a gradient may overflow where every loss is finite
+            problem = self.state.iteration - 1, "a weight is not finite or far too large", ""
+        self._stop_where_not_finite(problem, stage_name)
+        save_checkpoint(
+            self.output_dir / "checkpoints", self.accelerator, self.state, keep=self.recipe.checkpoints_kept
+        )
 
     def _score(self, model) -> dict:
         return score(

@@ -4,13 +4,13 @@ A recipe file may `include` others (paths relative to itself); later files overr
 `BENCHMARK/METHOD` joins three of them: the benchmark's facts, the benchmark's schedule for the method, the method.
 """
 
-import difflib
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from ..benchmarks import did_you_mean
 from ..configuration_cagnet import CaGNetConfig
 from ..image_processing_cagnet import CaGNetImageProcessorKwargs
 
@@ -27,7 +27,7 @@ class RecipeError(ValueError):
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", protected_namespaces=(), allow_inf_nan=False)
 
 
 class OptimizerRecipe(_Strict):
@@ -107,6 +107,13 @@ class AugmentationRecipe(_Strict):
     scale_range: tuple[float, float] = (0.5, 1.5)
     flip_probability: float = Field(0.5, ge=0, le=1)
 
+    @model_validator(mode="after")
+    def _check(self):
+        low, high = self.scale_range
+        if not 0 < low <= high:
+            raise ValueError(f"scale_range is [smallest, largest] with 0 < smallest <= largest, got [{low}, {high}]")
+        return self
+
 
 class StageRecipe(_Strict):
     """A stage: how many iterations of which steps, and who learns.
@@ -144,8 +151,8 @@ class StageRecipe(_Strict):
             raise ValueError("real_block and synthetic_block are both 0: the stage has no step")
         if self.synthetic_block and self.synthetic_size is None:
             raise ValueError("synthetic steps need synthetic_size, the side of their label maps in feature cells")
-        if self.scales[:1] != [1.0]:
-            raise ValueError(f"scales must start with 1.0, got {self.scales}")
+        if self.scales[:1] != [1.0] or min(self.scales) <= 0:
+            raise ValueError(f"scales must start with 1.0 and be greater than 0, got {self.scales}")
         return self
 
     def is_synthetic(self, iteration: int) -> bool:
@@ -172,6 +179,7 @@ class Recipe(_Strict):
     benchmark: str
     method: str
     seed: int = Field(0, ge=0)
+    deterministic: bool = False  # the same bits from the same machine, on a GPU, too
     split: Literal["test", "tuning"] = "test"  # tuning: held-out seen classes play the unseen ones
     supervised: bool = False  # the upper bound: labels of unseen classes are shown in training
     dataset: str | None = None
@@ -211,7 +219,7 @@ class Recipe(_Strict):
         for section, known in (("model", fields), ("processor", options)):
             for key in getattr(self, section):
                 if key not in known:
-                    raise ValueError(f"unknown key '{section}.{key}'{_nearest(key, known)}")
+                    raise ValueError(f"unknown key '{section}.{key}'{did_you_mean(key, known)}")
         return self
 
 
@@ -246,7 +254,7 @@ def _find(name_or_path: str) -> tuple[str, dict]:
     for name in (name_or_path, f"{name_or_path}/{DEFAULT_METHOD}"):
         if name in known:
             return name, _join(*name.split("/"))
-    raise RecipeError(f"no recipe {name_or_path!r}{_nearest(name_or_path, known)}; known: {', '.join(known)}")
+    raise RecipeError(f"no recipe {name_or_path!r}{did_you_mean(name_or_path, known)}; known: {', '.join(known)}")
 
 
 def _join(benchmark: str, method_name: str) -> dict:
@@ -268,14 +276,14 @@ def _keep_stages(name: str, tree: dict, overrides: list[str]) -> None:
         return
     names = list(stages)
     if until is not None and until not in names:
-        raise RecipeError(f"{name}: until={until} is no stage{_nearest(until, names)}; stages: {', '.join(names)}")
+        raise RecipeError(f"{name}: until={until} is no stage{did_you_mean(until, names)}; stages: {', '.join(names)}")
     kept = names if until is None else names[: names.index(until) + 1]
     tree["stages"] = {stage: stages[stage] for stage in kept}
     for override in overrides:
         stage = stage_of_key(override)
         if stage is not None and stage not in kept:
             raise RecipeError(
-                f"{name}: {override!r}: no stage {stage!r} in this run{_nearest(stage, kept)}; "
+                f"{name}: {override!r}: no stage {stage!r} in this run{did_you_mean(stage, kept)}; "
                 f"stages: {', '.join(kept)}"
             )
 
@@ -360,7 +368,7 @@ def _first_problem(error: ValidationError) -> str:
     problem = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
     where = ".".join(str(part) for part in problem["loc"] if part != "[key]")
     if problem["type"] == "extra_forbidden":
-        return f"unknown key {where!r}{_nearest(problem['loc'][-1], _keys_at(problem['loc'][:-1]))}"
+        return f"unknown key {where!r}{did_you_mean(problem['loc'][-1], _keys_at(problem['loc'][:-1]))}"
     message = problem["msg"].removeprefix("Value error, ")
     given = problem.get("input")
     shown = f", got {given!r}" if where and not isinstance(given, dict) else ""
@@ -377,8 +385,3 @@ def _keys_at(location: tuple) -> list[str]:
     for part in location:
         owner = owners.get(part, owner)
     return list(owner.model_fields)
-
-
-def _nearest(key: str, known) -> str:
-    close = difflib.get_close_matches(str(key), list(known), n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else ""

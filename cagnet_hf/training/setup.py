@@ -1,5 +1,6 @@
 """From a recipe to its parts: benchmark, data, embeddings, image processor, model, label maps of synthetic steps."""
 
+import os
 from functools import partial
 from pathlib import Path
 
@@ -24,6 +25,13 @@ from ..pretrained_weights import is_own, load_backbone_weights
 from .patch_bank import PatchFit, open_patch_bank
 from .recipe import Recipe, RecipeError, StageRecipe
 from .steps import LabelMapSource, draw_label_maps
+
+
+def use_deterministic_algorithms(deterministic: bool) -> None:
+    """Whether the same run on the same machine gives the same bits; a little slower on a GPU."""
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts
+    torch.use_deterministic_algorithms(deterministic)
 
 
 def benchmark_of(recipe: Recipe) -> Benchmark:

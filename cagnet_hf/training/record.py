@@ -1,0 +1,100 @@
+"""The record of a run: what it was made from and with, to make it again, and not to resume it on other data."""
+
+import hashlib
+import platform
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import pyarrow.compute as pc
+import torch
+from accelerate import Accelerator
+from datasets import Dataset
+
+from .recipe import Recipe, RecipeError
+
+RECORD_FILE = "run.json"
+_PACKAGES = ("cagnet-hf", "torch", "transformers", "datasets", "accelerate", "safetensors", "numpy", "pillow")
+
+
+def run_record(
+    recipe: Recipe, datasets: dict[str, Dataset], accelerator: Accelerator, earlier: dict | None = None
+) -> dict:
+    """What goes into `run.json`.
+
+    Args:
+        datasets: By split.
+        earlier: The record of the run that goes on. Where its environment was another, both are kept, in order.
+
+    Raises:
+        RecipeError: The run that goes on had other data or another number of processes, whose batches were others.
+    """
+    inputs = {
+        "seed": recipe.seed,
+        "num_processes": accelerator.num_processes,
+        "datasets": {split: dataset_fingerprint(dataset) for split, dataset in datasets.items()},
+    }
+    environment = {
+        "git_commit": git_commit(),
+        "device": torch.cuda.get_device_name() if accelerator.device.type == "cuda" else platform.machine(),
+        "threads": torch.get_num_threads(),
+        "mixed_precision": accelerator.mixed_precision,
+        "versions": {"python": platform.python_version()} | {name: _version(name) for name in _PACKAGES},
+    }
+    environments = [environment]
+    if earlier is not None:
+        _check_inputs(earlier, inputs)
+        environments = earlier["made_with"] + (environments if earlier["made_with"][-1] != environment else [])
+    return inputs | {"made_with": environments, "recipe": recipe.model_dump(mode="json")}
+
+
+def _check_inputs(earlier: dict, inputs: dict) -> None:
+    for split, found in inputs["datasets"].items():
+        known = earlier["datasets"][split]
+        if found != known:
+            what = "{num_images} images with digest {digest}"
+            raise RecipeError(
+                f"cannot resume: the {split} split changed from {what.format(**known)} to {what.format(**found)}"
+            )
+    before, now = earlier["num_processes"], inputs["num_processes"]
+    if before != now:
+        raise RecipeError(f"cannot resume with {now} process(es) a run of {before}: its batches would be others")
+
+
+def dataset_fingerprint(dataset: Dataset) -> dict:
+    """The number of images, and a digest of image ids, masks and sizes of image files: nothing is decoded.
+
+    Args:
+        dataset: With the columns `image`, `mask` and `image_id`.
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    for table in dataset.with_format("arrow").iter(batch_size=256):
+        images, masks = table["image"].combine_chunks(), table["mask"].combine_chunks()
+        sizes = pc.binary_length(images.field("bytes")).to_pylist()
+        for image_id, size, mask in zip(table["image_id"].to_pylist(), sizes, masks.to_pylist(), strict=True):
+            digest.update(f"{image_id}\0{size}\0".encode())
+            digest.update(mask["bytes"] or str(mask["path"]).encode())
+    return {"num_images": len(dataset), "digest": digest.hexdigest()}
+
+
+def git_commit() -> str | None:
+    """The commit of this package's repository, with `-dirty` where files differ from it; None outside of one."""
+    here = Path(__file__).resolve()
+    if _git(here, "ls-files", "--error-unmatch", here.name) is None:  # in somebody else's repository
+        return None
+    return _git(here, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
+
+
+def _git(file: Path, *arguments: str) -> str | None:
+    try:
+        finished = subprocess.run(["git", *arguments], cwd=file.parent, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return finished.stdout.strip() if finished.returncode == 0 else None
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

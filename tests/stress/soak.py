@@ -1,0 +1,121 @@
+"""Long runs whose memory must stay flat and whose steps must not become slower.
+
+    python tests/stress/soak.py --output soak.json
+
+20,000 synthetic steps, 2,000 real steps on `scenes` (by the training loop, checkpoints and logs included), and 100,000
+calls of the metric's `add_batch`. Memory is the resident set of the process and its data workers, its slope a least
+squares fit without the first fifth; time is CPU time, which neighbours on the machine do not change.
+"""
+
+import argparse
+import contextlib
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import torch
+
+from cagnet_hf.evaluation.scoring import load_metric
+from cagnet_hf.training.interruption import Stopped
+from cagnet_hf.training.loop import Trainer
+from cagnet_hf.training.recipe import load_recipe
+from cagnet_hf.training.setup import benchmark_of, build_model
+
+MAX_SLOPE = 1.0  # MB per 1000 steps
+MAX_SLOWDOWN = 1.2  # of a step of the last quarter against one of the second
+
+
+class Samples:
+    """(step, memory, CPU seconds) on the way."""
+
+    def __init__(self, title: str):
+        self.title, self.process = title, psutil.Process()
+        self.rows: list[tuple[int, float, float]] = []
+
+    def take(self, step: int) -> None:
+        memory = sum(process.memory_info().rss for process in [self.process, *self.process.children(recursive=True)])
+        self.rows.append((step, memory / 2**20, time.process_time()))
+
+    def summary(self) -> dict:
+        steps, memory, seconds = np.array(self.rows).T
+        late = steps > steps[-1] / 5
+        slope = np.polyfit(steps[late] / 1000, memory[late], deg=1)[0]
+        per_step = np.diff(seconds) / np.diff(steps)
+        quarter = max(1, len(per_step) // 4)
+        slowdown = np.median(per_step[-quarter:]) / np.median(per_step[quarter : 2 * quarter])
+        return {
+            "what": self.title,
+            "steps": int(steps[-1]),
+            "MB": [round(float(memory[late][0]), 1), round(float(memory[-1]), 1)],
+            "MB_per_1000_steps": round(float(slope), 4),
+            "slowdown": round(float(slowdown), 3),
+            "flat": bool(slope < MAX_SLOPE and slowdown < MAX_SLOWDOWN),
+        }
+
+
+class WatchedTrainer(Trainer):
+    """A trainer that takes a sample whenever it logs."""
+
+    samples: Samples
+
+    def _log(self, *arguments) -> None:
+        super()._log(*arguments)
+        self.samples.take(self.state.iteration)
+
+
+def train(title: str, keys: list[str]) -> dict:
+    torch.manual_seed(0)
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = WatchedTrainer(load_recipe("scenes", ["trackers=[]", *keys]), folder)
+        trainer.samples = Samples(title)
+        with contextlib.suppress(Stopped):  # SIGTERM: what was measured counts
+            trainer.run()
+    return trainer.samples.summary()
+
+
+def synthetic_steps(steps: int) -> dict:
+    keys = ["stages.pretrain.iterations=0", f"stages.finetune.iterations={steps}", "stages.finetune.real_block=0"]
+    small = ["stages.finetune.batch_size=2", "stages.finetune.synthetic_size=8", "num_workers=0"]
+    return train("synthetic steps", [*keys, *small, "checkpoint_every=2000"])
+
+
+def real_steps(steps: int) -> dict:
+    keys = ["until=pretrain", f"stages.pretrain.iterations={steps}", "stages.pretrain.batch_size=2"]
+    return train("real steps on scenes", [*keys, "checkpoint_every=200"])
+
+
+def metric_batches(batches: int) -> dict:
+    recipe = load_recipe("scenes")
+    metric, samples = load_metric(build_model(recipe, benchmark_of(recipe)).config), Samples("metric add_batch")
+    rng = np.random.default_rng(0)
+    maps = rng.integers(0, 16, (2, 8, 4, 32, 32), dtype=np.uint8)
+    for step in range(batches + 1):
+        metric.add_batch(predictions=list(maps[0, step % 8]), references=list(maps[1, step % 5]))
+        if step % 1000 == 0:
+            samples.take(step)
+    return samples.summary()
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--synthetic", type=int, default=20_000, metavar="STEPS")
+    parser.add_argument("--real", type=int, default=2_000, metavar="STEPS")
+    parser.add_argument("--metric", type=int, default=100_000, metavar="BATCHES")
+    parser.add_argument("--output", type=Path, help="JSON file for the figures")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    results = []
+    for run, number in ((metric_batches, args.metric), (synthetic_steps, args.synthetic), (real_steps, args.real)):
+        results.append(run(number))
+        print(json.dumps(results[-1]), flush=True)
+    if args.output:
+        args.output.write_text(json.dumps(results, indent=1) + "\n")
+    return 0 if all(result["flat"] for result in results) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
