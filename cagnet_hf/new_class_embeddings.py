@@ -69,10 +69,9 @@ def embed_new_classes(
         encoder = encoder or _located(record.get("encoder"))
         if encoder is None:
             raise ValueError(_no_vector(missing or wanted, source, record))
-        witness = next(iter(own))
-        made = encode_names([*missing, witness], encoder, pooling=_pooling(record), prompt=record.get("prompt", "{}"))
-        _compare({witness: made[-1]}, own, encoder)
-        table |= dict(zip(missing, made[:-1], strict=True))
+        made_names = [*missing, next(iter(own))]  # one of the model's own, to be compared
+        made = encode_names(made_names, encoder, pooling=_pooling(record), prompt=record.get("prompt", "{}"))
+        table |= dict(zip(made_names, made, strict=True))
     _compare(table, own, source or encoder)
     vectors = np.stack([table[name] for name in wanted])
     check_vectors(source or encoder, names, vectors)

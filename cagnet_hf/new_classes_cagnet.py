@@ -10,8 +10,7 @@ from torch import nn
 
 from .configuration_cagnet import plain_name
 
-# Of the variance of the new logits. Chosen on held-out classes (model_cards/README.md): less costs the old classes more
-# for no better a new one, more finds less of the new one.
+# Of the variance of the new logits; chosen on held-out classes (model_cards/README.md).
 VARIANCE_PENALTY = 0.001
 _MOST_DATASET_IDS = 255  # stored masks are bytes; 255 is no class
 
@@ -26,6 +25,7 @@ class EditableClasses:
         embeddings,
         *,
         dataset_ids: Sequence[int] | None = None,
+        bias: float = 0.0,
         pixels_per_class: int = 256,
         seed: int = 0,
     ) -> None:
@@ -40,6 +40,8 @@ class EditableClasses:
             embeddings: `(n, E)` array or tensor, from the source of the model's own class embeddings. They are given
                 the length of the model's own.
             dataset_ids: The ids that stored masks use for them; the next free ones when None.
+            bias: Is added to the logits of the new classes: above 0 they win more pixels, right and wrong ones. A
+                projection has no bias.
             pixels_per_class: Synthetic features of each class.
             seed: Of the latents; the global random state is left alone.
 
@@ -56,11 +58,14 @@ class EditableClasses:
         _check_names([*config.id2label.values()], names)
         embeddings = self._checked_embeddings(names, embeddings)
         dataset_ids = _checked_dataset_ids(config, names, dataset_ids)
+        if self.classifier is None and bias:
+            raise ValueError(f"bias={bias}: a projection onto the class embeddings has no bias")
         if self.classifier is not None and self.generator is None:
             raise ValueError("this model has no generator to make features of new classes with")
         rows = None
         if self.classifier is not None:
-            rows = self._fit_new_rows(embeddings, pixels_per_class, seed)
+            weight, offset = self._fit_new_rows(embeddings, pixels_per_class, seed)
+            rows = weight, offset + bias
         _set_classes(
             config,
             names=[*config.id2label.values(), *names],

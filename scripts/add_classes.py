@@ -36,6 +36,12 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--dataset_ids", type=int, nargs="+", metavar="ID", help="ids of the new classes in masks (the next free ones)"
     )
+    parser.add_argument(
+        "--bias",
+        type=float,
+        default=0.0,
+        help="added to the scores of the new classes: above 0 they win more pixels, right and wrong ones (default: 0)",
+    )
     parser.add_argument("--output", type=Path, required=True, help="folder to write the model to")
     parser.add_argument(
         "--dataset", help="prepared folder, Hub id or scenes:SEED: score the model before and after on its test split"
@@ -83,7 +89,7 @@ def edit(args: argparse.Namespace) -> None:
         embeddings = embed_new_classes(model, args.new, args.class_embeddings, encoder=args.encoder)
         before = score_before(model, processor, dataset) if dataset else None
         started = time.monotonic()
-        model.add_classes(args.new, embeddings, dataset_ids=args.dataset_ids, seed=args.seed)
+        model.add_classes(args.new, embeddings, dataset_ids=args.dataset_ids, bias=args.bias, seed=args.seed)
         seconds = time.monotonic() - started
         print(f"Learnt {', '.join(args.new)} in {seconds:.1f} s")
         if dataset:

@@ -64,7 +64,7 @@ def predict(args: argparse.Namespace) -> None:
             try:
                 image = read_image(file)
             except BrokenFileError as error:
-                tqdm.write(f"left out {error}", file=sys.stderr)
+                tqdm.write(f"left out: {error}", file=sys.stderr)
                 broken.append(file)
             else:
                 readable.append(file)
@@ -77,7 +77,7 @@ def predict(args: argparse.Namespace) -> None:
         write(prediction, readable[number], args.output)
     print(f"Wrote {len(SUFFIXES) * len(readable)} files to {args.output}" if readable else "Wrote nothing")
     if broken:
-        raise ValueError(f"{len(broken)} of {len(files)} images could not be read: {', '.join(map(str, broken[:3]))}")
+        raise ValueError(f"{len(broken)} of {len(files)} images left out, which could not be read (named above)")
 
 
 def check_outputs(files, output: Path) -> None:

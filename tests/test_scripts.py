@@ -4,7 +4,10 @@ import json
 import shutil
 import subprocess
 import sys
+import threading
 import time
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
@@ -15,10 +18,15 @@ from transformers import BertConfig, BertModel, SegformerConfig, SegformerForSem
 from cagnet_hf.benchmarks import LabelMap, load_benchmark
 from cagnet_hf.data.sources import open_dataset
 from cagnet_hf.image_processing_cagnet import CaGNetImageProcessor
-from cagnet_hf.prediction import load_model, predict
+from cagnet_hf.prediction import load_model, segment
 
 SCRIPTS = sorted(path.name for path in (REPOSITORY / "scripts").glob("*.py"))
 SCENES = load_benchmark("scenes")
+
+
+class QuietHandler(SimpleHTTPRequestHandler):
+    def log_message(self, *arguments):
+        pass
 
 
 @pytest.fixture
@@ -140,7 +148,8 @@ def test_an_unknown_protocol_names_the_known_ones(call, tiny_dataset, capsys):
 def test_prediction_files_hold_stored_ids_at_the_size_of_the_image(call, photo, tmp_path, trained_run):
     assert call("predict", photo, "--output", tmp_path / "out") == (0, [])
     model, processor = load_model(str(trained_run / "model"))
-    expected = LabelMap.of(model.config).to_stored_ids(predict(model, processor, Image.open(photo)))
+    (prediction,) = segment(model, processor, [Image.open(photo)])
+    expected = LabelMap.of(model.config).to_stored_ids(prediction.label_map)
     with Image.open(tmp_path / "out" / "photo.png") as labels:
         assert (labels.mode, labels.size) == ("P", (96, 64))
         assert (np.asarray(labels) == expected).all()
@@ -160,7 +169,83 @@ def test_several_images_are_segmented(call, photo, tmp_path):
     grey.save(tmp_path / "grey.jpg")
     assert call("predict", photo, tmp_path / "grey.jpg", "--output", tmp_path / "out") == (0, [])
     names = {path.name for path in (tmp_path / "out").iterdir()}
-    assert names == {"photo.png", "photo_overlay.png", "grey.png", "grey_overlay.png"}
+    endings = (".png", "_overlay.png", "_confidence.png", ".json")
+    assert names == {f"{name}{ending}" for name in ("photo", "grey") for ending in endings}
+
+
+def test_the_summary_lists_classes_by_area_and_the_confidence_map_their_scores(call, photo, tmp_path):
+    assert call("predict", photo, "--output", tmp_path / "out", "--gamma", 0.1) == (0, [])
+    summary = json.loads((tmp_path / "out" / "photo.json").read_text())
+    labels = np.asarray(Image.open(tmp_path / "out" / "photo.png"))
+    scores = np.asarray(Image.open(tmp_path / "out" / "photo_confidence.png")) / 255
+    assert (summary["width"], summary["height"]) == (96, 64)
+    assert {entry["dataset_id"] for entry in summary["classes"]} == set(np.unique(labels).tolist())
+    for entry in summary["classes"]:
+        pixels = labels == entry["dataset_id"]
+        assert entry["name"] == SCENES.label_names[entry["dataset_id"]]
+        assert entry["seen"] == (entry["dataset_id"] in SCENES.seen_ids)
+        assert entry["area"] == pytest.approx(pixels.mean())
+        assert entry["score"] == pytest.approx(scores[pixels].mean(), abs=0.003)
+    areas = [entry["area"] for entry in summary["classes"]]
+    assert areas == sorted(areas, reverse=True)
+
+
+def test_gamma_calibrates_predictions(call, photo, tmp_path):
+    assert call("predict", photo, "--output", tmp_path / "out", "--gamma", 1) == (0, [])
+    labels = np.asarray(Image.open(tmp_path / "out" / "photo.png"))
+    assert set(np.unique(labels).tolist()) <= set(SCENES.unseen_ids)
+    result = call("predict", photo, "--output", tmp_path / "out", "--gamma", 2)
+    assert_refused(result, "gamma 2.0: it is subtracted from probabilities")
+
+
+def test_folders_patterns_and_addresses_are_segmented(call, photo, tmp_path):
+    (tmp_path / "many").mkdir()
+    for name in ("a.png", "b.PNG", ".hidden.png"):
+        shutil.copy(photo, tmp_path / "many" / name)
+    (tmp_path / "many" / "notes.txt").write_text("no image")
+    shutil.copy(photo, tmp_path / "c_1.png")
+    handler = partial(QuietHandler, directory=tmp_path)
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}/photo.png?size=full"
+        result = call("predict", tmp_path / "many", tmp_path / "c_*.png", address, "--output", tmp_path / "out")
+        missing = call("predict", address.replace("photo", "absent"), "--output", tmp_path / "none")
+        server.shutdown()
+    assert result == (0, [])
+    assert {path.stem for path in (tmp_path / "out").glob("*.json")} == {"a", "b", "c_1", "photo"}
+    assert missing[0] == 2
+
+
+@pytest.mark.parametrize("given", ["empty", "*.jpg"])
+def test_a_folder_or_pattern_without_an_image_is_refused(call, tmp_path, given):
+    (tmp_path / "empty").mkdir()
+    assert_refused(call("predict", tmp_path / given, "--output", tmp_path / "out"), given)
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_cannot_be_read_is_left_out_and_reported(call, photo, tmp_path, load_script, trained_run, capsys):
+    (tmp_path / "note.jpg").write_text("not an image")
+    arguments = [tmp_path / "note.jpg", photo, "--output", tmp_path / "out"]
+    code = load_script("predict").main(["--model", str(trained_run / "model"), *map(str, arguments)])
+    lines = capsys.readouterr().err.replace("\r", "\n").splitlines()
+    assert code == 2
+    assert f"left out: {tmp_path / 'note.jpg'}: not an image" in lines
+    assert lines[-1].startswith("error: 1 of 2 images left out")
+    assert (tmp_path / "out" / "photo.png").is_file()
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 900), (900, 1), (5000, 4000)])
+def test_images_of_any_size_are_segmented(call, tmp_path, size):
+    Image.new("RGB", size, (200, 60, 50)).save(tmp_path / "plain.png")
+    assert call("predict", tmp_path / "plain.png", "--output", tmp_path / "out") == (0, [])
+    assert Image.open(tmp_path / "out" / "plain.png").size == size
+    assert Image.open(tmp_path / "out" / "plain_confidence.png").size == size
+
+
+def test_an_image_too_large_to_decode_is_left_out(call, photo, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("PIL.Image.MAX_IMAGE_PIXELS", 1000)
+    assert_refused(call("predict", photo, "--output", tmp_path / "out"), "1 of 1 images left out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_missing_image_is_refused(call, tmp_path):
@@ -169,26 +254,26 @@ def test_a_missing_image_is_refused(call, tmp_path):
 
 def test_a_file_that_is_no_image_is_refused(call, tmp_path):
     (tmp_path / "note.jpg").write_text("not an image")
-    assert_refused(call("predict", tmp_path / "note.jpg", "--output", tmp_path / "out"), "note.jpg")
+    assert_refused(call("predict", tmp_path / "note.jpg", "--output", tmp_path / "out"), "images left out")
 
 
 def test_a_truncated_image_is_refused(call, photo, tmp_path):
     (tmp_path / "half.png").write_bytes(photo.read_bytes()[:5000])
-    assert_refused(call("predict", photo, tmp_path / "half.png", "--output", tmp_path / "out"), "half.png")
+    assert_refused(call("predict", photo, tmp_path / "half.png", "--output", tmp_path / "out"), "images left out")
 
 
 def test_a_damaged_image_is_refused(call, photo, tmp_path):
     data = bytearray(photo.read_bytes())
     data[36] ^= 255  # the length of the first block of pixels; Pillow calls this a SyntaxError
     (tmp_path / "damaged.png").write_bytes(data)
-    assert_refused(call("predict", photo, tmp_path / "damaged.png", "--output", tmp_path / "out"), "damaged.png")
+    assert_refused(call("predict", photo, tmp_path / "damaged.png", "--output", tmp_path / "out"), "images left out")
 
 
 def test_images_of_one_name_are_refused(call, photo, tmp_path):
     (tmp_path / "other").mkdir()
     shutil.copy(photo, tmp_path / "other" / "photo.png")
     result = call("predict", photo, tmp_path / "other" / "photo.png", "--output", tmp_path / "out")
-    assert_refused(result, "'photo'")
+    assert_refused(result, "'photo.png'")
     assert not (tmp_path / "out").exists()
 
 

@@ -149,6 +149,8 @@ def read_encoded(file: File) -> tuple[bytes, Image.Image]:
         image.load()
     except UnidentifiedImageError as error:
         raise BrokenFileError(f"{file}: not an image") from error
-    except (OSError, SyntaxError, ValueError, EOFError, zlib.error, Image.DecompressionBombError) as error:
+    except Image.DecompressionBombError as error:
+        raise BrokenFileError(f"{file}: too large to be decoded safely, shrink it first ({error})") from error
+    except (OSError, SyntaxError, ValueError, EOFError, zlib.error) as error:
         raise BrokenFileError(f"{file}: truncated or damaged ({error})") from error
     return data, image

@@ -1,0 +1,138 @@
+"""Vectors of new names come from the source of the model's own, and the command that adds classes by name."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from test_remote_code import tiny_config
+from tiny_encoders import write_bert
+
+from cagnet_hf import CaGNetForSemanticSegmentation
+from cagnet_hf.class_embeddings import read_table, save_embedding_table
+from cagnet_hf.data.scenes import scenes_class_embeddings
+from cagnet_hf.new_class_embeddings import describe_source, embed_new_classes
+from cagnet_hf.prediction import load_model
+from cagnet_hf.text_encoders import encode_names
+
+
+def model_of(vectors: np.ndarray, source: dict | None = None) -> CaGNetForSemanticSegmentation:
+    names = ["cat", "dog", "train", "sofa", "tv"][: len(vectors)]
+    options = {"id2label": dict(enumerate(names)), "unseen_ids": (len(names) - 1,), "class_embedding_source": source}
+    model = CaGNetForSemanticSegmentation(tiny_config(embedding_size=vectors.shape[1], **options))
+    model.class_embeddings.copy_(torch.from_numpy(vectors))
+    return model
+
+
+def bundled(*names: str) -> np.ndarray:
+    table = read_table("bundled").vectors
+    return np.stack([table[name] for name in names])
+
+
+def table_file(path, names, vectors, **metadata) -> str:
+    save_embedding_table(path, names, vectors, metadata)
+    return str(path)
+
+
+@pytest.mark.parametrize("source", [None, {"source": "bundled"}])
+def test_names_of_the_bundled_table_need_no_encoder(source):
+    model = model_of(bundled("cat", "dog", "train"), source)
+    np.testing.assert_allclose(embed_new_classes(model, ["Zebra"]), bundled("zebra"), atol=1e-6)
+
+
+def test_a_table_of_the_model_s_own_source_is_taken(tmp_path):
+    vectors = np.random.default_rng(0).normal(size=(4, 6)).astype(np.float32)
+    model = model_of(vectors[:3] / np.linalg.norm(vectors[:3], axis=1, keepdims=True))
+    table = table_file(tmp_path / "table.safetensors", ["cat", "dog", "train", "traffic cone"], vectors)
+    found = embed_new_classes(model, ["Traffic_Cone"], table)
+    np.testing.assert_allclose(found[0], vectors[3] / np.linalg.norm(vectors[3]), atol=1e-6)
+
+
+def test_a_table_of_another_source_is_refused(tmp_path):
+    rng = np.random.default_rng(0)
+    model = model_of(rng.normal(size=(3, 6)).astype(np.float32))
+    names, vectors = ["cat", "zebra"], rng.normal(size=(2, 6))
+    with pytest.raises(ValueError, match="its vector of 'cat' is not the model's"):
+        embed_new_classes(model, ["zebra"], table_file(tmp_path / "other.safetensors", names, vectors))
+    with pytest.raises(ValueError, match="holds none of the model's own classes"):
+        embed_new_classes(model, ["zebra"], table_file(tmp_path / "bare.safetensors", ["zebra"], vectors[:1]))
+    with pytest.raises(ValueError, match="vectors of 384 numbers, but the model's class embeddings have 6"):
+        embed_new_classes(model, ["zebra"], "bundled")
+
+
+def test_a_name_without_a_vector_is_refused_with_the_way_out(tmp_path):
+    vectors = np.random.default_rng(0).normal(size=(3, 6)).astype(np.float32)
+    model = model_of(vectors, {"source": "voc.npy"})
+    with pytest.raises(ValueError, match=r"no embedding of class 'zebra' .*; make a table"):
+        embed_new_classes(model, ["zebra"])
+
+
+def test_an_encoder_makes_vectors_of_any_name_and_is_checked(tmp_path):
+    encoder = str(write_bert(tmp_path))
+    record = {"source": "table.safetensors", "encoder": encoder, "pooling": "mean", "prompt": "a photo of a {}."}
+    options = {"pooling": "mean", "prompt": "a photo of a {}."}
+    model = model_of(encode_names(["cat", "dog"], encoder, **options), record)
+    expected = encode_names(["polar bear"], encoder, **options)
+    np.testing.assert_allclose(embed_new_classes(model, ["polar bear"]), expected, atol=1e-6)
+    model = model_of(encode_names(["cat", "dog"], encoder, pooling="mean"), record)
+    with pytest.raises(ValueError, match="its vector of 'cat' is not the model's"):
+        embed_new_classes(model, ["polar bear"])
+
+
+def test_a_configuration_keeps_where_its_vectors_are_from_without_folders(tmp_path):
+    assert describe_source("attributes") == {"source": "attributes"}
+    record = describe_source("bundled")
+    assert record["encoder"] == "sentence-transformers/all-MiniLM-L6-v2"
+    assert record["license"] == "apache-2.0"
+    assert describe_source(f"{tmp_path}/a.npy,{tmp_path}/b.npy") == {"source": "a.npy,b.npy"}
+
+
+# scripts/add_classes.py
+
+
+@pytest.fixture
+def add_classes(load_script, trained_run, tmp_path, capsys):
+    """`add_classes(*arguments)`: (exit code, the last line on stderr) of the command on the trained model."""
+
+    def run(*arguments):
+        options = ["--model", str(trained_run / "model"), "--output", str(tmp_path / "edited")]
+        code = load_script("add_classes").main([*options, *map(str, arguments)])
+        return code, (capsys.readouterr().err.replace("\r", "\n").splitlines() or [""])[-1]
+
+    return run
+
+
+def test_a_class_is_forgotten_and_learnt_again(add_classes, tmp_path, tiny_dataset):
+    scores = tmp_path / "scores.json"
+    arguments = ["--remove", "red striped cross", "--class", "red striped cross", "--dataset_ids", 13]
+    arguments += ["--rename", "blue dotted disc=Ball", "--dataset", tiny_dataset, "--scores", scores]
+    assert add_classes(*arguments)[0] == 0
+    model, _ = load_model(str(tmp_path / "edited"))
+    config = model.config
+    assert (config.id2label[15], config.dataset_ids[15], config.id2label[5]) == ("red striped cross", 13, "Ball")
+    np.testing.assert_allclose(model.class_embeddings[15], scenes_class_embeddings()[12], atol=1e-6)
+    assert "red striped cross | **unseen**, added later" in (tmp_path / "edited" / "README.md").read_text()
+    measured = json.loads(scores.read_text())
+    assert list(measured["new"]) == ["red striped cross"]
+    assert len(measured["old"]) == 15
+    assert 0 <= measured["old_mIoU"]["after"] <= 1
+
+
+@pytest.mark.parametrize(
+    ("wrong", "reason"),
+    [
+        ([], "nothing to do"),
+        (["--class", "zebra"], "no embedding of class 'zebra'"),
+        (["--class", "Red_Striped-disc"], "two classes would be called"),
+        (["--remove", "zebra"], "no class 'zebra'"),
+        (["--rename", "red striped disc"], "write OLD=NEW"),
+        (["--rename", "red striped disc=red dotted disc"], "two classes would be called"),
+        (["--class", "zebra", "--dataset_ids", 17, 18], "give one for each"),
+        (["--class", "zebra", "--class_embeddings", "absent.safetensors"], "no such file"),
+    ],
+)
+def test_mistakes_end_in_one_line_and_leave_nothing(add_classes, tmp_path, wrong, reason):
+    code, line = add_classes(*wrong)
+    assert code == 2
+    assert line.startswith("error: ") and reason in line
+    assert not (tmp_path / "edited").exists()
