@@ -25,7 +25,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in --output_dir")
     parser.add_argument(
-        "--deterministic", action="store_true", help="the same bits from the same command, on a GPU, too"
+        "--deterministic",
+        action="store_true",
+        help="deterministic algorithms only: the same bits from the same command on the same machine",
     )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="recipe keys to change, dotted")
     return parser
