@@ -30,7 +30,9 @@ def build_parser() -> argparse.ArgumentParser:
         help="after training, push the model to this repository of the Hub (made before training, if need be)",
     )
     parser.add_argument(
-        "--deterministic", action="store_true", help="the same bits from the same command, on a GPU, too"
+        "--deterministic",
+        action="store_true",
+        help="deterministic algorithms only: the same bits from the same command on the same machine",
     )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="recipe keys to change, dotted")
     return parser
