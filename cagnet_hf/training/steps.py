@@ -221,10 +221,11 @@ def gaussian_step(model, batch: dict[str, torch.Tensor], stage: StageRecipe) -> 
     labels = resize_labels(batch["labels"], features.shape[-2:])
     labelled = labels != config.ignore_index
     total = F.cross_entropy(model.classify(features), labels, ignore_index=config.ignore_index, reduction="sum")
-    generator.observe(features.permute(0, 2, 3, 1)[labelled], labels[labelled])
-    generator.fit(model.class_embeddings, **rule.model_dump())
     odds = class_odds(config.num_labels, config.unseen_ids, stage.unseen_rate, features.device)
-    weights, biases = generator.bayes_rule(model.class_embeddings, odds.log())
+    with torch.autocast(features.device.type, enabled=False):  # halves would round statistics of many batches
+        generator.observe(features.permute(0, 2, 3, 1)[labelled], labels[labelled])
+        generator.fit(model.class_embeddings, **rule.model_dump())
+        weights, biases = generator.bayes_rule(model.class_embeddings, odds.log())
     model.classifier.weight.copy_(weights[:, :, None, None])
     model.classifier.bias.copy_(biases)
     return StepResult(None, {"classification": total / labelled.sum().clamp_min(1)}, ())
