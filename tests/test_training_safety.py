@@ -103,7 +103,7 @@ def test_a_loss_that_is_not_finite_names_term_iteration_images_and_checkpoint(tr
 
     class Spied(examples):
         def __getitem__(self, key):
-            seen.append(self.dataset[key[1]]["image_id"])
+            seen.append(self.images.dataset[key[1]]["image_id"])
             return super().__getitem__(key)
 
     monkeypatch.setattr(loop, "TrainingExamples", Spied)
