@@ -314,6 +314,44 @@ def test_a_recipe_names_the_columns(write, load_script, one_thread, tmp_path):
     assert json.loads((tmp_path / "run/metrics.json").read_text())["num_images"] == 6
 
 
+@pytest.fixture
+def evaluate(trained_run, load_script, tmp_path, capsys):
+    """`evaluate(dataset, *options)`: (exit code, metrics, the last line of stderr)."""
+
+    def run(dataset: Path, *options: str):
+        output, columns = tmp_path / "metrics.json", [f"--{key}={value}" for key, value in COLUMNS.items()]
+        command = ["--model", str(trained_run / "model"), "--dataset", str(dataset), "--output", str(output)]
+        code = load_script("evaluate").main([*command, *columns, *options])
+        return code, json.loads(output.read_text()) if code == 0 else None, capsys.readouterr().err.splitlines()[-1]
+
+    return run
+
+
+LABEL_MAP = f"--label_map={json.dumps({100 + i: i for i in range(17)})}".replace('"', "")
+
+
+@pytest.mark.parametrize("options", [[], ["--streaming"]], ids=["whole", "streamed"])
+def test_a_dataset_of_other_ids_is_scored_as_the_prepared_one(write, evaluate, trained_run, monkeypatch, options):
+    monkeypatch.setitem(KINDS, "shifted", lambda mask: PilImage.fromarray(np.asarray(mask).astype(np.int32) + 100))
+    code, metrics, _ = evaluate(write("shifted"), "--benchmark=scenes", LABEL_MAP, *options)
+    assert code == 0
+    assert metrics.items() <= json.loads((trained_run / "metrics.json").read_text()).items()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([LABEL_MAP], "say whose classes these are (benchmark=NAME or FILE.yaml)"),
+        (["--benchmark=scenes", "--label_map=dog"], "label_map 'dog': write ids and classes such as {1: dog, 2: sofa"),
+        (["--benchmark=pascal_voc"], "has other classes than the model: id 1 is 'aeroplane' there and"),
+    ],
+)
+def test_what_cannot_be_scored_is_told(write, evaluate, options, message):
+    code, _, line = evaluate(write("grey"), *options)
+    assert code == 2
+    assert line.startswith("error: ") and message in line
+
+
 def test_a_streamed_run_resumes_to_the_same_numbers(write, load_script, one_thread, tmp_path):
     keys = ["streaming=true", "shuffle_buffer=5"]
     dataset = write()
