@@ -100,6 +100,13 @@ def test_who_may_not_push_is_told_before_the_work(hub, prepare, monkeypatch, tmp
     assert not (tmp_path / "prepared").exists()
 
 
+def test_a_check_that_cannot_be_uploaded_is_refused_before_the_work(hub, prepare, monkeypatch, farm, tmp_path):
+    hub.stand_in(monkeypatch, tmp_path / "hf", READ_TOKEN)
+    code, printed, errors = prepare(command=["check"], folder=farm, output=False)
+    assert (code, printed, len(errors)) == (2, "", 1)
+    assert "your token may not write there" in errors[0]
+
+
 def test_an_upload_that_fails_tells_how_to_try_again(hub, prepare, monkeypatch, tmp_path, farm):
     (tmp_path / "prepared").mkdir()
     examples = folder_examples
