@@ -140,6 +140,22 @@ def test_classes_may_be_named_in_a_label_map():
     assert MaskReader(SCENES, {9: name, 8: None})(mask, "m").tolist() == [[3, 255, 255]]
 
 
+@pytest.mark.parametrize("streaming", [False, True], ids=["whole", "streamed"])
+def test_images_of_sixteen_bits_are_trained_on_as_they_are_predicted(tmp_path, streaming):
+    folder = tmp_path / "deep"
+    folder.mkdir()
+    values = np.linspace(0, 65535, 20).astype(np.uint16).reshape(4, 5)
+    row = {"image": png(PilImage.fromarray(values)), "mask": png(GREY), "image_id": "a"}
+    features = Features({"image": Image(), "mask": Image(), "image_id": Value("string")})
+    Dataset.from_list([row], features=features).to_parquet(folder / "train-00000-of-00001.parquet")
+    rows = open_dataset(str(folder), "train", streaming=streaming)
+    row = next(iter(rows.shuffled(0))) if streaming else 0
+    image, _ = LabelledImages(rows, SCENES.label_map, hide_unseen=True)[row]
+    plain = CaGNetImageProcessor(do_resize=False, do_rescale=False, do_normalize=False, do_flip_channel_order=False)
+    expected = plain(PilImage.fromarray(values), return_tensors="pt")["pixel_values"][0]
+    assert torch.equal(image.float(), expected)
+
+
 # What is refused when a row is read, in one line that names it
 
 

@@ -14,12 +14,13 @@ from datasets import Dataset, Features, Image, IterableDataset, load_dataset_bui
 from fsspec.core import url_to_fs
 from PIL import Image as PilImage
 
+from ..image_processing_cagnet import eight_bit
 from .examples import check_sizes, decoding
 from .masks import MaskReader
 
 
 class RowDecoder:
-    """Rows as they are stored -> an image, a mask of stored ids in mode L, and `image_id`."""
+    """Rows as they are stored -> an image of 8 bits, a mask of stored ids in mode L, and `image_id`."""
 
     def __init__(self, masks: MaskReader):
         self.masks = masks
@@ -46,6 +47,8 @@ class RowDecoder:
                 row[column] = Image().decode_example(row[column])
         if {"image", "mask"} <= row.keys():
             check_sizes(row["image"], row["mask"], f"mask of {where}", where)
+        if "image" in row:
+            row["image"] = eight_bit(row["image"])
         if "mask" in row:
             row["mask"] = PilImage.fromarray(self.masks(row["mask"], f"mask of {where}"))
         return row
