@@ -45,7 +45,8 @@ def main(argv: list[str] | None = None) -> int:
     from accelerate import Accelerator
 
     from cagnet_hf.cli import resuming_command, run, use_every_core
-    from cagnet_hf.hub import check_own_weights, claim_repository, push_model
+    from cagnet_hf.hub import check_own_weights, push_model
+    from cagnet_hf.repositories import claim_repository
     from cagnet_hf.training.interruption import Stopped
     from cagnet_hf.training.loop import Trainer
     from cagnet_hf.training.recipe import load_recipe
