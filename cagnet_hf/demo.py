@@ -69,8 +69,10 @@ class Visit:
         if len(self.model.config.id2label) - len(self.original.config.id2label) >= MAX_NEW_CLASSES:
             raise ValueError(f"{MAX_NEW_CLASSES} new classes are enough here: forget them to go on")
         vectors = embed_new_classes(self.model, [name], **self.source)
-        shared = (self.original.cagnet, self.original.generator)
-        model = copy.deepcopy(self.model, {id(part): part for part in shared if part is not None})
+        generator = self.original.generator
+        # Of a generator its layers: it may keep statistics of every class.
+        shared = (self.original.cagnet, *(() if generator is None else generator.children()))
+        model = copy.deepcopy(self.model, {id(part): part for part in shared})
         model.add_classes([name], vectors)
         self.model = model
 

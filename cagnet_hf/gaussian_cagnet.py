@@ -82,20 +82,31 @@ class GaussianGenerator(nn.Module):
         factor = torch.linalg.cholesky_ex(covariance_scale * covariance).L
         self.deviation.weight.copy_(factor[:, :, None, None])
 
+    def set_classes(self, kept, new: int) -> None:
+        """Keep the statistics of the given classes and append `new` ones without a pixel; what is made stays."""
+        # How much of the scatter is whose is not known: what is left goes with the batches that are left.
+        batches = self.batch_counts.double()
+        self.scatter = self.scatter * (batches[kept].sum() / batches.sum().clamp_min(1)).to(self.scatter)
+        for name in ("class_counts", "class_means", "batch_counts", "batch_means"):
+            rows = getattr(self, name)[kept]
+            setattr(self, name, torch.cat([rows, rows.new_zeros(new, *rows.shape[1:])]))
+
     def bayes_rule(self, embeddings, log_priors):
         """The classifier that is optimal for these Gaussians: linear, as they share their covariance.
 
         A class with pixels stands for itself; the mean of the others is the regression's.
 
         Args:
-            embeddings: `(N, E)`.
+            embeddings: `(N, E)`; those beyond the generator's classes are of new ones.
             log_priors: `(N,)`.
 
         Returns:
             Weights `(N, D)` and biases `(N,)`.
         """
         regressed = self.mean(F.normalize(embeddings, dim=1)[:, :, None, None])[:, :, 0, 0]
-        means = torch.where(self.class_counts[:, None] > 0, self.class_means, regressed).double()
+        new = len(embeddings) - len(self.class_counts)
+        observed = F.pad(self.class_counts, (0, new))[:, None] > 0
+        means = torch.where(observed, F.pad(self.class_means, (0, 0, 0, new)), regressed).double()
         weights = torch.cholesky_solve(means.t(), self.deviation.weight[:, :, 0, 0].double()).t()
         return weights, log_priors - 0.5 * (means * weights).sum(1)
 

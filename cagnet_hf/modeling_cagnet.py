@@ -240,7 +240,10 @@ class CaGNetPreTrainedModel(PreTrainedModel):
     input_modalities = ("image",)
     supports_gradient_checkpointing = False
     # What `device_map` keeps on one device: inside these, maps of several layers are added up.
-    _no_split_modules = ("CaGNetModel", "PixelClassifier", "ContextualGenerator", "MomentMatchingGenerator")
+    _no_split_modules = (
+        *("CaGNetModel", "PixelClassifier"),
+        *("ContextualGenerator", "MomentMatchingGenerator", "GaussianGenerator"),
+    )
 
     @torch.no_grad()
     def _init_weights(self, module):

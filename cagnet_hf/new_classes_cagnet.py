@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from .configuration_cagnet import plain_name
+from .gaussian_cagnet import GaussianGenerator
 
 # Of the variance of the new logits; chosen on held-out classes (model_cards/README.md).
 VARIANCE_PENALTY = 0.001
@@ -33,7 +34,8 @@ class EditableClasses:
 
         The generator makes features of the new classes and, as rehearsal, of as many of each old one. Only the new
         rows of the class head learn, against the logits of the old ones, which stay as they are: a pixel that an old
-        class loses, it loses to a new class. A projection (SPNet) needs no training, only the embeddings.
+        class loses, it loses to a new class. A projection (SPNet) needs no training, only the embeddings; with a
+        Gaussian generator the new rows are its Bayes rule, with the prior of the other unseen classes.
 
         Args:
             names: Names of the new classes.
@@ -63,9 +65,12 @@ class EditableClasses:
         if self.classifier is not None and self.generator is None:
             raise ValueError("this model has no generator to make features of new classes with")
         rows = None
-        if self.classifier is not None:
-            weight, offset = self._fit_new_rows(embeddings, pixels_per_class, seed)
-            rows = weight, offset + bias
+        if isinstance(self.generator, GaussianGenerator):
+            rows = self._bayes_rows(embeddings)
+        elif self.classifier is not None:
+            rows = self._fit_new_rows(embeddings, pixels_per_class, seed)
+        if rows is not None:
+            rows = rows[0], rows[1] + bias
         _set_classes(
             config,
             names=[*config.id2label.values(), *names],
@@ -147,6 +152,8 @@ class EditableClasses:
         self.class_embeddings = own[kept] if embeddings is None else torch.cat([own[kept], embeddings])
         if self.classifier is None:
             return
+        if isinstance(self.generator, GaussianGenerator):
+            self.generator.set_classes(kept, 0 if embeddings is None else len(embeddings))
         head = self._class_head()
         for name, new in zip(("weight", "bias"), rows or (None, None), strict=True):
             old = getattr(head, name)
@@ -155,6 +162,19 @@ class EditableClasses:
                 values = torch.cat([values, new.to(values).view(-1, *values.shape[1:])])
             setattr(head, name, nn.Parameter(values, requires_grad=old.requires_grad))
         head.out_channels = len(head.weight)
+
+    @torch.no_grad()
+    def _bayes_rows(self, embeddings) -> tuple[torch.Tensor, torch.Tensor]:
+        """Weights `(n, D)` and biases `(n,)` of the new classes by the generator's Bayes rule."""
+        if not self.generator.class_counts.any():
+            raise ValueError("this model's generator has observed no features yet: train the stage that fits it")
+        table = torch.cat([self.class_embeddings, embeddings])
+        weights, biases = self.generator.bayes_rule(table, torch.zeros(len(table), device=table.device))
+        old = len(self.class_embeddings)
+        log_priors = self.classifier.bias - biases[:old]  # what the rule was given for them
+        unseen = log_priors[list(self.config.unseen_ids)]
+        # The median: some may have been given a bias of their own when they were added.
+        return weights[old:], biases[old:] + (unseen.median() if len(unseen) else 0)
 
     def _fit_new_rows(self, embeddings, pixels_per_class: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Weights `(n, C)` and biases `(n,)` of the new classes in the class head: a convex problem."""

@@ -13,9 +13,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from test_modeling import build
 
-from cagnet_hf.data.scenes import scenes_dataset
+from cagnet_hf.benchmarks import load_benchmark
+from cagnet_hf.data.scenes import scenes_class_embeddings, scenes_dataset
 from cagnet_hf.demo import MAX_BYTES, Visit, open_image, serve
 from cagnet_hf.prediction import load_model
 
@@ -100,6 +103,22 @@ def test_a_new_class_is_segmented_and_belongs_to_one_visitor(visit, photo):
     visit.forget_classes()
     visit.segment(0)
     assert NEW not in visit.legend()
+
+
+@torch.no_grad()
+def test_statistics_of_a_gaussian_generator_belong_to_one_visitor():
+    benchmark = load_benchmark("scenes")
+    options = {"contextual": False, "classifier": "linear", "generator": "gaussian"}
+    names = [name for name in benchmark.class_names if name != NEW]
+    model = build(**options, id2label=dict(enumerate(names)), unseen_ids=(14,), embedding_size=24)
+    vectors = dict(zip(benchmark.class_names, torch.from_numpy(scenes_class_embeddings(benchmark)), strict=True))
+    model.class_embeddings = torch.stack([vectors[name] for name in names])
+    model.generator.observe(torch.randn(300, model.config.feature_size), torch.arange(14).repeat(22)[:300])
+    model.generator.fit(model.class_embeddings, ridge=0.1, shrinkage=0.1, covariance_scale=1)
+    visit = Visit(model, None)
+    visit.add_class(NEW)
+    assert (len(visit.model.generator.class_counts), len(model.generator.class_counts)) == (16, 15)
+    assert visit.model.generator.deviation is model.generator.deviation
 
 
 @pytest.mark.parametrize(

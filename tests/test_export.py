@@ -27,6 +27,7 @@ KINDS = {
         "contextual": False,
         "generator": "moment_matching",
     },
+    "linear with a Gaussian generator": {"contextual": False, "classifier": "linear", "generator": "gaussian"},
 }
 
 

@@ -16,6 +16,7 @@ from huggingface_hub import HfApi, ModelCard
 from original_checkpoints import tiny, tiny_trunk
 from PIL import Image
 from safetensors.torch import load_file
+from test_architecture import TRAVELLING
 from trained import arguments
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 
@@ -236,7 +237,7 @@ def page(commits, hub) -> tuple[ModelCard, dict[str, bytes]]:
 def test_one_commit_holds_model_code_processor_card_recipe_metrics_and_figures(page):
     assert page[1].keys() == {
         *("model.safetensors", "config.json", "preprocessor_config.json", "README.md", "recipe.yaml", "metrics.json"),
-        *(f"{name}_cagnet.py" for name in ("backbones", "configuration", "image_processing", "modeling")),
+        *(f"{name}.py" for name in TRAVELLING),
         *(f"figures/{name}.png" for name in ("losses", "per_class_iou", "predictions")),
     }
 

@@ -13,10 +13,12 @@ KINDS = {
     "contextual": {},
     "patches": {"patch_size": 3},
     "moment_matching": {"contextual": False, "classifier": "linear", "generator": "moment_matching"},
+    "gaussian": {"contextual": False, "classifier": "linear", "generator": "gaussian"},
     "projection": {"contextual": False, "classifier": "projection", "generator": None, "feature_size": 6},
 }
 NEW = ["zebra", "traffic cone"]
 PIXELS = torch.randn(1, 3, 33, 49, generator=torch.Generator().manual_seed(1))
+PRIORS = torch.tensor([1.0, 1, 1, 4, 4]).log()  # of a Gaussian generator's rule; unseen classes are favoured
 every_kind = pytest.mark.parametrize("kind", KINDS)
 
 
@@ -24,8 +26,23 @@ def new_model(kind: str = "contextual", **options) -> CaGNetForSemanticSegmentat
     torch.manual_seed(0)
     sizes = {"embedding_size": 6, "feature_size": 12} | KINDS[kind] | options
     model = CaGNetForSemanticSegmentation(tiny_config(**sizes)).eval()
-    model.class_embeddings.copy_(vectors(5))
+    model.class_embeddings.copy_(vectors(model.config.num_labels))
+    if kind == "gaussian":
+        fit_gaussian(model)
     return model
+
+
+@torch.no_grad()
+def fit_gaussian(model) -> None:
+    """Observe features of the seen classes, whose Bayes rule with `PRIORS` becomes the classifier."""
+    random = torch.Generator().manual_seed(4)
+    labels = torch.arange(len(model.config.seen_ids)).repeat_interleave(200)
+    features = torch.randn(len(labels), 12, generator=random) + 2 * torch.randn(5, 12, generator=random)[labels]
+    model.generator.observe(features, labels)
+    model.generator.fit(model.class_embeddings, ridge=0.1, shrinkage=0.1, covariance_scale=2)
+    weights, biases = model.generator.bayes_rule(model.class_embeddings, PRIORS[: model.config.num_labels])
+    model.classifier.weight.copy_(weights[:, :, None, None])
+    model.classifier.bias.copy_(biases)
 
 
 def vectors(count: int, seed: int = 2) -> torch.Tensor:
@@ -107,6 +124,45 @@ def test_a_projection_scores_a_new_class_by_its_embedding():
     torch.testing.assert_close(logits(model)[:, 5], torch.einsum("bdhw,d->bhw", features, zebra[0]))
 
 
+def test_a_gaussian_generator_gives_a_new_class_its_bayes_rule():
+    """As if the class had been there, unseen, from the start."""
+    model = new_model("gaussian")
+    model.add_classes(["zebra"], vectors(1, seed=3), bias=2)
+    model.add_classes(["cone"], vectors(1, seed=4))
+    log_priors = torch.cat([PRIORS, torch.tensor([4.0, 4]).log()])
+    weights, biases = model.generator.bayes_rule(model.class_embeddings, log_priors)
+    torch.testing.assert_close(model.classifier.weight[:, :, 0, 0], weights.float())
+    torch.testing.assert_close(model.classifier.bias, (biases + torch.tensor([0, 0, 0, 0, 0, 2, 0])).float())
+    assert model.generator.class_counts.tolist() == [200, 200, 200, 0, 0, 0, 0]
+
+
+def test_a_gaussian_generator_without_unseen_classes_favours_none():
+    model = new_model("gaussian", unseen_ids=(), id2label=dict(enumerate(NAMES[:3])))
+    model.add_classes(["zebra"], vectors(1, seed=3))
+    weights, biases = model.generator.bayes_rule(model.class_embeddings, torch.zeros(4))
+    torch.testing.assert_close(model.classifier.weight[:, :, 0, 0], weights.float())
+    torch.testing.assert_close(model.classifier.bias, biases.float())
+
+
+def test_a_gaussian_generator_that_observed_nothing_knows_no_new_class():
+    model = new_model("gaussian")
+    model.generator.class_counts.zero_()
+    with pytest.raises(ValueError, match="has observed no features yet"):
+        model.add_classes(["zebra"], vectors(1, seed=3))
+    assert model.config.num_labels == 5
+
+
+@torch.no_grad()
+def test_the_covariance_stays_when_a_class_that_was_observed_goes():
+    """The scatter of a class cannot be taken out of that of all."""
+    model = new_model("gaussian")
+    before = model.generator.deviation.weight.clone()
+    model.remove_classes(["dog"])
+    assert model.generator.class_counts.tolist() == [200, 200, 0, 0]
+    model.generator.fit(model.class_embeddings, ridge=0.1, shrinkage=0.1, covariance_scale=2)
+    torch.testing.assert_close(model.generator.deviation.weight, before)
+
+
 def test_a_bias_shifts_the_new_classes_alone():
     models = [new_model(), new_model()]
     for model, bias in zip(models, (0, 2), strict=True):
@@ -149,11 +205,15 @@ def test_adding_leaves_modes_and_gradients_alone():
     assert not model.classifier.class_head.weight.is_inference()
 
 
-def test_a_half_precision_model_learns_too():
-    model = new_model().bfloat16()
-    model.add_classes(["zebra"], vectors(1, seed=3))
-    assert model.classifier.class_head.weight.dtype == model.class_embeddings.dtype == torch.bfloat16
-    assert model(PIXELS.bfloat16()).logits.isfinite().all()
+@every_kind
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
+def test_a_half_precision_model_learns_too(kind, dtype):
+    models = [new_model(kind), new_model(kind).to(dtype)]
+    for model in models:
+        model.add_classes(["zebra"], vectors(1, seed=3))
+    full, half = (logits(model)[:, 5] for model in models)
+    assert half.dtype == models[1].class_embeddings.dtype == dtype
+    assert (half.float() - full).abs().max() < 0.1 * full.abs().max()
 
 
 def test_stored_ids_are_the_next_free_ones_or_those_given():

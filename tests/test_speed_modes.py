@@ -113,6 +113,13 @@ def test_parts_whose_maps_are_added_share_a_device():
     assert "cagnet" in places
 
 
+@pytest.mark.parametrize("generator", ["contextual", "moment_matching", "gaussian"])
+def test_every_generator_is_kept_whole(generator):
+    contextual = {"classifier": "linear", "contextual": False} if generator != "contextual" else {}
+    model = CaGNetForSemanticSegmentation(CaGNetConfig(**TINY | contextual, generator=generator))
+    assert type(model.generator).__name__ in model._no_split_modules
+
+
 def test_pipeline_in_half_precision_on_a_mapped_device(folder, image, expected):
     segment = pipeline("image-segmentation", model=str(folder), dtype=torch.bfloat16, device_map="auto")
     segments = segment(image)

@@ -12,6 +12,7 @@ from datasets import Dataset
 from huggingface_hub import ModelCard
 from PIL import Image
 from safetensors.torch import load_file
+from test_architecture import TRAVELLING
 from trained import FINETUNE, PRETRAIN, arguments
 
 from cagnet_hf.benchmarks import format_class_table, load_benchmark
@@ -42,7 +43,7 @@ def checkpoint_names(output) -> list[str]:
 
 def test_the_model_folder_is_complete(trained_run):
     names = {path.name for path in (trained_run / "model").iterdir()}
-    code = {"configuration_cagnet.py", "backbones_cagnet.py", "modeling_cagnet.py", "image_processing_cagnet.py"}
+    code = {f"{name}.py" for name in TRAVELLING}
     assert names == code | {"model.safetensors", "config.json", "preprocessor_config.json", "README.md"}
 
 
