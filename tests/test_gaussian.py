@@ -126,7 +126,7 @@ def gaussian_model(*overrides):
 
 
 def test_a_step_observes_labelled_pixels_and_sets_the_classifier():
-    recipe, model = gaussian_model()
+    recipe, model = gaussian_model("stages.fit.unseen_rate=0")
     freeze_batch_norm(model.cagnet)  # as the loop does where the network rests
     batch, network = noise_batch(), {k: v.clone() for k, v in model.cagnet.state_dict().items()}
     first, second = (next(updates(model, batch, recipe, recipe.stages["fit"], None)) for _ in range(2))
@@ -142,7 +142,7 @@ def test_a_step_observes_labelled_pixels_and_sets_the_classifier():
 
 
 def test_mixed_precision_rounds_features_and_no_statistics():
-    recipe, model = gaussian_model()
+    recipe, model = gaussian_model("stages.fit.unseen_rate=0")
     freeze_batch_norm(model.cagnet)
     batch, expected = noise_batch(), GaussianGenerator(model.config).requires_grad_(False)
     with torch.autocast("cpu", torch.bfloat16):
