@@ -11,6 +11,7 @@ from tiny_encoders import write_bert
 from cagnet_hf import CaGNetForSemanticSegmentation
 from cagnet_hf.class_embeddings import read_table, save_embedding_table
 from cagnet_hf.data.scenes import scenes_class_embeddings
+from cagnet_hf.evaluation.new_classes import mean_ious
 from cagnet_hf.new_class_embeddings import describe_source, embed_new_classes
 from cagnet_hf.prediction import load_model
 from cagnet_hf.text_encoders import encode_names
@@ -132,6 +133,13 @@ def test_a_class_is_forgotten_and_learnt_again(add_classes, trained_run, tmp_pat
     assert list(measured["new"]) == ["red striped cross"]
     assert len(measured["old"]) == 15
     assert 0 <= measured["old_mIoU"]["after"] <= 1
+
+
+def test_means_before_and_after_are_of_the_same_classes():
+    """A class that no image shows has an IoU of 0 while pixels are taken for it, and none when a new one gets these."""
+    assert mean_ious([(0.5, 0.4), (0.7, 0.6), (0.0, None)]) == pytest.approx((0.6, 0.5))
+    with pytest.raises(ValueError, match="no old class occurs"):
+        mean_ious([(None, None), (0.0, None)])
 
 
 @pytest.mark.parametrize(
