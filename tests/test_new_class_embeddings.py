@@ -136,7 +136,7 @@ def test_a_class_is_forgotten_and_learnt_again(add_classes, trained_run, tmp_pat
 
 
 def test_means_before_and_after_are_of_the_same_classes():
-    """A class that no image shows has an IoU of 0 while pixels are taken for it, and none when a new one gets these."""
+    """A class that no image shows has an IoU of 0 while pixels are taken for it, and none once new ones get these."""
     assert mean_ious([(0.5, 0.4), (0.7, 0.6), (0.0, None)]) == pytest.approx((0.6, 0.5))
     with pytest.raises(ValueError, match="no old class occurs"):
         mean_ious([(None, None), (0.0, None)])
