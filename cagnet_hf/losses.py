@@ -14,17 +14,28 @@ SMALLEST_SQUARED_MMD = 1e-9  # keeps the root's gradient finite at equal sets
 CHUNK_VALUES = 2**21  # values of a matrix of kernels or rows at a time: 8 MiB each, a handful are alive together
 
 
+def mean_cross_entropy(logits, labels, *, ignore_index: int = 255, class_weights=None):
+    """Mean cross-entropy `()` of labelled pixels, 0 where there is none: logits `(B, N, h, w)`, labels `(B, h, w)`.
+
+    With `class_weights` `(N,)` the weighted mean. Pixels are summed up after their losses: on a GPU, PyTorch's own sum
+    over maps adds in any order, and refuses to where algorithms must be deterministic.
+    """
+    labelled = labels != ignore_index
+    losses = F.cross_entropy(logits, labels, class_weights, ignore_index=ignore_index, reduction="none")
+    if class_weights is None:
+        return losses.sum() / labelled.sum().clamp_min(1)
+    total_weight = (class_weights[labels.where(labelled, 0)] * labelled).sum()
+    return losses.sum() / total_weight.clamp_min(torch.finfo(total_weight.dtype).tiny)
+
+
 def multi_scale_cross_entropy(logit_maps, label_maps, *, ignore_index: int = 255, reduction: str = "mean"):
     """Cross-entropy of several maps `(B, N, h, w)` against their labels `(B, h, w)`.
 
     Each map's loss is the mean over its labelled pixels (0 when there is none); `reduction` joins the maps: `"mean"`
     (CaGNet) or `"sum"` (SPNet).
     """
-    losses = []
-    for logits, labels in zip(logit_maps, label_maps, strict=True):
-        total = F.cross_entropy(logits, labels, ignore_index=ignore_index, reduction="sum")
-        losses.append(total / (labels != ignore_index).sum().clamp_min(1))
-    joined = torch.stack(losses)
+    pairs = zip(logit_maps, label_maps, strict=True)
+    joined = torch.stack([mean_cross_entropy(*pair, ignore_index=ignore_index) for pair in pairs])
     return joined.mean() if reduction == "mean" else joined.sum()
 
 

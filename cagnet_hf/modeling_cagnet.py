@@ -387,8 +387,8 @@ class CaGNetForSemanticSegmentation(EditableClasses, CaGNetPreTrainedModel):
         loss = None
         if labels is not None:
             labels, ignore_index = resize_labels(labels, logits.shape[-2:]), self.config.ignore_index
-            total = F.cross_entropy(logits.float(), labels, ignore_index=ignore_index, reduction="sum")
-            loss = total / (labels != ignore_index).sum().clamp_min(1)
+            losses = F.cross_entropy(logits.float(), labels, ignore_index=ignore_index, reduction="none")
+            loss = losses.sum() / (labels != ignore_index).sum().clamp_min(1)
         calibration = None
         if self.config.calibration:
             calibration = torch.zeros(logits.shape[0], self.config.num_labels, device=logits.device)
@@ -452,7 +452,8 @@ class CaGNetForSemanticSegmentation(EditableClasses, CaGNetPreTrainedModel):
             truth = made[:, 1::3, 1::3]
         with torch.set_grad_enabled(train_generator and torch.is_grad_enabled()):
             features = self._synthesize(made, generator, 1 if patch_size == 1 else 3)
-        return F.cross_entropy(classify(features), truth)
+        # The mean is taken afterwards: on a GPU the kernel's own is not deterministic.
+        return F.cross_entropy(classify(features), truth, reduction="none").mean()
 
 
 def _patch_cores(class_ids, patch_size):

@@ -25,6 +25,11 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--image_column", default="image")
     parser.add_argument("--mask_column", default="mask")
+    parser.add_argument("--benchmark", help="name or class table of the masks' classes (default: the dataset's own)")
+    parser.add_argument(
+        "--label_map", metavar="YAML", help="ids of a dataset that counts otherwise: '{1: dog, 7: null}'"
+    )
+    parser.add_argument("--streaming", action="store_true", help="read rows as they are needed")
     parser.add_argument("--apply_to", type=Path, help="model folder whose config.json gets the chosen calibration")
     parser.add_argument("--output", type=Path, help="JSON file for the scores of the whole grid")
     return parser
@@ -38,7 +43,7 @@ def main(argv: list[str] | None = None) -> int:
 
     from cagnet_hf.cards.calibrated import calibrated_card
     from cagnet_hf.cli import run
-    from cagnet_hf.data.sources import classes_of_dataset, open_dataset
+    from cagnet_hf.data.sources import open_with_classes
     from cagnet_hf.evaluation.calibration import best_gamma, calibration_curve, check_choosable
     from cagnet_hf.evaluation.scoring import check_classes
     from cagnet_hf.files import write_text_whole
@@ -51,9 +56,16 @@ def main(argv: list[str] | None = None) -> int:
             applied = json.loads(config_file.read_text(encoding="utf-8"))
             if applied.get("model_type") != "cagnet":
                 raise ValueError(f"{config_file}: not the configuration of a model of this package")
-        dataset = open_dataset(args.dataset, args.split, image_column=args.image_column, mask_column=args.mask_column)
+        dataset, benchmark = open_with_classes(
+            args.dataset,
+            args.split,
+            benchmark=args.benchmark,
+            label_map=args.label_map,
+            image_column=args.image_column,
+            mask_column=args.mask_column,
+            streaming=args.streaming,
+        )
         model, processor = load_model(args.model)
-        benchmark = classes_of_dataset(args.dataset)
         check_classes(model.config, benchmark, args.dataset)
         check_choosable(model.config, benchmark, args.model)
         if applied is not None and model.config.num_labels >= len(applied["id2label"]):

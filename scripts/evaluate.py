@@ -19,6 +19,11 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--split", default="test", help="split of the dataset (default: test)")
     parser.add_argument("--image_column", default="image")
     parser.add_argument("--mask_column", default="mask")
+    parser.add_argument("--benchmark", help="name or class table of the masks' classes (default: the dataset's own)")
+    parser.add_argument(
+        "--label_map", metavar="YAML", help="ids of a dataset that counts otherwise: '{1: dog, 7: null}'"
+    )
+    parser.add_argument("--streaming", action="store_true", help="read rows as they are needed")
     parser.add_argument(
         "--protocol",
         choices=("full", "paper"),
@@ -40,7 +45,7 @@ def main(argv: list[str] | None = None) -> int:
     from accelerate import Accelerator
 
     from cagnet_hf.cli import run
-    from cagnet_hf.data.sources import classes_of_dataset, open_dataset
+    from cagnet_hf.data.sources import open_with_classes
     from cagnet_hf.evaluation.scoring import check_classes, score
     from cagnet_hf.files import write_text_whole
     from cagnet_hf.prediction import load_model
@@ -49,9 +54,17 @@ def main(argv: list[str] | None = None) -> int:
         if args.output and args.output.is_dir():
             raise IsADirectoryError(f"{args.output} is a folder: name the JSON file to write")
         accelerator = Accelerator()
-        dataset = open_dataset(args.dataset, args.split, image_column=args.image_column, mask_column=args.mask_column)
+        dataset, classes = open_with_classes(
+            args.dataset,
+            args.split,
+            benchmark=args.benchmark,
+            label_map=args.label_map,
+            image_column=args.image_column,
+            mask_column=args.mask_column,
+            streaming=args.streaming,
+        )
         model, processor = load_model(args.model)
-        check_classes(model.config, classes_of_dataset(args.dataset), args.dataset)
+        check_classes(model.config, classes, args.dataset)
         if args.gamma is not None:
             model.config.calibration = args.gamma
         metrics = score(

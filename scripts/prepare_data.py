@@ -106,12 +106,12 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def prepare(args: argparse.Namespace) -> None:
-    from cagnet_hf.data.card import check_push
     from cagnet_hf.data.prepared import NUM_PROBLEMS_SHOWN, BadPairsError, write_prepared
     from cagnet_hf.data.report import format_report
+    from cagnet_hf.repositories import claim_repository
 
-    if args.push_to_hub:
-        check_push(args.push_to_hub)
+    if args.push_to_hub:  # before the work
+        claim_repository(args.push_to_hub, repo_type="dataset")
     examples, benchmark, origin, official_images = _read(args)
     try:
         reports = write_prepared(
@@ -140,13 +140,13 @@ def check(args: argparse.Namespace) -> None:
     import numpy as np
 
     from cagnet_hf.benchmarks import load_benchmark
-    from cagnet_hf.data.card import check_push
     from cagnet_hf.data.prepared import open_prepared
     from cagnet_hf.data.survey import format_survey, survey, telling_images
+    from cagnet_hf.repositories import claim_repository
     from cagnet_hf.visualization import contact_sheet
 
     if args.push_to_hub:
-        check_push(args.push_to_hub)
+        claim_repository(args.push_to_hub, repo_type="dataset")
     if not args.prepared.is_dir():
         raise FileNotFoundError(f"{args.prepared}: no such folder")
     benchmark = load_benchmark(args.benchmark or args.prepared)
@@ -169,8 +169,13 @@ def check(args: argparse.Namespace) -> None:
 def _push(args: argparse.Namespace, folder: Path) -> None:
     from cagnet_hf.data.card import push_dataset
 
-    if args.push_to_hub:
+    if not args.push_to_hub:
+        return
+    try:
         print(f"Uploaded to {push_dataset(folder, args.push_to_hub)}")
+    except ValueError as error:
+        again = f"prepare_data.py check {folder} --push_to_hub {args.push_to_hub}"
+        raise ValueError(f"{error}; {folder} is whole, to upload it: {again}") from None
 
 
 def _read(args: argparse.Namespace) -> tuple:

@@ -30,7 +30,9 @@ def build_parser() -> argparse.ArgumentParser:
         help="after training, push the model to this repository of the Hub (made before training, if need be)",
     )
     parser.add_argument(
-        "--deterministic", action="store_true", help="the same bits from the same command, on a GPU, too"
+        "--deterministic",
+        action="store_true",
+        help="deterministic algorithms only: the same bits from the same command on the same machine",
     )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="recipe keys to change, dotted")
     return parser
@@ -43,7 +45,8 @@ def main(argv: list[str] | None = None) -> int:
     from accelerate import Accelerator
 
     from cagnet_hf.cli import resuming_command, run, use_every_core
-    from cagnet_hf.hub import check_own_weights, claim_repository, push_model
+    from cagnet_hf.hub import check_own_weights, push_model
+    from cagnet_hf.repositories import claim_repository
     from cagnet_hf.training.interruption import Stopped
     from cagnet_hf.training.loop import Trainer
     from cagnet_hf.training.recipe import load_recipe

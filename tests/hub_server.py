@@ -116,7 +116,7 @@ class HubServer:
         return variables | ({"HF_TOKEN": token} if token else {})
 
     def stand_in(self, monkeypatch, home: Path, token: str | None = WRITE_TOKEN) -> None:
-        """The same for `huggingface_hub` and `transformers` in this process, until the test ends."""
+        """The same for `huggingface_hub`, `transformers` and `datasets` in this process, until the test ends."""
         for name, value in self.environment(home, token).items():
             monkeypatch.setenv(name, value)
         if token is None:
@@ -127,6 +127,8 @@ class HubServer:
         read_on_import |= {"HF_TOKEN_PATH": str(home / "token"), "HF_STORED_TOKENS_PATH": str(home / "tokens")}
         for name, value in read_on_import.items():
             monkeypatch.setattr(f"huggingface_hub.constants.{name}", value)
+        monkeypatch.setattr("datasets.config.HF_ENDPOINT", self.url)
+        monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", home / "datasets")
 
     def files(self, repo_id: str, kind: str = "models") -> dict[str, bytes]:
         """The files of a repository on `main`."""

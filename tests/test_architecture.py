@@ -12,7 +12,7 @@ from conftest import REPOSITORY
 
 # Floors of the house; a module may import its own floor and those below.
 FLOORS = [
-    {"benchmarks", "checkpoint_layouts", "cli", "configuration_cagnet", "files"},
+    {"benchmarks", "checkpoint_layouts", "cli", "configuration_cagnet", "files", "repositories"},
     {"backbones_cagnet", "class_embeddings", "data", "image_processing_cagnet", "losses", "modeling_cagnet"}
     | {"gaussian_cagnet", "new_class_embeddings", "new_classes_cagnet"}
     | {"conversion", "patches", "pixel_cnn", "pretrained_weights", "text_encoders", "word_vectors"},
@@ -139,8 +139,8 @@ def test_nothing_runs_text_as_code_or_a_shell(path):
 
 
 NETWORK = {"aiohttp", "ftplib", "http", "httpx", "requests", "smtplib", "socket", "telnetlib", "urllib", "urllib3"}
-MAY_FETCH = {"data.image_inputs"}  # the addresses that a user names on the command line
-# git, to write down the commit; commands, to time them
+MAY_FETCH = {"data.image_inputs"}  # the addresses of images that a user asks to predict
+# git, to write down the commit; the scripts that the benchmark times.
 MAY_START_PROGRAMS = {"training.record", "speed.processes"}
 
 

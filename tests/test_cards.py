@@ -38,9 +38,9 @@ def test_scores_of_held_out_seen_classes_say_so(card):
 
 
 def test_a_dataset_of_the_hub_is_linked(card):
-    made = card("dataset=owner/photos")
+    made = card("dataset=owner/photos", "test_split=val")
     assert made.data.datasets == ["owner/photos"]
-    assert {result.dataset_type for result in made.data.eval_results} == {"owner/photos"}
+    assert {(r.dataset_type, r.dataset_split) for r in made.data.eval_results} == {("owner/photos", "val")}
 
 
 def test_a_dataset_on_disk_is_named_beside_its_benchmark(card):

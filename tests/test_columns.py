@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import shutil
 from itertools import islice
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 from datasets import Dataset, Features, Image, Value
 from miniature_archives import pascal_palette
 from PIL import Image as PilImage
-from trained import arguments
+from trained import SCHEDULE, arguments
 
 from cagnet_hf.benchmarks import load_benchmark
 from cagnet_hf.data.masks import MaskReader
@@ -21,6 +22,7 @@ from cagnet_hf.data.sources import open_dataset
 from cagnet_hf.data.stream import EndlessBatches, LabelledImages, StreamedBatches, TrainingExamples, training_batches
 from cagnet_hf.data.transforms import TrainingTransform
 from cagnet_hf.image_processing_cagnet import CaGNetImageProcessor
+from cagnet_hf.training.record import dataset_fingerprint
 
 SCENES = load_benchmark("scenes")
 COLUMNS = {"image_column": "photo", "mask_column": "annotation"}
@@ -312,6 +314,44 @@ def test_a_recipe_names_the_columns(write, load_script, one_thread, tmp_path):
     assert json.loads((tmp_path / "run/metrics.json").read_text())["num_images"] == 6
 
 
+@pytest.fixture
+def evaluate(trained_run, load_script, tmp_path, capsys):
+    """`evaluate(dataset, *options)`: (exit code, metrics, the last line of stderr)."""
+
+    def run(dataset: Path, *options: str):
+        output, columns = tmp_path / "metrics.json", [f"--{key}={value}" for key, value in COLUMNS.items()]
+        command = ["--model", str(trained_run / "model"), "--dataset", str(dataset), "--output", str(output)]
+        code = load_script("evaluate").main([*command, *columns, *options])
+        return code, json.loads(output.read_text()) if code == 0 else None, capsys.readouterr().err.splitlines()[-1]
+
+    return run
+
+
+LABEL_MAP = f"--label_map={json.dumps({100 + i: i for i in range(17)})}".replace('"', "")
+
+
+@pytest.mark.parametrize("options", [[], ["--streaming"]], ids=["whole", "streamed"])
+def test_a_dataset_of_other_ids_is_scored_as_the_prepared_one(write, evaluate, trained_run, monkeypatch, options):
+    monkeypatch.setitem(KINDS, "shifted", lambda mask: PilImage.fromarray(np.asarray(mask).astype(np.int32) + 100))
+    code, metrics, _ = evaluate(write("shifted"), "--benchmark=scenes", LABEL_MAP, *options)
+    assert code == 0
+    assert metrics.items() <= json.loads((trained_run / "metrics.json").read_text()).items()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([LABEL_MAP], "say whose classes these are (benchmark=NAME or FILE.yaml)"),
+        (["--benchmark=scenes", "--label_map=dog"], "label_map 'dog': write ids and classes such as {1: dog, 2: sofa"),
+        (["--benchmark=pascal_voc"], "has other classes than the model: id 1 is 'aeroplane' there and"),
+    ],
+)
+def test_what_cannot_be_scored_is_told(write, evaluate, options, message):
+    code, _, line = evaluate(write("grey"), *options)
+    assert code == 2
+    assert line.startswith("error: ") and message in line
+
+
 def test_a_streamed_run_resumes_to_the_same_numbers(write, load_script, one_thread, tmp_path):
     keys = ["streaming=true", "shuffle_buffer=5"]
     dataset = write()
@@ -326,6 +366,50 @@ def test_a_streamed_run_resumes_to_the_same_numbers(write, load_script, one_thre
             shutil.rmtree(checkpoint)
     assert train(load_script, dataset, tmp_path / "cut", *keys, resume=True) == 0
     assert weights(tmp_path / "cut") == weights(tmp_path / "whole")
+
+
+def test_a_stream_of_other_files_is_another_dataset(write):
+    folder = write()
+
+    def fingerprint(split="train") -> dict:
+        return dataset_fingerprint(open_dataset(str(folder), split, **COLUMNS, **STREAMED))
+
+    train, test = fingerprint(), fingerprint("test")
+    assert (train["num_files"], test["num_files"]) == (3, 1)
+    assert train == fingerprint() != test
+    first = sorted(folder.glob("train-*"))[0]
+    Dataset.from_parquet(str(first)).select(range(3)).to_parquet(first)
+    assert fingerprint() != train
+
+
+def test_a_streamed_run_does_not_go_on_with_other_files(write, load_script, one_thread, tmp_path, capsys):
+    dataset = write()
+    keys = ["streaming=true", "until=pretrain"]
+    columns = [f"{key}={value}" for key, value in COLUMNS.items()]
+    short = [*SCHEDULE, "stages.pretrain.iterations=2", "checkpoint_every=2"]
+    command = ["--recipe", "scenes", "--output_dir", str(tmp_path / "run"), f"dataset={dataset}", *columns, *short]
+    assert load_script("train").main([*command, *keys]) == 0
+    first = sorted(dataset.glob("test-*"))[0]
+    Dataset.from_parquet(str(first)).select(range(3)).to_parquet(first)
+    assert load_script("train").main(["--resume", *command, *keys]) == 2
+    assert "cannot resume: the test split changed from 1 files with digest" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("streaming", ["false", "true"])
+def test_a_loss_that_is_not_finite_names_the_images(write, load_script, one_thread, tmp_path, capsys, streaming):
+    """Here by the numbers that a dataset of its own has for them."""
+    folder = write()
+    for file in folder.glob("train-*"):
+        rows = Dataset.from_parquet(str(file))
+        rows.add_column("image_id", [int(file.stem[6:11]) * 10 + i for i in range(len(rows))]).to_parquet(file)
+    for file in folder.glob("test-*"):
+        rows = Dataset.from_parquet(str(file))
+        rows.add_column("image_id", list(range(100, 100 + len(rows)))).to_parquet(file)
+    keys = [f"streaming={streaming}", "stages.pretrain.network.lr=1e30"]
+    assert train(load_script, folder, tmp_path / "run", *keys) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "error: " in line]
+    images = re.search(r"\(images (\d+), (\d+)\); lower", line)
+    assert {int(images[1]), int(images[2])} <= {10 * file + row for file in range(3) for row in range(4)}
 
 
 def test_images_held_in_memory_train_the_same_model(write, load_script, one_thread, tmp_path):

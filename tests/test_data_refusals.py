@@ -186,17 +186,3 @@ def test_vectors_that_do_not_serve(farm, load_script, refused, vectors, message)
 def test_what_a_dataset_lacks(tiny_dataset, tmp_path, refused, key, message, streaming):
     argv = arguments(tiny_dataset, tmp_path / "run", key, f"streaming={streaming}")
     assert refused("train", argv) == f"error: {tiny_dataset}: {message}"
-
-
-# Uploading
-
-
-@pytest.mark.parametrize("command", ["prepare", "check"])
-def test_an_upload_that_cannot_be_is_refused_before_the_work(voc, refused, monkeypatch, command):
-    monkeypatch.setattr("cagnet_hf.data.card.get_token", lambda: None)
-    argv = prepare(voc) if command == "prepare" else ["check", str(voc.folder)]
-    assert refused("prepare_data", [*argv, "--push_to_hub", "someone/voc"]) == (
-        "error: uploading needs a token: run `hf auth login`, or set HF_TOKEN"
-    )
-    assert "someone//voc" in refused("prepare_data", [*argv, "--push_to_hub", "someone//voc"])
-    assert not (voc.folder.parent / "out").exists()

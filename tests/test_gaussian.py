@@ -141,6 +141,22 @@ def test_a_step_observes_labelled_pixels_and_sets_the_classifier():
     assert torch.allclose(model.classifier.bias, biases.float())
 
 
+def test_mixed_precision_rounds_features_and_no_statistics():
+    recipe, model = gaussian_model()
+    freeze_batch_norm(model.cagnet)
+    batch, expected = noise_batch(), GaussianGenerator(model.config).requires_grad_(False)
+    with torch.autocast("cpu", torch.bfloat16):
+        list(updates(model, batch, recipe, recipe.stages["fit"], None))
+        features = model.cagnet(batch["pixel_values"]).features
+    labels = resize_labels(batch["labels"], features.shape[-2:])
+    expected.observe(features.permute(0, 2, 3, 1)[labels != 255], labels[labels != 255])
+    expected.fit(model.class_embeddings, **recipe.stages["fit"].gaussian.model_dump())
+    for name, values in expected.state_dict().items():
+        torch.testing.assert_close(model.generator.state_dict()[name], values, msg=name)
+    weights, _ = expected.bayes_rule(model.class_embeddings, torch.zeros(NUM_CLASSES))
+    torch.testing.assert_close(model.classifier.weight[:, :, 0, 0], weights.float())
+
+
 def test_a_crop_without_a_label_leaves_a_usable_classifier():
     recipe, model = gaussian_model()
     batch = noise_batch()

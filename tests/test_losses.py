@@ -19,6 +19,7 @@ from cagnet_hf.losses import (
     generator_adversarial_loss,
     gradient_penalty,
     kl_to_standard_normal,
+    mean_cross_entropy,
     multi_scale_cross_entropy,
 )
 from cagnet_hf.modeling_cagnet import to_pixel_list
@@ -332,3 +333,25 @@ def test_map_without_labels_counts_as_zero(two_maps):
     labels[1][:] = 255
     first = F.cross_entropy(logits[0], labels[0], ignore_index=255).item()
     assert multi_scale_cross_entropy(logits, labels).item() == pytest.approx(first / 2)
+
+
+@pytest.mark.parametrize("weighted", [False, True], ids=["plain", "weighted"])
+def test_mean_cross_entropy_is_the_mean_over_labelled_pixels(weighted):
+    random = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, 5, 6, 7, generator=random, dtype=torch.float64, requires_grad=True)
+    labels = torch.randint(5, (2, 6, 7), generator=random)
+    labels[0, :3] = 255
+    weights = torch.rand(5, generator=random, dtype=torch.float64) if weighted else None
+    expected = F.cross_entropy(logits, labels, weights, ignore_index=255)
+    found = mean_cross_entropy(logits, labels, class_weights=weights)
+    torch.testing.assert_close(found, expected)
+    gradients = [torch.autograd.grad(loss, logits)[0] for loss in (found, expected)]
+    torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.parametrize("weights", [None, torch.ones(5)], ids=["plain", "weighted"])
+def test_mean_cross_entropy_without_a_label_is_zero(weights):
+    logits = torch.randn(1, 5, 2, 2, requires_grad=True)
+    loss = mean_cross_entropy(logits, torch.full((1, 2, 2), 255), class_weights=weights)
+    assert loss == 0
+    assert not torch.autograd.grad(loss, logits)[0].any()

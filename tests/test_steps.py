@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from tiny import NUM_CLASSES, NUM_SEEN, gradients, new_model, noise_batch, tiny_recipe
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from cagnet_hf.modeling_cagnet import resize_labels, scale_maximum
 from cagnet_hf.training import steps
@@ -313,8 +314,8 @@ def test_joint_steps_compare_features_of_one_image_and_class(zs3net, monkeypatch
 def test_the_classifier_sees_made_features_only_where_an_ignored_pixel_was_drawn_unseen(zs3net, monkeypatch):
     _, _, batch = zs3net
     seen_truths = []
-    cross_entropy = F.cross_entropy
-    monkeypatch.setattr(F, "cross_entropy", lambda x, y, **k: seen_truths.append(y) or cross_entropy(x, y, **k))
+    loss = steps.mean_cross_entropy
+    monkeypatch.setattr(steps, "mean_cross_entropy", lambda x, y, **k: seen_truths.append(y) or loss(x, y, **k))
     half = lambda shape: torch.where(torch.arange(shape[2]) % 2 == 0, NUM_SEEN + 1, 3).expand(shape)  # noqa: E731
     list(joint_updates(zs3net, half))
     (truth,) = seen_truths
@@ -327,8 +328,8 @@ def test_the_classifier_sees_made_features_only_where_an_ignored_pixel_was_drawn
 def test_unseen_classes_weigh_more_for_the_classifier_when_asked(zs3net, monkeypatch):
     recipe, model, batch = zs3net
     given = []
-    cross_entropy = F.cross_entropy
-    monkeypatch.setattr(F, "cross_entropy", lambda *a, **k: given.append(k["weight"]) or cross_entropy(*a, **k))
+    loss = steps.mean_cross_entropy
+    monkeypatch.setattr(steps, "mean_cross_entropy", lambda *a, **k: given.append(k["class_weights"]) or loss(*a, **k))
     recipe = tiny_recipe("zs3net", "stages.finetune.moment_matching.unseen_class_weight=100")
     list(joint_updates((recipe, model, batch)))
     assert given[0].tolist() == [1] * NUM_SEEN + [100] * (NUM_CLASSES - NUM_SEEN)
@@ -423,3 +424,44 @@ def test_self_training_makes_the_whole_model_learn_from_its_own_labels(batch):
     assert gradients(model.cagnet)
     assert gradients(model.classifier)
     assert gradients(model.generator)
+
+
+# Deterministic algorithms
+
+
+class SumsOfMaps(TorchDispatchMode):
+    """Notes losses of maps that are summed up as they are taken, which has no deterministic kernel on a GPU."""
+
+    def __init__(self):
+        super().__init__()
+        self.taken, self.summed = 0, 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function is torch.ops.aten.nll_loss2d_forward.default:
+            self.taken += 1
+            self.summed += args[3] != 0  # reduction: none is 0
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    ("method", "stage", "real"),
+    [
+        ("cagnet_pi", "pretrain", True),
+        ("cagnet_pi", "finetune", True),
+        ("cagnet_pi", "finetune", False),
+        ("cagnet_pa", "finetune", False),
+        ("spnet", "pretrain", True),
+        ("zs3net", "finetune", True),
+        ("gaussian", "fit", True),
+    ],
+)
+def test_every_step_has_a_deterministic_form(batch, method, stage, real):
+    recipe = tiny_recipe(method)
+    model, _ = new_model(recipe, stage)
+    patches = torch.randint(NUM_CLASSES, (8, 3, 3)) if method == "cagnet_pa" else None
+    label_maps = label_map_source(recipe, recipe.stages[stage], model, patches)
+    with SumsOfMaps() as sums:
+        for result in updates(model, batch if real else None, recipe, recipe.stages[stage], label_maps):
+            if result.total is not None:
+                result.total.backward()
+    assert sums.taken and not sums.summed

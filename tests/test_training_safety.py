@@ -103,7 +103,7 @@ def test_a_loss_that_is_not_finite_names_term_iteration_images_and_checkpoint(tr
 
     class Spied(examples):
         def __getitem__(self, key):
-            seen.append(self.dataset[key[1]]["image_id"])
+            seen.append(self.images.dataset[key[1]]["image_id"])
             return super().__getitem__(key)
 
     monkeypatch.setattr(loop, "TrainingExamples", Spied)
@@ -303,15 +303,17 @@ def test_sigterm_saves_and_tells_how_to_go_on(tiny_dataset, trained_run, tmp_pat
     output = tmp_path / "run"
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     environment["HF_DATASETS_CACHE"] = str(tiny_dataset.parent / "cache")
-    slow = arguments(tiny_dataset, output, "checkpoint_every=1000")
+    slow = arguments(tiny_dataset, output, "checkpoint_every=1000", "num_workers=2")
     command = [sys.executable, str(REPOSITORY / "scripts" / "train.py"), *slow]
     with (tmp_path / "log").open("w") as log:
-        process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=log, text=True)
+        process = subprocess.Popen(
+            command, env=environment, stdout=subprocess.PIPE, stderr=log, text=True, start_new_session=True
+        )
         give_up = time.monotonic() + 120
         while "2/12" not in (tmp_path / "log").read_text():
             assert process.poll() is None and time.monotonic() < give_up, (tmp_path / "log").read_text()
             time.sleep(0.01)
-        process.send_signal(signal.SIGTERM)
+        os.killpg(process.pid, signal.SIGTERM)  # its data workers, too, as some schedulers do
         printed, _ = process.communicate(timeout=120)
     assert process.returncode == 0
     (line,) = [line for line in printed.splitlines() if line.startswith("Stopped")]
@@ -320,7 +322,7 @@ def test_sigterm_saves_and_tells_how_to_go_on(tiny_dataset, trained_run, tmp_pat
     words = shlex.split(line.partition("to go on: ")[2])
     assert words[0] == "python"
     assert words[2:] == ["--resume", *slow]
-    assert train(output, "checkpoint_every=1000", resume=True)[0] == 0
+    assert train(output, "checkpoint_every=1000", "num_workers=2", resume=True)[0] == 0
     weights = [(folder / "model" / "model.safetensors").read_bytes() for folder in (output, trained_run)]
     assert weights[0] == weights[1]
 
@@ -332,6 +334,25 @@ def test_sigterm_while_scoring_ends_at_once_and_loses_nothing(train, tmp_path, m
     assert "Stopped; to go on: python " in printed
     assert [folder.name for folder in checkpoints(tmp_path / "run" / "checkpoints")] == ["step-00-00000005"]
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_sigterm_in_the_last_iteration_of_a_stage_ends_the_run(train, trained_run, tmp_path, monkeypatch):
+    iterate = loop.Trainer._iterate
+
+    def stop_in_the_last(trainer, *arguments, **options):
+        if trainer.state.iteration == PRETRAIN - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return iterate(trainer, *arguments, **options)
+
+    output = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.Trainer, "_iterate", stop_in_the_last)
+        patch.setattr(loop.Trainer, "_score", lambda *_: pytest.fail("the run went on to score"))
+        code, printed, _ = train(output)
+    assert (code, "Stopped; to go on: " in printed) == (0, True)
+    assert checkpoints(output / "checkpoints")[-1].name == f"step-00-{PRETRAIN:08d}"
+    assert train(output, resume=True)[0] == 0
+    assert_equal_runs(output, trained_run)
 
 
 def test_a_run_in_a_thread_leaves_signals_alone(train, tmp_path):

@@ -50,7 +50,7 @@ def model_card(
             task_type="image-segmentation",
             dataset_type=dataset if on_hub else recipe["benchmark"],
             dataset_name=f"{data_name}, held-out seen classes" if tuning else data_name,
-            dataset_split="test",
+            dataset_split=recipe.get("test_split", "test"),
             dataset_args={"seed": recipe.get("seed", 0)} if synthetic else None,
             metric_type=column.lower(),
             metric_name=f"{column} (protocol {metrics['protocol']})",

@@ -4,15 +4,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from huggingface_hub import DatasetCardData, HfApi, get_token
-from huggingface_hub.errors import HfHubHTTPError
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub import DatasetCardData, HfApi, constants
 
-from ..benchmarks import Benchmark
+from ..benchmarks import CLASS_TABLE, Benchmark
+from ..repositories import claim_repository, told_in_one_line
 from .report import SplitReport, format_report
 
-# The HTTP library's, which is not the same one in every version of huggingface_hub.
-_HTTPError = HfHubHTTPError.__bases__[0]
+CARD, ID2LABEL = "README.md", "id2label.json"  # beside the data of a prepared dataset
 
 _TEXT = """---
 {metadata}
@@ -103,33 +101,22 @@ def dataset_card(benchmark: Benchmark, reports: Mapping[str, SplitReport], origi
     )
 
 
-def check_push(repo_id: str) -> None:
-    """Refuse, before the work, what could not be uploaded after it.
-
-    Raises:
-        ValueError: The id is none.
-        PermissionError: There is no token to upload with.
-    """
-    validate_repo_id(repo_id)
-    if get_token() is None:
-        raise PermissionError("uploading needs a token: run `hf auth login`, or set HF_TOKEN")
-
-
 def push_dataset(folder: Path, repo_id: str) -> str:
-    """Upload a prepared dataset to the Hub, where it is made if need be; returns its address.
+    """Upload a prepared dataset to the Hub, where its repository is made if need be; returns its address.
+
+    Parquet files that an earlier upload had and this one has not are deleted: they would be rows of a split.
 
     Raises:
-        OSError: The Hub refuses or cannot be reached.
+        ValueError: See `claim_repository`; or the upload was refused or interrupted.
     """
-    api = HfApi()
-    try:
-        url = api.create_repo(repo_id, repo_type="dataset", exist_ok=True)
-        api.upload_folder(
-            repo_id=url.repo_id, folder_path=folder, repo_type="dataset", commit_message="Prepared by cagnet-hf"
+    full_id = claim_repository(repo_id, repo_type="dataset")
+    with told_in_one_line(full_id):
+        HfApi().upload_folder(
+            repo_id=full_id,
+            repo_type="dataset",
+            folder_path=folder,
+            allow_patterns=[CARD, CLASS_TABLE, ID2LABEL, "data/*.parquet"],
+            delete_patterns="data/*.parquet",
+            commit_message="Prepared dataset, class table, card",
         )
-    except _HTTPError as error:
-        raise OSError(
-            f"{folder} was not uploaded to {repo_id} ({str(error).splitlines()[0]}); "
-            f"prepare_data.py check {folder} --push_to_hub {repo_id} tries again"
-        ) from error
-    return str(url)
+    return f"{constants.ENDPOINT}/datasets/{full_id}"

@@ -22,7 +22,7 @@ from datasets.exceptions import DatasetGenerationError
 from tqdm import tqdm
 
 from ..benchmarks import CLASS_TABLE, Benchmark, format_class_table
-from .card import Origin, dataset_card
+from .card import CARD, ID2LABEL, Origin, dataset_card
 from .examples import BrokenFileError, Example, check_examples
 from .report import SplitReport
 from .rows import check_columns
@@ -110,10 +110,10 @@ def write_prepared(
     for writer in writers.values():
         writer.name_files()
     id2label = {str(i): name for i, name in enumerate(benchmark.label_names) if name}
-    (place.dataset / "id2label.json").write_text(json.dumps(id2label, indent=2) + "\n", encoding="utf-8")
+    (place.dataset / ID2LABEL).write_text(json.dumps(id2label, indent=2) + "\n", encoding="utf-8")
     (place.dataset / CLASS_TABLE).write_text(format_class_table(benchmark), encoding="utf-8")
     card = dataset_card(benchmark, reports, origin or Origin(f"Images and masks of {benchmark.name}."))
-    (place.dataset / "README.md").write_text(card, encoding="utf-8")
+    (place.dataset / CARD).write_text(card, encoding="utf-8")
     _publish(place.dataset, output_dir)
     place.remove()
     return reports
@@ -182,10 +182,8 @@ def check_split(name: str, split: str) -> None:
 def _check_output(output_dir: Path, overwrite: bool) -> None:
     if output_dir.is_dir() and not any(output_dir.iterdir()):
         return
-    if output_dir.is_dir() and overwrite and not (output_dir / "id2label.json").is_file():
-        raise FileExistsError(
-            f"{output_dir} is no prepared dataset (no id2label.json in it) and stays; choose another"
-        )
+    if output_dir.is_dir() and overwrite and not (output_dir / ID2LABEL).is_file():
+        raise FileExistsError(f"{output_dir} is no prepared dataset (no {ID2LABEL} in it) and stays; choose another")
     if output_dir.exists() and not overwrite:
         raise FileExistsError(f"{output_dir} exists; choose another output or pass overwrite")
 

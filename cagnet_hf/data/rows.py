@@ -4,12 +4,14 @@ Rows are kept as they are stored and decoded when read, so that a broken one is 
 nothing.
 """
 
+import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 
 import numpy as np
-from datasets import Dataset, Features, Image, IterableDataset, load_dataset
+from datasets import Dataset, Features, Image, IterableDataset, load_dataset_builder
+from fsspec.core import url_to_fs
 from PIL import Image as PilImage
 
 from .examples import check_sizes, decoding
@@ -78,10 +80,11 @@ class StreamedRows:
     Args:
         rows: `image`, `mask` and `image_id`, not decoded.
         shuffle_buffer: How many rows wait, encoded, to be drawn from.
+        files: Where the rows are read from.
     """
 
-    def __init__(self, rows: IterableDataset, masks: MaskReader, shuffle_buffer: int):
-        self.rows, self.shuffle_buffer = rows, shuffle_buffer
+    def __init__(self, rows: IterableDataset, masks: MaskReader, shuffle_buffer: int, files: Sequence[str] = ()):
+        self.rows, self.shuffle_buffer, self.files = rows, shuffle_buffer, files
         self._decoder = RowDecoder(masks)
 
     def __iter__(self) -> Iterator[dict]:
@@ -101,7 +104,18 @@ class StreamedRows:
 
     def without_images(self) -> "StreamedRows":
         """The masks alone: no image is decoded."""
-        return StreamedRows(self.rows.select_columns(["mask", "image_id"]), self._decoder.masks, self.shuffle_buffer)
+        rows = self.rows.select_columns(["mask", "image_id"])
+        return StreamedRows(rows, self._decoder.masks, self.shuffle_buffer, self.files)
+
+    def fingerprint(self) -> dict:
+        """The number of files, and a digest of their names, sizes and, on the Hub, contents: none is read."""
+        digest = hashlib.blake2b(digest_size=16)
+        for file in self.files:
+            filesystem, path = url_to_fs(file)
+            info = filesystem.info(path)
+            content = info.get("blob_id") or info.get("ETag") or ""
+            digest.update(f"{os.path.basename(path)}\0{info.get('size')}\0{content}\0".encode())
+        return {"num_files": len(self.files), "digest": digest.hexdigest()}
 
 
 def open_streamed(
@@ -119,7 +133,8 @@ def open_streamed(
         ValueError: A column is missing or holds no images.
     """
     name = os.fspath(path_or_hub_id)
-    rows = load_dataset(name, split=split, streaming=True)
+    builder = load_dataset_builder(name)
+    rows = builder.as_streaming_dataset(split=split)
     rows = rows if rows.features is not None else rows._resolve_features()
     check_columns(name, rows.features, image_column, mask_column)
     rows = undecoded(rows, image_column, mask_column)  # first: what comes later would decode
@@ -129,7 +144,7 @@ def open_streamed(
     rows = rows.rename_columns({theirs: ours for theirs, ours in names.items() if theirs != ours})
     if not named:
         rows = rows.map(_name_by_file)
-    return StreamedRows(rows, masks, shuffle_buffer)
+    return StreamedRows(rows, masks, shuffle_buffer, (builder.config.data_files or {}).get(split, ()))
 
 
 def _name_by_file(row: dict) -> dict:

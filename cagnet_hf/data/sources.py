@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import yaml
 from datasets import Dataset
 
 from ..benchmarks import CLASS_TABLE, Benchmark, load_benchmark
@@ -43,6 +44,34 @@ def open_dataset(
         check_split(source, split)
         return open_streamed(source, split=split, **columns, masks=masks, shuffle_buffer=shuffle_buffer)
     return decoded(open_prepared(source, split=split, **columns), masks)
+
+
+def open_with_classes(
+    source: str, split: str, *, benchmark: str | None = None, label_map: str | None = None, **options
+) -> tuple[Dataset | StreamedRows, Benchmark | None]:
+    """A split as training opens it, and whose classes its masks hold; None where nobody knows.
+
+    Args:
+        benchmark: Name or class table of these classes; by default what the dataset's own class table says.
+        label_map: YAML of a label map (see `MaskReader`).
+        options: Those of `open_dataset`.
+    """
+    classes = load_benchmark(benchmark) if benchmark else classes_of_dataset(source)
+    if label_map and classes is None:
+        raise ValueError(f"label_map {label_map}: say whose classes these are (benchmark=NAME or FILE.yaml)")
+    return open_dataset(source, split, masks=MaskReader(classes, _parsed(label_map)), **options), classes
+
+
+def _parsed(label_map: str | None) -> dict[int, int | str | None]:
+    try:
+        tree = yaml.safe_load(label_map or "{}")
+    except yaml.YAMLError:
+        tree = None
+    if not isinstance(tree, dict) or not all(
+        isinstance(i, int) and isinstance(c, int | str | None) for i, c in tree.items()
+    ):
+        raise ValueError(f"label_map {label_map!r}: write ids and classes such as {{1: dog, 2: sofa, 7: null}}")
+    return tree
 
 
 def classes_of_dataset(source: str) -> Benchmark | None:

@@ -1,5 +1,6 @@
 """Endless training batches whose content is a pure function of (seed, stage, iteration, process)."""
 
+import signal
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -133,4 +134,10 @@ def training_batches(examples: TrainingExamples, batches: Sampler, num_workers: 
         num_workers=num_workers,
         pin_memory=pin_memory,
         prefetch_factor=4 if num_workers else None,
+        worker_init_fn=_leave_sigterm_to_the_run,
     )
+
+
+def _leave_sigterm_to_the_run(_worker: int) -> None:
+    """A scheduler may signal every process of a job; workers end with the run that they work for."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -175,7 +175,7 @@ class Trainer:
                     self._log(name, stage, measured, bar)
                 if saves or stops:
                     self._save(name, model)
-                if stops and not finished:
+                if stops:
                     raise Stopped
                 if scores:
                     with self.stop.until_asked(waits=False):
@@ -224,8 +224,8 @@ class Trainer:
             return []
         rows = [row for _position, row in next(iter(self._order_of_batches(self.state.stage, stage, iteration)))]
         if isinstance(self.train_set, StreamedRows):
-            return [row["image_id"] for row in rows]
-        return self.train_set.select_columns("image_id")[rows]["image_id"]
+            return [str(row["image_id"]) for row in rows]
+        return [str(image_id) for image_id in self.train_set.select_columns("image_id")[rows]["image_id"]]
 
     def _seed_of_batches(self, index: int) -> int:
         return self.recipe.seed * 1000 + index

@@ -179,7 +179,7 @@ class Recipe(_Strict):
     benchmark: str
     method: str
     seed: int = Field(0, ge=0)
-    deterministic: bool = False  # the same bits from the same machine, on a GPU, too
+    deterministic: bool = False  # deterministic algorithms only
     split: Literal["test", "tuning"] = "test"  # tuning: held-out seen classes play the unseen ones
     supervised: bool = False  # the upper bound: labels of unseen classes are shown in training
     dataset: str | None = None

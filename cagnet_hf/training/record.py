@@ -11,6 +11,7 @@ import torch
 from accelerate import Accelerator
 from datasets import Dataset
 
+from ..data.rows import StreamedRows
 from .recipe import Recipe, RecipeError
 
 RECORD_FILE = "run.json"
@@ -18,7 +19,10 @@ _PACKAGES = ("cagnet-hf", "torch", "transformers", "datasets", "accelerate", "sa
 
 
 def run_record(
-    recipe: Recipe, datasets: dict[str, Dataset], accelerator: Accelerator, earlier: dict | None = None
+    recipe: Recipe,
+    datasets: dict[str, Dataset | StreamedRows],
+    accelerator: Accelerator,
+    earlier: dict | None = None,
 ) -> dict:
     """What goes into `run.json`.
 
@@ -52,21 +56,29 @@ def _check_inputs(earlier: dict, inputs: dict) -> None:
     for split, found in inputs["datasets"].items():
         known = earlier["datasets"][split]
         if found != known:
-            what = "{num_images} images with digest {digest}"
-            raise RecipeError(
-                f"cannot resume: the {split} split changed from {what.format(**known)} to {what.format(**found)}"
-            )
+            raise RecipeError(f"cannot resume: the {split} split changed from {_told(known)} to {_told(found)}")
     before, now = earlier["num_processes"], inputs["num_processes"]
     if before != now:
         raise RecipeError(f"cannot resume with {now} process(es) a run of {before}: its batches would be others")
 
 
-def dataset_fingerprint(dataset: Dataset) -> dict:
+def _told(fingerprint: dict) -> str:
+    number = (
+        f"{fingerprint['num_images']} images" if "num_images" in fingerprint else f"{fingerprint['num_files']} files"
+    )
+    return f"{number} with digest {fingerprint['digest']}"
+
+
+def dataset_fingerprint(dataset: Dataset | StreamedRows) -> dict:
     """The number of images, and a digest of image ids, masks and sizes of image files: nothing is decoded.
+
+    A streamed dataset, whose rows are not read before they are needed, is told by its files.
 
     Args:
         dataset: With the columns `image`, `mask` and `image_id`.
     """
+    if isinstance(dataset, StreamedRows):
+        return dataset.fingerprint()
     digest = hashlib.blake2b(digest_size=16)
     for table in dataset.with_format("arrow").iter(batch_size=256):
         images, masks = table["image"].combine_chunks(), table["mask"].combine_chunks()

@@ -18,6 +18,7 @@ from ..losses import (
     generator_adversarial_loss,
     gradient_penalty,
     kl_to_standard_normal,
+    mean_cross_entropy,
     moment_matching_loss,
     multi_scale_cross_entropy,
 )
@@ -146,7 +147,7 @@ def _add_generative_terms(add, model, output, labels, labelled, recipe: Recipe, 
     if kind == "wgan-gp":
         add("gradient_penalty", GRADIENT_PENALTY_WEIGHT, gradient_penalty(classifier.criticise, real, fixed))
     if weights.classifier_synthetic:
-        loss = F.cross_entropy(classifier(made.detach()), truth, ignore_index=model.config.ignore_index)
+        loss = mean_cross_entropy(classifier(made.detach()), truth, ignore_index=model.config.ignore_index)
         add("classification_synthetic", weights.classifier_synthetic, loss)
 
     with weights_fixed(classifier):  # the generator is judged by the critic of this moment
@@ -206,7 +207,7 @@ def joint_steps(
         return
     class_weights = torch.ones(config.num_labels, device=features.device)
     class_weights[list(config.unseen_ids)] = rule.unseen_class_weight
-    loss = F.cross_entropy(model.classify(inputs), truth[None, None], weight=class_weights)
+    loss = mean_cross_entropy(model.classify(inputs), truth[None, None], class_weights=class_weights)
     yield StepResult(loss, {"classification": loss.detach()}, ("classifier",))
 
 
@@ -220,14 +221,15 @@ def gaussian_step(model, batch: dict[str, torch.Tensor], stage: StageRecipe) -> 
     features = model.cagnet(batch["pixel_values"]).features
     labels = resize_labels(batch["labels"], features.shape[-2:])
     labelled = labels != config.ignore_index
-    total = F.cross_entropy(model.classify(features), labels, ignore_index=config.ignore_index, reduction="sum")
-    generator.observe(features.permute(0, 2, 3, 1)[labelled], labels[labelled])
-    generator.fit(model.class_embeddings, **rule.model_dump())
+    loss = mean_cross_entropy(model.classify(features), labels, ignore_index=config.ignore_index)
     odds = class_odds(config.num_labels, config.unseen_ids, stage.unseen_rate, features.device)
-    weights, biases = generator.bayes_rule(model.class_embeddings, odds.log())
+    with torch.autocast(features.device.type, enabled=False):  # halves would round statistics of many batches
+        generator.observe(features.permute(0, 2, 3, 1)[labelled], labels[labelled])
+        generator.fit(model.class_embeddings, **rule.model_dump())
+        weights, biases = generator.bayes_rule(model.class_embeddings, odds.log())
     model.classifier.weight.copy_(weights[:, :, None, None])
     model.classifier.bias.copy_(biases)
-    return StepResult(None, {"classification": total / labelled.sum().clamp_min(1)}, ())
+    return StepResult(None, {"classification": loss}, ())
 
 
 def _features_by_image_and_class(features, labels, num_classes: int, count: int):
