@@ -87,7 +87,7 @@ class Visit:
         factor = self._enlargement()
         size = (factor * picture.width, factor * picture.height)
         label_map = Image.fromarray(self.prediction.label_map).resize(size, Image.Resampling.NEAREST)
-        config = self.model.config
+        config = self.prediction.config
         return overlay(
             picture.resize(size, Image.Resampling.NEAREST),
             np.asarray(label_map),
@@ -104,7 +104,7 @@ class Visit:
         factor = self._enlargement()
         row, column = min(y // factor, height - 1), min(x // factor, width - 1)
         label, score = int(self.prediction.label_map[row, column]), float(self.prediction.scores[row, column])
-        config = self.model.config
+        config = self.prediction.config
         group = "unseen" if label in config.unseen_ids else "seen"
         return f"{_swatch(config, label)} <b>{escape(config.id2label[label])}</b>, {group}, score {score:.2f}"
 
@@ -112,7 +112,7 @@ class Visit:
         """The classes that occur, seen and unseen apart, with area and mean score, as HTML."""
         if self.prediction is None:
             return ""
-        config, groups = self.model.config, {"Seen classes": [], "Unseen classes": []}
+        config, groups = self.prediction.config, {"Seen classes": [], "Unseen classes": []}
         for found in self.prediction.classes:
             swatch = _swatch(config, config.label2id[found.name])
             share = "&lt; 1 %" if found.area < 0.01 else f"{found.area:.0%}".replace("%", " %")

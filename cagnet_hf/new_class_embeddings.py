@@ -40,8 +40,8 @@ def embed_new_classes(
 ) -> np.ndarray:
     """The embeddings of new classes, `(n, E)` float32, rows of length 1.
 
-    What is found is compared with the embeddings of the model's own classes, so that a vector of another space is
-    refused.
+    What is found is compared with the embeddings of the model's own classes, so that vectors of another space are
+    refused. Most must agree, not all: a class that was renamed has the vector of its old name.
 
     Args:
         model: The segmenter that is to learn them.
@@ -64,16 +64,18 @@ def embed_new_classes(
         record = describe_source(source)
     table = _vectors(source) if source else {}
     wanted = [plain_name(name) for name in names]
-    missing = [name for name in wanted if name not in table]
+    missing, made = [name for name in wanted if name not in table], {}
     if missing or not source:
         encoder = encoder or _located(record.get("encoder"))
         if encoder is None:
             raise ValueError(_no_vector(missing or wanted, source, record))
-        made_names = [*missing, next(iter(own))]  # one of the model's own, to be compared
-        made = encode_names(made_names, encoder, pooling=_pooling(record), prompt=record.get("prompt", "{}"))
-        table |= dict(zip(made_names, made, strict=True))
-    _compare(table, own, source or encoder)
-    vectors = np.stack([table[name] for name in wanted])
+        made_names = [*missing, *own]
+        vectors = encode_names(made_names, encoder, pooling=_pooling(record), prompt=record.get("prompt", "{}"))
+        made = dict(zip(made_names, vectors, strict=True))
+        _compare(made, own, encoder)
+    if table:
+        _compare(table if table.keys() & own.keys() else table | made, own, source)
+    vectors = np.stack([(made | table)[name] for name in wanted])
     check_vectors(source or encoder, names, vectors)
     return vectors
 
@@ -106,10 +108,12 @@ def _is_source(source: str, record: dict, own: dict[str, np.ndarray]) -> bool:
 
 
 def _differing(table: dict[str, np.ndarray], own: dict[str, np.ndarray]) -> str | bool | None:
-    """A class whose vectors differ; False where all agree, None where there is none to compare."""
+    """A class whose vectors differ, as do those of most; False where most agree, None where none is shared."""
     shared = table.keys() & own.keys()
     wrong = [name for name in sorted(shared) if len(table[name]) != len(own[name]) or table[name] @ own[name] < _ALIKE]
-    return wrong[0] if wrong else False if shared else None
+    if not shared:
+        return None
+    return wrong[0] if 2 * len(wrong) > len(shared) else False
 
 
 def _compare(table: dict[str, np.ndarray], own: dict[str, np.ndarray], source: str) -> None:

@@ -18,7 +18,7 @@ def build_parser() -> argparse.ArgumentParser:
         description="Add, remove and rename classes of a trained model. New classes are unseen ones: the model's "
         "generator makes features of them from their embeddings, and the classifier learns these within seconds."
     )
-    parser.add_argument("--model", required=True, help="model folder or Hub id")
+    parser.add_argument("--model", required=True, help="model folder, Hub id, or ID@REVISION")
     parser.add_argument(
         "--class", dest="new", action="append", default=[], metavar="NAME", help="a class to add; may be repeated"
     )

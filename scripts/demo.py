@@ -16,7 +16,7 @@ def build_parser() -> argparse.ArgumentParser:
         description="Serve a web page on this machine: drop an image and see its classes, click for scores, move the "
         "calibration, type a new class and see it segmented. Needs pip install 'cagnet-hf[demo]'."
     )
-    parser.add_argument("--model", required=True, help="model folder or Hub id")
+    parser.add_argument("--model", required=True, help="model folder, Hub id, or ID@REVISION")
     parser.add_argument(
         "--class_embeddings",
         metavar="TABLE",

@@ -17,7 +17,7 @@ def build_parser() -> argparse.ArgumentParser:
         "ids and the preparation of images as metadata, and compare it with PyTorch in onnxruntime. "
         "Needs pip install 'cagnet-hf[onnx]'."
     )
-    parser.add_argument("--model", required=True, help="model folder or Hub id")
+    parser.add_argument("--model", required=True, help="model folder, Hub id, or ID@REVISION")
     parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="ONNX file to write")
     return parser
 

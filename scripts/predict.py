@@ -82,8 +82,10 @@ def predict(args: argparse.Namespace) -> None:
 
 def check_outputs(files, output: Path) -> None:
     """Refuse two predictions of one name, and one that would replace an image."""
-    names = [f"{file.stem}{suffix}" for file in files for suffix in SUFFIXES]
-    twice = next((name for name in names if names.count(name) > 1), None)
+    from collections import Counter
+
+    names = Counter(f"{file.stem}{suffix}" for file in files for suffix in SUFFIXES)
+    twice = next((name for name, count in names.items() if count > 1), None)
     if twice is not None:
         raise ValueError(f"two predictions would be called {twice!r}: rename an image")
     outputs = {(output / name).resolve() for name in names}

@@ -105,6 +105,16 @@ def test_a_new_class_is_segmented_and_belongs_to_one_visitor(visit, photo):
     assert NEW not in visit.legend()
 
 
+def test_what_is_shown_is_of_the_classes_that_were_predicted(visit, photo):
+    """Two events of a page may overlap: classes are forgotten before their prediction is drawn."""
+    visit.add_class(NEW)
+    visit.open(photo)
+    visit.segment(1)
+    visit.forget_classes()
+    assert NEW in visit.legend() and NEW in visit.describe_pixel(0, 0)
+    assert visit.shown() is not None
+
+
 @torch.no_grad()
 def test_statistics_of_a_gaussian_generator_belong_to_one_visitor():
     benchmark = load_benchmark("scenes")

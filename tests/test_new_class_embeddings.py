@@ -11,6 +11,7 @@ from tiny_encoders import write_bert
 from cagnet_hf import CaGNetForSemanticSegmentation
 from cagnet_hf.class_embeddings import read_table, save_embedding_table
 from cagnet_hf.data.scenes import scenes_class_embeddings
+from cagnet_hf.evaluation.new_classes import mean_ious
 from cagnet_hf.new_class_embeddings import describe_source, embed_new_classes
 from cagnet_hf.prediction import load_model
 from cagnet_hf.text_encoders import encode_names
@@ -79,6 +80,20 @@ def test_an_encoder_makes_vectors_of_any_name_and_is_checked(tmp_path):
         embed_new_classes(model, ["polar bear"])
 
 
+def test_a_class_that_was_renamed_does_not_hide_the_source(tmp_path):
+    """`television`, once `tv`, has the vector of `tv`, whatever the table says."""
+    own = ["cat", "dog", "train", "sofa", "tv"]
+    for record in (None, {"source": "bundled"}):
+        model = model_of(bundled(*own), record)
+        model.rename_classes({"tv": "microwave"})
+        np.testing.assert_allclose(embed_new_classes(model, ["zebra"]), bundled("zebra"), atol=1e-6)
+    encoder = str(write_bert(tmp_path))
+    model = model_of(encode_names(["cat", "dog", "train"], encoder), {"source": "table.safetensors"})
+    model.rename_classes({"cat": "feline"})
+    found = embed_new_classes(model, ["polar bear"], encoder=encoder)
+    np.testing.assert_allclose(found, encode_names(["polar bear"], encoder), atol=1e-6)
+
+
 def test_a_configuration_keeps_where_its_vectors_are_from_without_folders(tmp_path):
     assert describe_source("attributes") == {"source": "attributes"}
     record = describe_source("bundled")
@@ -102,7 +117,7 @@ def add_classes(load_script, trained_run, tmp_path, capsys):
     return run
 
 
-def test_a_class_is_forgotten_and_learnt_again(add_classes, tmp_path, tiny_dataset):
+def test_a_class_is_forgotten_and_learnt_again(add_classes, trained_run, tmp_path, tiny_dataset):
     scores = tmp_path / "scores.json"
     arguments = ["--remove", "red striped cross", "--class", "red striped cross", "--dataset_ids", 13]
     arguments += ["--rename", "blue dotted disc=Ball", "--dataset", tiny_dataset, "--scores", scores]
@@ -111,11 +126,20 @@ def test_a_class_is_forgotten_and_learnt_again(add_classes, tmp_path, tiny_datas
     config = model.config
     assert (config.id2label[15], config.dataset_ids[15], config.id2label[5]) == ("red striped cross", 13, "Ball")
     np.testing.assert_allclose(model.class_embeddings[15], scenes_class_embeddings()[12], atol=1e-6)
-    assert "red striped cross | **unseen**, added later" in (tmp_path / "edited" / "README.md").read_text()
+    card = (tmp_path / "edited" / "README.md").read_text()
+    assert "red striped cross | **unseen**, added later" in card
+    assert f"# {trained_run.name}, classes edited" in card  # `model` says nothing
     measured = json.loads(scores.read_text())
     assert list(measured["new"]) == ["red striped cross"]
     assert len(measured["old"]) == 15
     assert 0 <= measured["old_mIoU"]["after"] <= 1
+
+
+def test_means_before_and_after_are_of_the_same_classes():
+    """A class that no image shows has an IoU of 0 while pixels are taken for it, and none once new ones get these."""
+    assert mean_ious([(0.5, 0.4), (0.7, 0.6), (0.0, None)]) == pytest.approx((0.6, 0.5))
+    with pytest.raises(ValueError, match="no old class occurs"):
+        mean_ious([(None, None), (0.0, None)])
 
 
 @pytest.mark.parametrize(

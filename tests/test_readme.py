@@ -19,10 +19,14 @@ import tomllib
 from conftest import REPOSITORY
 from hub_server import HubServer
 from miniature_archives import write_devkit, write_jpeg, write_png, write_sbd, write_tar
+from test_new_class_embeddings import model_of
+from tiny_encoders import write_bert
 from word_tables import write_vec, write_word2vec
 
 from cagnet_hf.benchmarks import load_benchmark
 from cagnet_hf.data.sources import open_dataset
+from cagnet_hf.image_processing_cagnet import CaGNetImageProcessor
+from cagnet_hf.text_encoders import encode_names
 from cagnet_hf.training.recipe import load_recipe
 
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
@@ -89,6 +93,14 @@ def _trained_run(sandbox: Sandbox, model: Path) -> None:
     )
 
 
+def _model_of_an_encoder(sandbox: Sandbox, folder: Path) -> None:
+    """Its configuration names the encoder of its class embeddings, which makes vectors of any name."""
+    encoder = str(write_bert(sandbox.folder))
+    record = {"source": "table.safetensors", "encoder": encoder, "pooling": "mean", "prompt": "{}"}
+    model_of(encode_names(["cat", "dog", "train"], encoder, pooling="mean"), record).save_pretrained(folder)
+    CaGNetImageProcessor().save_pretrained(folder)
+
+
 def _image(sandbox: Sandbox, path: Path) -> None:
     open_dataset(str(sandbox.tiny_dataset), "test")[0]["image"].save(path)
 
@@ -130,6 +142,7 @@ def _gzipped_vectors(sandbox: Sandbox, path: Path) -> None:
 
 FILES: dict[str, Callable[[Sandbox, Path], None]] = {
     "outputs/scenes/model": _trained_run,
+    "outputs/voc/model": _model_of_an_encoder,
     "image.png": _image,
     "VOCtrainval_11-May-2012.tar": _voc_archive,
     "benchmark.tgz": _sbd_archive,

@@ -16,6 +16,7 @@ from PIL import Image
 from transformers import BertConfig, BertModel, SegformerConfig, SegformerForSemanticSegmentation
 
 from cagnet_hf.benchmarks import LabelMap, load_benchmark
+from cagnet_hf.data.image_inputs import RemoteFile
 from cagnet_hf.data.sources import open_dataset
 from cagnet_hf.image_processing_cagnet import CaGNetImageProcessor
 from cagnet_hf.prediction import load_model, segment
@@ -338,3 +339,28 @@ def test_a_folder_without_a_model_is_refused(call, script, model, reason, tmp_pa
     (tmp_path / "run" / "model").mkdir(parents=True)
     (tmp_path / "run" / "model" / "config.json").write_text("{}")
     assert_refused(call(script, "--dataset", "scenes:0", model=tmp_path / model), reason)
+
+
+@pytest.mark.parametrize(
+    ("address", "stem"),
+    [
+        ("http://host/a/photo.png?size=full", "photo"),
+        ("http://host/", "image"),
+        ("http://host", "image"),
+        ("http://host/a/%2e%2e%2f%2e%2e", "image"),
+        ("http://host/..%5c..%5cphoto.png", "photo"),
+        ("http://host/C%3a%5cphoto%00.png", "photo"),
+        ("http://host/K%C3%A4se.jpg", "Käse"),
+    ],
+)
+def test_the_prediction_of_an_address_stays_in_its_folder(address, stem):
+    assert RemoteFile(address).stem == stem
+
+
+def test_ten_thousand_images_are_compared_by_name_at_once(load_script, tmp_path):
+    files = [tmp_path / f"{number}.jpg" for number in range(10_000)]
+    started = time.process_time()
+    load_script("predict").check_outputs(files, tmp_path / "out")
+    assert time.process_time() - started < 5
+    with pytest.raises(ValueError, match=r"would be called '7\.png'"):
+        load_script("predict").check_outputs([*files, tmp_path / "7.png"], tmp_path / "out")

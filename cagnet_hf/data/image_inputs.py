@@ -7,7 +7,7 @@ import urllib.parse
 import urllib.request
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PureWindowsPath
 
 from .examples import File
 
@@ -23,7 +23,9 @@ class RemoteFile:
 
     @property
     def stem(self) -> str:
-        return PurePosixPath(urllib.parse.unquote(urllib.parse.urlsplit(self.url).path)).stem or "image"
+        """The last name of its path, less the suffix: what no system takes for a folder."""
+        path = urllib.parse.unquote(urllib.parse.urlsplit(self.url).path)
+        return PureWindowsPath(path.replace("\0", "").replace(":", "_")).stem.strip(".") or "image"
 
     def read_bytes(self) -> bytes:
         """Its content; raises `OSError` when it cannot be fetched, or is larger than 256 MiB."""

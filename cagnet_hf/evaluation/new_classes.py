@@ -1,5 +1,7 @@
 """What new classes cost the old ones, and what they gain, on images with masks of both."""
 
+from collections.abc import Iterable
+
 import numpy as np
 from accelerate import Accelerator
 
@@ -29,13 +31,26 @@ def score_after(model, processor, dataset, before: dict) -> dict:
     metric.merge(matrix)
     old = metric.compute()["per_class"]
     pairs = {name: (entry["iou"], old[name]["iou"]) for name, entry in before["per_class"].items()}
-    means = [float(np.mean([iou for iou in ious if iou is not None])) for ious in zip(*pairs.values(), strict=True)]
+    means = mean_ious(pairs.values())
     names = [model.config.id2label[i] for i in new]
     return {
         "num_images": before["num_images"],
         "protocol": before["protocol"],
-        "old_mIoU": {"before": means[0], "after": means[1]},
+        "old_mIoU": dict(zip(("before", "after"), means, strict=True)),
         "new": {name: everything["per_class"][name] for name in names},
         "old": {name: {"before": first, "after": second} for name, (first, second) in pairs.items()},
         "all": {key: value for key, value in everything.items() if key != "per_class"},
     }
+
+
+def mean_ious(pairs: Iterable[tuple[float | None, float | None]]) -> tuple[float, float]:
+    """Mean IoU before and after, both over the classes that have an IoU in both: others would shift one mean alone.
+
+    Raises:
+        ValueError: There is no such class.
+    """
+    defined = [pair for pair in pairs if None not in pair]
+    if not defined:
+        raise ValueError("no old class occurs in these images: score on images that show some")
+    before, after = np.mean(defined, axis=0).tolist()
+    return before, after
