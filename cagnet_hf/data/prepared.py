@@ -187,7 +187,7 @@ def _check_output(output_dir: Path, overwrite: bool) -> None:
             f"{output_dir} is no prepared dataset (no id2label.json in it) and stays; choose another"
         )
     if output_dir.exists() and not overwrite:
-        raise FileExistsError(f"{output_dir} exists; choose another output or pass overwrite")
+        raise FileExistsError(f"{output_dir} exists; choose another --output, or replace it with --overwrite")
 
 
 def _check_ids(split: str, examples: Sequence[Example]) -> None:
