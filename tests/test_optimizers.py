@@ -7,7 +7,7 @@ from PIL import Image
 from tiny import new_model, noise_batch, tiny_recipe
 
 from cagnet_hf.benchmarks import load_benchmark
-from cagnet_hf.data.stream import TrainingExamples
+from cagnet_hf.data.stream import LabelledImages, TrainingExamples
 from cagnet_hf.data.transforms import TrainingTransform
 from cagnet_hf.training.optimizers import build_optimizers, set_learning_rates
 from cagnet_hf.training.setup import build_processor
@@ -132,7 +132,8 @@ def total_of_a_real_step(mask: np.ndarray, *overrides: str) -> torch.Tensor:
     rows = [{"image": Image.fromarray(pixels), "mask": Image.fromarray(mask), "image_id": "noise"}]
     transform = TrainingTransform(build_processor(recipe), 96, **recipe.augmentation.model_dump())
     label_map = load_benchmark("scenes").label_map
-    example = TrainingExamples(rows, label_map, transform, 0, hide_unseen=not recipe.supervised)[0, 0]
+    images = LabelledImages(rows, label_map, hide_unseen=not recipe.supervised)
+    example = TrainingExamples(images, transform, seed=0)[0, 0]
     model, _ = new_model(recipe)
     torch.manual_seed(1)
     batch = {key: value[None] for key, value in example.items()}

@@ -296,10 +296,11 @@ def test_a_limit_on_the_size_of_files_leaves_the_checkpoint_before(train, interr
     assert_stopped_for_want_of_room(result, interrupted, before)
 
 
-# SIGTERM
+# SIGTERM and Ctrl-C
 
 
-def test_sigterm_saves_and_tells_how_to_go_on(tiny_dataset, trained_run, tmp_path, train):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["sigterm", "ctrl_c"])
+def test_a_signal_saves_and_tells_how_to_go_on(number, tiny_dataset, trained_run, tmp_path, train):
     output = tmp_path / "run"
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     environment["HF_DATASETS_CACHE"] = str(tiny_dataset.parent / "cache")
@@ -310,10 +311,10 @@ def test_sigterm_saves_and_tells_how_to_go_on(tiny_dataset, trained_run, tmp_pat
             command, env=environment, stdout=subprocess.PIPE, stderr=log, text=True, start_new_session=True
         )
         give_up = time.monotonic() + 120
-        while "2/12" not in (tmp_path / "log").read_text():
+        while " 1/12" not in (tmp_path / "log").read_text():
             assert process.poll() is None and time.monotonic() < give_up, (tmp_path / "log").read_text()
             time.sleep(0.01)
-        os.killpg(process.pid, signal.SIGTERM)  # its data workers, too, as some schedulers do
+        os.killpg(process.pid, number)  # as a terminal or a scheduler does: data workers hear it, too
         printed, _ = process.communicate(timeout=120)
     assert process.returncode == 0
     (line,) = [line for line in printed.splitlines() if line.startswith("Stopped")]

@@ -185,7 +185,7 @@ def _check_output(output_dir: Path, overwrite: bool) -> None:
     if output_dir.is_dir() and overwrite and not (output_dir / ID2LABEL).is_file():
         raise FileExistsError(f"{output_dir} is no prepared dataset (no {ID2LABEL} in it) and stays; choose another")
     if output_dir.exists() and not overwrite:
-        raise FileExistsError(f"{output_dir} exists; choose another output or pass overwrite")
+        raise FileExistsError(f"{output_dir} exists; choose another --output, or replace it with --overwrite")
 
 
 def _check_ids(split: str, examples: Sequence[Example]) -> None:

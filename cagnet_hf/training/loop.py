@@ -105,7 +105,7 @@ class Trainer:
         """Train every stage that is left; returns the final metrics. The processes stay together for another run.
 
         Raises:
-            Stopped: SIGTERM came; what was done is in a checkpoint.
+            Stopped: SIGTERM or Ctrl-C came; what was done is in a checkpoint.
             FloatingPointError: A loss or a weight is not finite.
             OSError: A checkpoint could not be written.
         """
@@ -266,7 +266,7 @@ class Trainer:
             yield values
 
     def _everyone_stops(self, may_ask: bool) -> bool:
-        """Whether SIGTERM came. Several processes agree on it, where they wait for each other anyway."""
+        """Whether SIGTERM or Ctrl-C came. Several processes agree on it, where they wait for each other anyway."""
         if self.accelerator.num_processes == 1:
             return self.stop.asked
         return may_ask and any(gather_object([self.stop.asked]))
