@@ -64,6 +64,8 @@ def predict(args: argparse.Namespace) -> None:
             try:
                 image = read_image(file)
             except BrokenFileError as error:
+                if len(files) == 1:
+                    raise
                 tqdm.write(f"left out: {error}", file=sys.stderr)
                 broken.append(file)
             else:

@@ -559,7 +559,7 @@ CASES = [
         "a photograph of a billion pixels",
         "prepare_data",
         lambda place: photographs(place, lambda f: shutil.copy(bomb_png(place), f / "masks" / "two.png")),
-        "two.png: truncated or damaged",
+        "two.png: too large to be decoded safely",
     ),
     Case(
         "a photograph without a mask",

@@ -243,9 +243,9 @@ def test_images_of_any_size_are_segmented(call, tmp_path, size):
     assert Image.open(tmp_path / "out" / "plain_confidence.png").size == size
 
 
-def test_an_image_too_large_to_decode_is_left_out(call, photo, tmp_path, monkeypatch, capsys):
+def test_an_image_too_large_to_decode_is_refused(call, photo, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("PIL.Image.MAX_IMAGE_PIXELS", 1000)
-    assert_refused(call("predict", photo, "--output", tmp_path / "out"), "1 of 1 images left out")
+    assert_refused(call("predict", photo, "--output", tmp_path / "out"), "too large to be decoded")
     assert not (tmp_path / "out").exists()
 
 
@@ -255,7 +255,7 @@ def test_a_missing_image_is_refused(call, tmp_path):
 
 def test_a_file_that_is_no_image_is_refused(call, tmp_path):
     (tmp_path / "note.jpg").write_text("not an image")
-    assert_refused(call("predict", tmp_path / "note.jpg", "--output", tmp_path / "out"), "images left out")
+    assert_refused(call("predict", tmp_path / "note.jpg", "--output", tmp_path / "out"), "note.jpg: not an image")
 
 
 def test_a_truncated_image_is_refused(call, photo, tmp_path):
