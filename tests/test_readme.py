@@ -24,7 +24,9 @@ from tiny_encoders import write_bert
 from word_tables import write_vec, write_word2vec
 
 from cagnet_hf.benchmarks import load_benchmark
+from cagnet_hf.cards import MODEL_ID
 from cagnet_hf.data.sources import open_dataset
+from cagnet_hf.demo import build_page
 from cagnet_hf.image_processing_cagnet import CaGNetImageProcessor
 from cagnet_hf.text_encoders import encode_names
 from cagnet_hf.training.recipe import load_recipe
@@ -178,11 +180,19 @@ def hub():
         yield server
 
 
+def build_instead(model_path: str, *, port=None, **options) -> None:
+    """Build the page of `serve`, which would wait for its visitors."""
+    pytest.importorskip("gradio")
+    if model_path != MODEL_ID:
+        build_page(model_path, **options)
+
+
 @pytest.mark.parametrize("section", [title for title, blocks in SECTIONS.items() if blocks])
 def test_a_section_runs(section, hub, load_script, trained_run, tiny_dataset, one_thread, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     hub.stand_in(monkeypatch, tmp_path / "hf")
+    monkeypatch.setattr("cagnet_hf.demo.serve", build_instead)  # test_demo serves, in a browser
     sandbox = Sandbox(tmp_path, load_script, trained_run, tiny_dataset)
     sandbox.place("\n".join(text for _, text in SECTIONS[section]))
     for language, text in SECTIONS[section]:
