@@ -21,6 +21,14 @@ def shared_dir() -> Path:
     return path
 
 
+@pytest.fixture(scope="session", autouse=True)
+def no_sleep_between_epochs():
+    """`datasets` sleeps for five seconds whenever a stream of Parquet files ends; these have a dozen rows."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("datasets.config.SLEEP_TIME_ON_THREADS_SHUTDOWN", 0)
+        yield
+
+
 @pytest.fixture(scope="session")
 def load_script() -> Callable[[str], ModuleType]:
     """`load_script("train").main(argv)` runs a script in this process."""
