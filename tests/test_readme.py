@@ -6,6 +6,7 @@ what shortens the command to `shortened`) or calls a program that is no script o
 
 import argparse
 import gzip
+import json
 import re
 import shlex
 import shutil
@@ -16,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import REPOSITORY
+from datasets import Dataset, Features, Image
 from hub_server import HubServer
 from miniature_archives import write_devkit, write_jpeg, write_png, write_sbd, write_tar
 from test_new_class_embeddings import model_of
@@ -141,7 +143,29 @@ def _gzipped_vectors(sandbox: Sandbox, path: Path) -> None:
     path.write_bytes(gzip.compress(Path(table).read_bytes()))
 
 
+def _text_encoder(sandbox: Sandbox, folder: Path) -> None:
+    folder.mkdir()
+    write_bert(folder)
+
+
+def _dataset_of_the_hub(sandbox: Sandbox, folder: Path) -> None:
+    """A folder opens as a dataset of the Hub does."""
+    write_devkit(sandbox.folder / "voc", "VOC2012", sets="Segmentation", train=["a", "b"], val=["c"], more=[])
+    features = Features({"image": Image(), "mask": Image()})
+    for split, names in (("train", "ab"), ("val", "c")):
+        files = [next((sandbox.folder / "voc").rglob(f"{kind}/{name}.*")) for name in names for kind in KINDS]
+        cells = [{"bytes": file.read_bytes(), "path": None} for file in files]
+        rows = Dataset.from_dict({"image": cells[::2], "mask": cells[1::2]}, features=features)
+        rows.to_parquet(folder / f"{split}.parquet")
+    splits = [{"split": split, "path": f"{split}.parquet"} for split in ("train", "val")]
+    card = json.dumps({"configs": [{"config_name": "default", "data_files": splits}]})  # which is YAML, too
+    (folder / "README.md").write_text(f"---\n{card}\n---\n")
+
+
+KINDS = ("JPEGImages", "SegmentationClass")
 FILES: dict[str, Callable[[Sandbox, Path], None]] = {
+    "sentence-transformers/all-MiniLM-L6-v2": _text_encoder,
+    "nateraw/pascal-voc-2012": _dataset_of_the_hub,
     "outputs/scenes/model": _trained_run,
     "outputs/voc/model": _model_of_an_encoder,
     "image.png": _image,

@@ -240,6 +240,6 @@ def test_a_loss_that_is_not_finite_stops_the_run_in_one_line(train, tmp_path):
 def test_no_checkpoint_is_made_of_a_loss_that_is_not_finite(train, tmp_path):
     often = ["log_every=1000", "checkpoint_every=1", "stages.pretrain.network.lr=1e30"]
     assert train(tmp_path / "run", *often)[0] == 2
-    for checkpoint in (tmp_path / "run" / "checkpoints").iterdir():
+    for checkpoint in (tmp_path / "run").glob("checkpoints/*"):  # there may be none
         weights = load_file(checkpoint / "model.safetensors")
         assert not any(values.isnan().any() for values in weights.values()), checkpoint.name
