@@ -308,7 +308,14 @@ def test_a_signal_saves_and_tells_how_to_go_on(number, tiny_dataset, trained_run
     command = [sys.executable, str(REPOSITORY / "scripts" / "train.py"), *slow]
     with (tmp_path / "log").open("w") as log:
         process = subprocess.Popen(
-            command, env=environment, stdout=subprocess.PIPE, stderr=log, text=True, start_new_session=True
+            command,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            start_new_session=True,
+            # As in a terminal, even where these tests run in the background and Ctrl-C is ignored.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         give_up = time.monotonic() + 120
         while " 1/12" not in (tmp_path / "log").read_text():
