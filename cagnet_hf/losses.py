@@ -86,15 +86,18 @@ def classwise_mmd(synthetic, real, labels, num_classes: int, *, max_pixels: int 
     return (per_class * present).sum() / present.sum().clamp_min(1)
 
 
-def moment_matching_loss(synthetic, real):
+def moment_matching_loss(synthetic, real, *, bandwidth_scale: float = 1.0):
     """ZS3Net: sqrt(Σ_σ MMD²_σ) with σ in `ZS3NET_BANDWIDTHS`, kernel and statistic as in `classwise_mmd`.
 
     Args:
         synthetic: `(M, D)` features of one class, M > 0, which learn.
         real: `(N, D)` features of it, N > 0, which do not: no gradient reaches them.
+        bandwidth_scale: Factor on every σ. Features whose squared distances are far above the published bandwidths
+            leave kernels, and with them gradients, at zero.
     """
     every_row = [torch.arange(len(features), device=features.device)[None] for features in (synthetic, real)]
-    squared_mmd = _SquaredMMD.apply(synthetic, real, *every_row, ZS3NET_BANDWIDTHS)[0]
+    bandwidths = tuple(bandwidth_scale * bandwidth for bandwidth in ZS3NET_BANDWIDTHS)
+    squared_mmd = _SquaredMMD.apply(synthetic, real, *every_row, bandwidths)[0]
     return squared_mmd.clamp_min(SMALLEST_SQUARED_MMD).sqrt()
 
 

@@ -1,10 +1,13 @@
 """Train and score several systems on one benchmark, and put them into one table.
 
 accelerate launch scripts/compare.py --benchmark scenes --rows spnet zs3net cagnet_pi --output_dir outputs/comparison
+accelerate launch scripts/compare.py --benchmark scenes --variants scripts/ablations/scenes.yaml --output_dir outputs/A
 """
 
 import argparse
+import re
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 # This folder has an evaluate.py, which must not hide the library of that name.
@@ -13,13 +16,19 @@ sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != Path(__fi
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        description="Train and score several systems on one benchmark. Rows share the stages they have in common, "
-        "finished rows are kept, and the same command resumes after an interruption.",
+        description="Train and score several systems on one benchmark. Rows share the first stages that they have in "
+        "common, finished rows are kept, and the same command resumes after an interruption.",
         epilog="Writes OUTPUT_DIR/seed_N/ROW (as train.py does), comparison.json, comparison.md and comparison.png.",
     )
     parser.add_argument("--benchmark", required=True, help="a folder of recipes, such as scenes or pascal_voc_edge")
     parser.add_argument(
         "--rows", nargs="+", metavar="ROW", help="methods such as cagnet_pi_st (default: all there are)"
+    )
+    parser.add_argument(
+        "--variants",
+        type=Path,
+        metavar="YAML",
+        help="a file of changed rows to compare instead: NAME: [ROW, key=value, ...]",
     )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="one run of every row per seed (default: 0)")
     parser.add_argument("--output_dir", type=Path, required=True)
@@ -53,16 +62,19 @@ def main(argv: list[str] | None = None) -> int:
             benchmarks = sorted({benchmark for benchmark, _ in names})
             hint = did_you_mean(args.benchmark, benchmarks)
             raise ValueError(f"no benchmark {args.benchmark!r}{hint}; known: {', '.join(benchmarks)}")
-        rows = args.rows or known
-        for row in rows:
+        if args.rows and args.variants:
+            raise ValueError("--rows and --variants exclude each other: leave out one")
+        variants = read_variants(args.variants) if args.variants else {row: [row] for row in args.rows or known}
+        for row, *_ in variants.values():
             if row not in known:
                 hint = did_you_mean(row, known)
                 raise ValueError(f"{args.benchmark} has no row {row!r}{hint}; rows: {', '.join(known)}")
+        shared = keys_of_rows(args.benchmark, {row for row, *_ in variants.values()}, args.set)
         # All recipes first: a typing error must not be found after hours.
         recipes = {
             seed: {
-                row: load_recipe(f"{args.benchmark}/{row}", [*keys, f"seed={seed}"])
-                for row, keys in keys_of_rows(args.benchmark, rows, args.set).items()
+                name: load_recipe(f"{args.benchmark}/{row}", [*shared[row], *keys, f"seed={seed}"])
+                for name, (row, *keys) in variants.items()
             }
             for seed in args.seeds
         }
@@ -84,7 +96,25 @@ def main(argv: list[str] | None = None) -> int:
     return run(compare_or_stop)
 
 
-def keys_of_rows(benchmark: str, rows: list[str], keys: list[str]) -> dict[str, list[str]]:
+def read_variants(path: Path) -> dict[str, list[str]]:
+    """name -> row and the keys that are changed in it."""
+    import yaml
+
+    try:
+        variants = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ValueError(f"{path}: cannot be read: {' '.join(str(error).split())}") from None
+    if not isinstance(variants, dict) or not variants:
+        raise ValueError(f"{path}: variants are a mapping, NAME: [ROW, key=value, ...]")
+    for name, words in variants.items():
+        if not (isinstance(name, str) and re.fullmatch(r"[\w-]+", name)):
+            raise ValueError(f"{path}: {name!r} is to name a folder: use letters, digits, - and _")
+        if not (isinstance(words, list) and words and all(isinstance(word, str) for word in words)):
+            raise ValueError(f"{path}: {name}: write [ROW, key=value, ...]")
+    return variants
+
+
+def keys_of_rows(benchmark: str, rows: Iterable[str], keys: list[str]) -> dict[str, list[str]]:
     """The keys to change in each row: those of a stage only where the row has it."""
     from cagnet_hf.training.recipe import RecipeError, load_recipe, stage_of_key
 

@@ -19,7 +19,7 @@ from cagnet_hf.benchmarks import load_benchmark
 from cagnet_hf.data.masks import MaskReader
 from cagnet_hf.data.prepared import open_prepared
 from cagnet_hf.data.sources import open_dataset
-from cagnet_hf.data.stream import EndlessBatches, LabelledImages, StreamedBatches, TrainingExamples, training_batches
+from cagnet_hf.data.stream import EndlessBatches, LabelledImages, StreamedBatches, TrainingBatches, TrainingExamples
 from cagnet_hf.data.transforms import TrainingTransform
 from cagnet_hf.image_processing_cagnet import CaGNetImageProcessor
 from cagnet_hf.training.record import dataset_fingerprint
@@ -286,7 +286,7 @@ def test_two_processes_share_the_batches_of_one(streamed):
 
 def test_workers_change_nothing(streamed):
     def draw(num_workers):
-        stream = training_batches(examples_of(streamed), StreamedBatches(streamed, 4, 0), num_workers, False)
+        stream = TrainingBatches(examples_of(streamed), StreamedBatches(streamed, 4, 0), num_workers, False)
         return torch.cat([batch["pixel_values"] for batch in islice(stream, 5)])
 
     assert torch.equal(draw(0), draw(2))

@@ -105,6 +105,13 @@ def test_moment_matching_is_symmetric_and_does_not_count_repetitions():
     assert moment_matching_loss(a, torch.cat([b, b])).item() == pytest.approx(loss)
 
 
+def test_wider_kernels_are_those_of_features_nearer_each_other():
+    a, b = golden_features("64_32", torch.float64)
+    loss = moment_matching_loss(a, b).item()
+    assert moment_matching_loss(10 * a, 10 * b, bandwidth_scale=100).item() == pytest.approx(loss)
+    assert moment_matching_loss(10 * a, 10 * b).item() != pytest.approx(loss, rel=1e-2)
+
+
 def test_moment_matching_of_equal_sets_has_a_finite_gradient():
     synthetic, real = (
         golden_features("128_128", torch.float32)[0].requires_grad_(),

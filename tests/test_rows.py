@@ -20,6 +20,7 @@ from cagnet_hf.prediction import load_model
 from cagnet_hf.training import comparison
 from cagnet_hf.training.comparison import (
     TITLES,
+    common_starts,
     comparison_table,
     continues,
     published_results,
@@ -196,8 +197,67 @@ def test_the_published_rows_share_what_they_have_in_common(benchmark):
     assert pairs - {("spnet", "spnet_c")} == expected
 
 
+@pytest.mark.parametrize(
+    ("rows", "starts"),
+    [
+        (["spnet", "spnet_c", "cagnet_pi", "cagnet_pi_st"], {}),  # all that is shared is a row
+        (["cagnet_pi", "cagnet_pi_st", "milder"], {"cagnet_pi_until_pretrain": ["pretrain"]}),
+        (["cagnet_pi_st", "milder"], {"cagnet_pi_st_until_pretrain": ["pretrain"]}),
+        (["cagnet_pi_st", "longer"], {"cagnet_pi_st_until_finetune": ["pretrain", "finetune"]}),
+        (["cagnet_pi", "cagnet_pa", "noise"], {}),
+    ],
+)
+def test_first_stages_that_rows_share_are_a_run_of_their_own(rows, starts):
+    recipes = {row: load_recipe(f"scenes/{row}") for row in ROWS}
+    recipes["milder"] = load_recipe("scenes/cagnet_pi", ["stages.finetune.unseen_rate=0.5"])
+    recipes["longer"] = load_recipe("scenes/cagnet_pi_st", ["stages.self_train.iterations=1000"])
+    recipes["noise"] = load_recipe("scenes/cagnet_pi", ["generator_latent=noise"])
+    found = common_starts({row: recipes[row] for row in rows})
+    assert {name: list(recipe.stages) for name, recipe in found.items()} == starts
+
+
+def test_variants_that_share_a_pretraining_give_the_weights_of_runs_of_their_own(tiny_dataset, tmp_path):
+    keys = {"plain": [], "milder": ["stages.finetune.unseen_rate=0.5"]}
+    recipes = {name: short_recipe("cagnet_pi", tiny_dataset, *changed) for name, changed in keys.items()}
+    assert list(run_rows(recipes, tmp_path / "shared")) == ["plain", "milder"]
+    assert (tmp_path / "shared" / "plain_until_pretrain" / "metrics.json").is_file()
+    run_rows({"milder": recipes["milder"]}, tmp_path / "alone")
+    alone, shared, plain = (
+        load_file(tmp_path / run / "model" / "model.safetensors")
+        for run in ("alone/milder", "shared/milder", "shared/plain")
+    )
+    assert all(torch.equal(alone[name], shared[name]) for name in shared)
+    assert not all(torch.equal(plain[name], shared[name]) for name in shared)
+
+
 def test_another_seed_continues_nothing():
     assert not continues(load_recipe("scenes/cagnet_pi_st", ["seed=1"]), load_recipe("scenes/cagnet_pi"))
+
+
+@pytest.mark.parametrize("path", sorted((REPOSITORY / "scripts" / "ablations").glob("*.yaml")), ids=lambda p: p.stem)
+def test_every_ablation_is_a_changed_row(path, load_script):
+    recipes = {
+        name: load_recipe(f"{path.stem}/{row}", keys)
+        for name, (row, *keys) in load_script("compare").read_variants(path).items()
+    }
+    assert len({recipe.model_dump_json() for recipe in recipes.values()}) == len(recipes) > 1
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("- cagnet_pi", "variants are a mapping"),
+        ("../up: [cagnet_pi]", "'../up' is to name a folder"),
+        ("one: cagnet_pi", "one: write [ROW, key=value, ...]"),
+        ("one: [cagnet_pii]", "has no row 'cagnet_pii'; did you mean 'cagnet_pi'?"),
+        ("one: [cagnet_pi, sead=1]", "did you mean 'seed'"),
+    ],
+)
+def test_variants_that_cannot_be_read_are_refused(text, reason, load_script, tmp_path, capsys):
+    (tmp_path / "variants.yaml").write_text(text)
+    arguments = ["--benchmark", "scenes", "--variants", str(tmp_path / "variants.yaml")]
+    assert load_script("compare").main([*arguments, "--output_dir", str(tmp_path / "out")]) == 2
+    assert reason in capsys.readouterr().err
 
 
 # The table
@@ -262,6 +322,8 @@ def test_the_command_writes_table_numbers_and_figure(folder, load_script, monkey
         (["--benchmark", "scene"], "no benchmark 'scene'; did you mean 'scenes'?; known: coco_stuff"),
         (["--benchmark", "scenes", "--rows", "spnett"], "has no row 'spnett'; did you mean 'spnet'?"),
         (["--benchmark", "scenes", "--rows", "spnet", "--set", "sead=1"], "did you mean 'seed'"),
+        (["--benchmark", "scenes", "--variants", "absent.yaml"], "absent.yaml: cannot be read"),
+        (["--benchmark", "scenes", "--variants", "absent.yaml", "--rows", "spnet"], "exclude each other"),
         (
             ["--benchmark", "scenes", "--rows", "spnet", "--set", "stages.finetune.iterations=1"],
             "none of the rows has",

@@ -113,6 +113,32 @@ def test_the_generator_learns_from_the_content_loss(batch, content_loss):
     assert gradients(model.generator).keys() == dict(model.generator.named_parameters()).keys()
 
 
+@pytest.mark.parametrize("groups", ["classes", "runs"])
+def test_the_mmd_compares_classes_or_as_published_runs_of_equal_labels(batch, groups, monkeypatch):
+    asked = []
+    monkeypatch.setattr(steps, "content_loss", lambda kind, made, *rest, **_: asked.append(rest) or made.sum())
+    run_real_step(batch, f"mmd_groups={groups}")
+    ((_, of_pixel, count),) = asked
+    changes = int((of_pixel[1:] != of_pixel[:-1]).sum())
+    labels = resize_labels(batch["labels"], (6, 6))
+    assert (changes + 1 == count) == (groups == "runs")
+    assert (len(labels[labels != 255].unique()) == count) == (groups == "classes")
+
+
+@pytest.mark.parametrize("latent", ["context", "noise"])
+def test_the_generators_latent_is_the_context_or_as_an_ablation_noise(batch, latent):
+    recipe = tiny_recipe("cagnet_pi", f"generator_latent={latent}")
+    model, _ = new_model(recipe, "pretrain")
+    made, given = [], []
+    model.cagnet.context.register_forward_hook(lambda module, inputs, outputs: made.append(outputs[0]))
+    model.generator.register_forward_pre_hook(lambda module, inputs: given.append(inputs[1]))
+    real_step(model, batch, recipe, recipe.stages["pretrain"])
+    labels = resize_labels(batch["labels"], made[0].shape[-2:])
+    of_pixels = made[0].movedim(1, -1)[labels != 255]
+    assert torch.equal(given[0][0, :, 0].t(), of_pixels) == (latent == "context")
+    assert not given[0].requires_grad
+
+
 def test_the_classifiers_weights_learn_again_after_a_step(batch):
     model, _ = run_real_step(batch)
     assert all(parameter.requires_grad for parameter in model.classifier.parameters())
@@ -299,7 +325,7 @@ def test_joint_steps_compare_features_of_one_image_and_class(zs3net, monkeypatch
     compared, asked = [], []
     made = model.synthesize_features
     monkeypatch.setattr(model, "synthesize_features", lambda ids: asked.append(ids.unique().tolist()) or made(ids))
-    monkeypatch.setattr(steps, "moment_matching_loss", lambda fake, real: compared.append(real) or fake.sum())
+    monkeypatch.setattr(steps, "moment_matching_loss", lambda fake, real, **_: compared.append(real) or fake.sum())
     list(joint_updates(zs3net))
     assert asked[:4] == [[0], [1], [0], [5]]
     with torch.no_grad():

@@ -9,7 +9,7 @@ from datasets import Dataset, Features, Image, Value
 from PIL import Image as PilImage
 
 from cagnet_hf.benchmarks import load_benchmark
-from cagnet_hf.data.stream import EndlessBatches, LabelledImages, TrainingExamples, training_batches
+from cagnet_hf.data.stream import EndlessBatches, LabelledImages, TrainingBatches, TrainingExamples
 from cagnet_hf.data.transforms import TrainingTransform
 from cagnet_hf.image_processing_cagnet import CaGNetImageProcessor
 
@@ -148,7 +148,7 @@ def test_examples_have_the_size_of_the_crop(examples):
 
 def test_workers_change_nothing(examples):
     def draw(num_workers):
-        stream = training_batches(examples(), EndlessBatches(4, 2, seed=0), num_workers, pin_memory=False)
+        stream = TrainingBatches(examples(), EndlessBatches(4, 2, seed=0), num_workers, pin_memory=False)
         return torch.cat([batch["pixel_values"] for batch in islice(stream, 4)])
 
     assert torch.equal(draw(0), draw(1))

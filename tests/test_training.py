@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import multiprocessing
 import re
 import shutil
 
@@ -76,6 +77,7 @@ def test_metrics_are_given_after_every_stage(trained_run):
     stages = metrics["stages"]
     assert [(s["name"], s["iterations"]) for s in stages] == [("pretrain", PRETRAIN), ("finetune", FINETUNE)]
     assert stages[-1]["metrics"] == {key: metrics[key] for key in CONTRACT}
+    assert all(stage["peak_memory_mib"] > 50 for stage in stages)
     assert stages[0]["metrics"] != stages[1]["metrics"]
 
 
@@ -215,6 +217,7 @@ def test_a_label_outside_the_label_set_names_its_image(train, tmp_path, tiny_dat
     code, errors = train(tmp_path / "run", f"dataset={tmp_path / 'data'}", f"num_workers={num_workers}")
     assert (code, len(errors)) == (2, 1)
     assert re.fullmatch(r"error: mask of scenes_0_train_\d+: label 99 is not in the label set .*", errors[0])
+    assert not multiprocessing.active_children()  # they ignore SIGTERM, and Python would wait for them at its exit
 
 
 def test_keys_may_stand_between_options(load_script, tiny_dataset, tmp_path, capsys):

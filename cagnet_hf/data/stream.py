@@ -126,16 +126,31 @@ class StreamedBatches(Sampler):
             epoch += 1 + passed_over
 
 
-def training_batches(examples: TrainingExamples, batches: Sampler, num_workers: int, pin_memory: bool):
-    """A DataLoader over the endless stream."""
-    return DataLoader(
-        examples,
-        batch_sampler=batches,
-        num_workers=num_workers,
-        pin_memory=pin_memory,
-        prefetch_factor=4 if num_workers else None,
-        worker_init_fn=_leave_sigterm_to_the_run,
-    )
+class TrainingBatches:
+    """The endless stream, batch by batch. To be closed: its workers end with it."""
+
+    def __init__(self, examples: TrainingExamples, batches: Sampler, num_workers: int, pin_memory: bool):
+        loader = DataLoader(
+            examples,
+            batch_sampler=batches,
+            num_workers=num_workers,
+            pin_memory=pin_memory,
+            prefetch_factor=4 if num_workers else None,
+            worker_init_fn=_leave_sigterm_to_the_run,
+        )
+        self._batches = iter(loader)
+
+    def __iter__(self) -> "TrainingBatches":
+        return self
+
+    def __next__(self) -> dict[str, torch.Tensor]:
+        return next(self._batches)
+
+    def close(self) -> None:
+        """End the workers, whoever still refers to them: where a traceback did, the process would wait for them for
+        ever at its exit, since they ignore the signal by which Python ends children."""
+        if hasattr(self._batches, "_shutdown_workers"):  # DataLoader has no public name for it
+            self._batches._shutdown_workers()
 
 
 def _leave_sigterm_to_the_run(_worker: int) -> None:

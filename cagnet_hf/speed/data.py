@@ -14,7 +14,7 @@ from ..data.examples import Example
 from ..data.masks import MaskReader, pascal_palette
 from ..data.prepared import write_prepared
 from ..data.rows import decoded
-from ..data.stream import EndlessBatches, LabelledImages, TrainingExamples, training_batches
+from ..data.stream import EndlessBatches, LabelledImages, TrainingBatches, TrainingExamples
 from ..data.transforms import TrainingTransform
 from ..training.optimizers import build_optimizers
 from ..training.recipe import load_recipe
@@ -62,7 +62,7 @@ def loader_line(rows, benchmark) -> Line:
 
     def load(num_workers=2):
         batches = EndlessBatches(len(rows), stage.batch_size, seed=0)
-        return list(itertools.islice(training_batches(examples, batches, num_workers, pin_memory=False), BATCHES))
+        return list(itertools.islice(TrainingBatches(examples, batches, num_workers, pin_memory=False), BATCHES))
 
     batch = load(0)[0]
 

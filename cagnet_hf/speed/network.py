@@ -1,6 +1,5 @@
 """Lines of the network: steps, evaluation, prediction, and on a GPU what share of its ceilings they reach."""
 
-import resource
 from collections.abc import Callable, Iterator
 from functools import partial
 
@@ -10,6 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ..configuration_cagnet import CaGNetConfig
 from ..modeling_cagnet import CaGNetForSemanticSegmentation, resize_labels, to_pixel_list
+from ..peak_memory import forget_peak_memory, peak_memory
 from ..training.optimizers import build_optimizers
 from ..training.recipe import Recipe, StageRecipe, load_recipe
 from ..training.setup import label_map_source
@@ -167,16 +167,16 @@ def network_lines(setting: Setting) -> Iterator[Line]:
 
 
 def memory_line(setting: Setting, step: Callable[[], None]) -> Line:
-    """The most memory that was in use: the device's in the step; on a CPU the process's until then."""
-    if setting.on_gpu:
-        torch.cuda.reset_peak_memory_stats(setting.device)
+    """The most memory that was in use in the step."""
+
+    def measured() -> None:
+        forget_peak_memory(setting.device)
+        step()
 
     def peak(_seconds: float) -> float:
-        if setting.on_gpu:
-            return torch.cuda.max_memory_allocated(setting.device) / 2**20
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+        return peak_memory(setting.device)
 
-    return Line("pre-training, peak memory", step, value=peak, unit="MiB", repeats=1, warms_up=False)
+    return Line("pre-training, peak memory", measured, value=peak, unit="MiB", repeats=1, warms_up=False)
 
 
 def synthetic_line(finetune: Stage, kind: str) -> Line:

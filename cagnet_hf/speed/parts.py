@@ -13,7 +13,7 @@ from PIL import Image
 from ..benchmarks import load_benchmark
 from ..data.masks import MaskReader
 from ..data.rows import decoded
-from ..data.stream import EndlessBatches, LabelledImages, TrainingExamples, training_batches
+from ..data.stream import EndlessBatches, LabelledImages, TrainingBatches, TrainingExamples
 from ..data.transforms import TrainingTransform
 from ..evaluation import METRIC_PATH
 from ..losses import MMD_BANDWIDTHS, classwise_mmd
@@ -148,7 +148,7 @@ def end_to_end_line(setting: Setting, num_images: int = 32) -> Line:
     transform = TrainingTransform(build_processor(stage.recipe), stage.stage.crop_size)
     examples = TrainingExamples(LabelledImages(rows, benchmark.label_map, hide_unseen=True), transform, seed=0)
     endless = EndlessBatches(num_images, stage.stage.batch_size, 0)
-    batches = iter(training_batches(examples, endless, stage.recipe.num_workers, pin_memory=setting.on_gpu))
+    batches = TrainingBatches(examples, endless, stage.recipe.num_workers, pin_memory=setting.on_gpu)
 
     def train():
         batch = next(batches)

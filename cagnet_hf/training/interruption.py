@@ -52,6 +52,9 @@ class StopSignal:
 
     def _hear(self, number, frame) -> None:
         if os.getpid() != self._process:  # a terminal's Ctrl-C reaches data workers, too; the run ends them
+            if number == signal.SIGTERM:
+                signal.signal(number, signal.SIG_DFL)
+                os.kill(os.getpid(), number)
             return
         self.asked = True
         if number == signal.SIGINT:

@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import torch
@@ -13,11 +14,12 @@ from tqdm import tqdm
 
 from ..data.memory import hold
 from ..data.rows import StreamedRows
-from ..data.stream import EndlessBatches, LabelledImages, StreamedBatches, TrainingExamples, training_batches
+from ..data.stream import EndlessBatches, LabelledImages, StreamedBatches, TrainingBatches, TrainingExamples
 from ..data.transforms import TrainingTransform
 from ..evaluation.scoring import score
 from ..files import write_text_whole
 from ..modeling_cagnet import freeze_batch_norm
+from ..peak_memory import forget_peak_memory, peak_memory
 from .checkpoints import RunState, checkpoints, load_run_state, save_checkpoint
 from .interruption import Stopped, StopSignal
 from .measurements import Measurements, NotFinite, gradient_norms, total_norm
@@ -34,7 +36,7 @@ from .setup import (
     patches_of,
     use_deterministic_algorithms,
 )
-from .steps import updates
+from .steps import LabelMapSource, updates
 
 RECIPE_FILE, PATCHES = "recipe.yaml", "patches"
 
@@ -142,12 +144,25 @@ class Trainer:
                 getattr(model, part).apply(model._init_weights)
                 for parameter in getattr(model, part).parameters():  # every process drew its own
                     parameter.data.copy_(broadcast(parameter.data))
-        batches = self._batches(index, stage, start=state.iteration)
-        label_maps = label_map_source(self.recipe, stage, model, self._patches(model, stage))
-        if self.checkpoint is not None:
-            # After everything that draws random numbers, so that the run goes on with the saved ones.
-            accelerator.load_state(str(self.checkpoint))
-            self.checkpoint = None
+        with closing(self._batches(index, stage, start=state.iteration)) as batches:
+            label_maps = label_map_source(self.recipe, stage, model, self._patches(model, stage))
+            if self.checkpoint is not None:
+                # After everything that draws random numbers, so that the run goes on with the saved ones.
+                accelerator.load_state(str(self.checkpoint))
+                self.checkpoint = None
+            forget_peak_memory(accelerator.device)
+            self._train(name, stage, model, optimizers, batches, label_maps)
+        peak = round(peak_memory(accelerator.device))
+        metrics = self._score(model)
+        self._show(name, metrics)
+        before = state.stages[:index]
+        seconds = round(state.seconds - sum(entry["seconds"] for entry in before), 1)
+        facts = {"name": name, "iterations": stage.iterations, "seconds": seconds, "peak_memory_mib": peak}
+        state.stages = [*before, facts | {"metrics": metrics}]
+
+    def _train(self, name: str, stage: StageRecipe, model, optimizers, batches, label_maps: LabelMapSource) -> None:
+        """The iterations of a stage that are left."""
+        accelerator, state = self.accelerator, self.state
         started, seconds_before = time.monotonic(), state.seconds
         measured = Measurements()
         self._set_training_mode(model, stage)
@@ -181,21 +196,13 @@ class Trainer:
                     with self.stop.until_asked(waits=False):
                         self._show(f"{name} {state.iteration}", self._score(model))
                     self._set_training_mode(model, stage)
-        metrics = self._score(model)
-        self._show(name, metrics)
-        before = state.stages[:index]
-        seconds = round(state.seconds - sum(entry["seconds"] for entry in before), 1)
-        state.stages = [
-            *before,
-            {"name": name, "iterations": stage.iterations, "seconds": seconds, "metrics": metrics},
-        ]
 
     def _set_training_mode(self, model, stage: StageRecipe) -> None:
         model.train()
         if stage.network is None:
             freeze_batch_norm(model.cagnet)
 
-    def _batches(self, index: int, stage: StageRecipe, start: int):
+    def _batches(self, index: int, stage: StageRecipe, start: int) -> TrainingBatches:
         """Training batches of the stage from iteration `start` on; only real steps take one."""
         recipe, accelerator = self.recipe, self.accelerator
         augmentation = stage.augmentation or recipe.augmentation
@@ -205,7 +212,7 @@ class Trainer:
         pin_memory = accelerator.device.type == "cuda" and not recipe.in_memory
         examples = TrainingExamples(self.train_images, transform, self._seed_of_batches(index))
         order = self._order_of_batches(index, stage, start)
-        return iter(training_batches(examples, order, num_workers, pin_memory=pin_memory))
+        return TrainingBatches(examples, order, num_workers, pin_memory)
 
     def _order_of_batches(self, index: int, stage: StageRecipe, start: int) -> EndlessBatches | StreamedBatches:
         streamed = isinstance(self.train_set, StreamedRows)

@@ -80,6 +80,7 @@ class MomentMatchingRecipe(_Strict):
 
     pairs_per_class: int = Field(128, ge=1)
     unseen_class_weight: float = Field(100.0, gt=0)
+    bandwidth_scale: float = Field(1.0, gt=0)  # factor on the published kernels' bandwidths
 
 
 class GaussianRecipe(_Strict):
@@ -200,6 +201,10 @@ class Recipe(_Strict):
     content_loss: Literal["mmd", "l1", "l2"] = "mmd"
     adversarial_loss: Literal["lsgan", "l1", "bce", "wgan", "wgan-gp"] = "l1"
     mmd_pixels_per_class: int = Field(256, ge=2)
+    # Ablations. `runs`: the MMD takes runs of equal labels in raster order for classes, as the published release does.
+    # `noise`: in real steps, too, the generator's latent is standard normal noise instead of the pixel's context.
+    mmd_groups: Literal["classes", "runs"] = "classes"
+    generator_latent: Literal["context", "noise"] = "context"
     patches: PatchRecipe = PatchRecipe()
     stages: dict[str, StageRecipe] = Field(min_length=1)
     num_workers: int = Field(2, ge=0)

@@ -133,6 +133,8 @@ def _add_generative_terms(add, model, output, labels, labelled, recipe: Recipe, 
         return
     real = to_pixel_list(output.features, labelled).detach()
     latent = output.latent.detach()
+    if recipe.generator_latent == "noise":
+        latent = torch.randn_like(latent)
     if model.config.patch_size == 1:  # pixels stand alone: only the labelled ones are made
         truth = classes[None, None]
         made = synthetic = model.generator(model.embed_classes(truth), to_pixel_list(latent, labelled))
@@ -153,7 +155,8 @@ def _add_generative_terms(add, model, output, labels, labelled, recipe: Recipe, 
     with weights_fixed(classifier):  # the generator is judged by the critic of this moment
         score = classifier.criticise(synthetic)
     add("generator", weights.generator_adversarial, generator_adversarial_loss(kind, score))
-    present, groups = classes.unique(return_inverse=True)  # no kernel is evaluated for absent classes
+    group = torch.unique if recipe.mmd_groups == "classes" else torch.unique_consecutive
+    present, groups = group(classes, return_inverse=True)  # no kernel is evaluated for absent classes
     content = content_loss(
         recipe.content_loss, synthetic, real, groups, len(present), max_pixels=recipe.mmd_pixels_per_class
     )
@@ -190,7 +193,7 @@ def joint_steps(
     for step in range(_most_in_any_process(len(classes), features.device)):
         if step < len(classes):
             made = model.synthesize_features(classes[step].expand(1, 1, rule.pairs_per_class))
-            loss = moment_matching_loss(made[0, :, 0].t(), groups[step])
+            loss = moment_matching_loss(made[0, :, 0].t(), groups[step], bandwidth_scale=rule.bandwidth_scale)
             yield StepResult(loss, {"moment_matching": loss.detach()}, ("generator",))
         else:  # another process has more classes to learn from
             yield StepResult(_zero(model.generator), {}, ("generator",))

@@ -102,7 +102,7 @@ def metric_batches(batches: int) -> dict:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--synthetic", type=int, default=20_000, metavar="STEPS")
+    parser.add_argument("--synthetic", type=int, default=20_000, metavar="STEPS", help="0: leave out")
     parser.add_argument("--real", type=int, default=2_000, metavar="STEPS")
     parser.add_argument("--metric", type=int, default=100_000, metavar="BATCHES")
     parser.add_argument("--output", type=Path, help="JSON file for the figures")
@@ -110,6 +110,8 @@ def main() -> int:
     torch.set_num_threads(1)
     results = []
     for run, number in ((metric_batches, args.metric), (synthetic_steps, args.synthetic), (real_steps, args.real)):
+        if not number:
+            continue
         results.append(run(number))
         print(json.dumps(results[-1]), flush=True)
     if args.output:
