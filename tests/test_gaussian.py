@@ -8,7 +8,7 @@ from tiny import NUM_CLASSES, noise_batch, tiny_recipe
 from cagnet_hf.backbones_cagnet import freeze_batch_norm
 from cagnet_hf.gaussian_cagnet import GaussianGenerator
 from cagnet_hf.modeling_cagnet import resize_labels
-from cagnet_hf.training.setup import benchmark_of, build_model, check_stages
+from cagnet_hf.training.setup import benchmark_of, build_model, build_stage_models
 from cagnet_hf.training.steps import updates
 
 CLASSES, SEEN, SIZE, EMBEDDING = 6, 4, 5, 8
@@ -181,7 +181,7 @@ def test_the_prior_favours_unseen_classes():
 @pytest.mark.parametrize(
     ("method", "override", "message"),
     [
-        ("gaussian", "stages.pretrain.generator={optimizer: adam, lr: 0.1}", "is fitted, not trained: use .gaussian"),
+        ("gaussian", "stages.fit.generator={optimizer: adam, lr: 0.1}", "is fitted, not trained: use .gaussian"),
         ("zs3net", "stages.finetune.gaussian={}", "stages.finetune.gaussian needs model.generator=gaussian"),
         ("gaussian", "model.classifier=convolutional", 'has a linear Bayes rule: set classifier="linear"'),
     ],
@@ -189,4 +189,4 @@ def test_the_prior_favours_unseen_classes():
 def test_stages_that_cannot_fit_it_are_refused(method, override, message):
     with pytest.raises(ValueError, match=message):
         recipe = tiny_recipe(method, override)
-        check_stages(recipe, build_model(recipe, benchmark_of(recipe)))
+        build_stage_models(recipe, benchmark_of(recipe))

@@ -21,7 +21,7 @@ from cagnet_hf.training.recipe import (
     load_recipe,
     recipe_names,
 )
-from cagnet_hf.training.setup import benchmark_of, build_model, check_stages
+from cagnet_hf.training.setup import benchmark_of, build_stage_models, check_stage
 
 SCHEDULES = json.loads((Path(__file__).parent / "golden" / "schedules.json").read_text())
 # The "resume" entries record that the reference counted from another iteration after an interruption.
@@ -408,19 +408,50 @@ def test_every_recipe_describes_a_model_whose_stages_can_be_built(name):
     recipe = load_recipe(name)
     benchmark = benchmark_of(recipe)
     size = {"embedding_size": 24} if recipe.class_embeddings == "attributes" else {}
-    config = CaGNetConfig(id2label=dict(enumerate(benchmark.class_names)), **size, **recipe.model)
-    with torch.device("meta"):
-        model = CaGNetForSemanticSegmentation(config)
-        for stage in recipe.stages.values():
+    for stage_name, stage in recipe.stages.items():
+        fields = size | recipe.model_of(stage_name)
+        with torch.device("meta"):
+            model = CaGNetForSemanticSegmentation(
+                CaGNetConfig(id2label=dict(enumerate(benchmark.class_names)), **fields)
+            )
             assert build_optimizers(model, stage) or stage.gaussian
-            if config.patch_size > 1 and stage.synthetic_block:
-                assert stage.synthetic_size % config.patch_size == 0
+            check_stage(stage_name, stage, model)
 
 
 def test_training_a_part_that_the_model_lacks_is_refused():
     recipe = tiny_recipe("spnet", "stages.pretrain.generator={optimizer: adam, lr: 0.1}")
     with pytest.raises(RecipeError, match=r"stages\.pretrain trains the generator, but this model has none"):
-        check_stages(recipe, build_model(recipe, benchmark_of(recipe)))
+        build_stage_models(recipe, benchmark_of(recipe))
+
+
+def test_a_stage_that_cannot_take_the_network_on_is_refused():
+    recipe = tiny_recipe("gaussian", "stages.pretrain.model.feature_size=8")
+    with pytest.raises(RecipeError, match=r"stages\.fit: its model cannot go on with the network: size mismatch for"):
+        build_stage_models(recipe, benchmark_of(recipe))
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("stages.pretrain.model.clasifier=linear", "unknown key 'stages.pretrain.model.clasifier'; did you mean"),
+        ("stages.fit.model.classifier=linear", "the last stage leaves the recipe's model: it has none of its own"),
+    ],
+)
+def test_models_of_stages_are_checked(override, message):
+    with pytest.raises(RecipeError, match=message):
+        tiny_recipe("gaussian", override)
+
+
+def test_the_model_of_the_first_stages_is_that_of_their_last():
+    pretrain = load_recipe("scenes/gaussian").first_stages(["pretrain"])
+    assert pretrain.model == load_recipe("scenes/cagnet_pi").model
+    assert pretrain.stages["pretrain"] == load_recipe("scenes/cagnet_pi").stages["pretrain"]
+
+
+def test_a_stage_of_null_is_left_out():
+    assert list(load_recipe("scenes", ["stages.pretrain=null"]).stages) == ["finetune"]
+    with pytest.raises(RecipeError, match="no stage 'finetune' in this run"):
+        load_recipe("scenes/gaussian", ["stages.finetune.iterations=1"])
 
 
 def test_until_drops_the_stages_beyond(write):

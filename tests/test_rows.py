@@ -200,11 +200,12 @@ def test_the_published_rows_share_what_they_have_in_common(benchmark):
 @pytest.mark.parametrize(
     ("rows", "starts"),
     [
-        (["spnet", "spnet_c", "cagnet_pi", "cagnet_pi_st"], {}),  # all that is shared is a row
-        (["cagnet_pi", "cagnet_pi_st", "milder"], {"cagnet_pi_until_pretrain": ["pretrain"]}),
-        (["cagnet_pi_st", "milder"], {"cagnet_pi_st_until_pretrain": ["pretrain"]}),
-        (["cagnet_pi_st", "longer"], {"cagnet_pi_st_until_finetune": ["pretrain", "finetune"]}),
-        (["cagnet_pi", "cagnet_pa", "noise"], {}),
+        (["spnet", "spnet_c", "cagnet_pi", "cagnet_pi_st", "zs3net"], {}),  # all that is shared is a row
+        (["cagnet_pi", "cagnet_pi_st", "milder"], {"pretrain": ["pretrain"]}),
+        (["cagnet_pi_st", "milder"], {"pretrain": ["pretrain"]}),
+        (["cagnet_pi", "gaussian"], {"pretrain": ["pretrain"]}),
+        (["cagnet_pi_st", "longer"], {"finetune": ["pretrain", "finetune"]}),
+        (["cagnet_pi", "cagnet_pa", "noise", "zs3net"], {}),
     ],
 )
 def test_first_stages_that_rows_share_are_a_run_of_their_own(rows, starts):
@@ -212,15 +213,16 @@ def test_first_stages_that_rows_share_are_a_run_of_their_own(rows, starts):
     recipes["milder"] = load_recipe("scenes/cagnet_pi", ["stages.finetune.unseen_rate=0.5"])
     recipes["longer"] = load_recipe("scenes/cagnet_pi_st", ["stages.self_train.iterations=1000"])
     recipes["noise"] = load_recipe("scenes/cagnet_pi", ["generator_latent=noise"])
-    found = common_starts({row: recipes[row] for row in rows})
-    assert {name: list(recipe.stages) for name, recipe in found.items()} == starts
+    found = common_starts(recipes[row] for row in rows)
+    assert {name.split("_")[0]: list(recipe.stages) for name, recipe in found.items()} == starts
+    assert found.keys() == common_starts(recipes[row] for row in reversed(rows)).keys()
 
 
 def test_variants_that_share_a_pretraining_give_the_weights_of_runs_of_their_own(tiny_dataset, tmp_path):
     keys = {"plain": [], "milder": ["stages.finetune.unseen_rate=0.5"]}
     recipes = {name: short_recipe("cagnet_pi", tiny_dataset, *changed) for name, changed in keys.items()}
     assert list(run_rows(recipes, tmp_path / "shared")) == ["plain", "milder"]
-    assert (tmp_path / "shared" / "plain_until_pretrain" / "metrics.json").is_file()
+    assert len(list((tmp_path / "shared").glob("pretrain_*/metrics.json"))) == 1
     run_rows({"milder": recipes["milder"]}, tmp_path / "alone")
     alone, shared, plain = (
         load_file(tmp_path / run / "model" / "model.safetensors")
@@ -228,6 +230,18 @@ def test_variants_that_share_a_pretraining_give_the_weights_of_runs_of_their_own
     )
     assert all(torch.equal(alone[name], shared[name]) for name in shared)
     assert not all(torch.equal(plain[name], shared[name]) for name in shared)
+
+
+def test_a_gaussian_generator_shares_the_network_of_cagnet(folder, tiny_dataset, tmp_path):
+    run_rows({"gaussian": short_recipe("gaussian", tiny_dataset)}, tmp_path)
+    assert len(list(folder.glob("pretrain_*"))) == 1
+    alone, shared, cagnet = (
+        load_file(run / "model" / "model.safetensors")
+        for run in (tmp_path / "gaussian", folder / "gaussian", next(folder.glob("pretrain_*")))
+    )
+    assert all(torch.equal(alone[name], shared[name]) for name in shared)
+    network = [name for name in shared if name.startswith("cagnet.")]
+    assert network and all(torch.equal(shared[name], cagnet[name]) for name in network)
 
 
 def test_another_seed_continues_nothing():

@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Iterable, Sequence
 from functools import cache
+from hashlib import sha256
 from itertools import combinations
 from pathlib import Path
 
@@ -37,11 +38,6 @@ def published_results() -> dict[str, dict[str, dict[str, float]]]:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def first_stages(recipe: Recipe, names: Sequence[str]) -> Recipe:
-    """The recipe of these stages alone."""
-    return recipe.model_copy(update={"stages": {name: recipe.stages[name] for name in names}})
-
-
 def continues(recipe: Recipe, other: Recipe) -> bool:
     """Whether a run of `recipe` starts with all of a run of `other`: its stages first, and nothing else different.
 
@@ -50,20 +46,24 @@ def continues(recipe: Recipe, other: Recipe) -> bool:
     names, other_names = list(recipe.stages), list(other.stages)
     if names[: len(other_names)] != other_names:
         return False
-    changed = changed_keys(other, first_stages(recipe, other_names))
+    changed = changed_keys(other, recipe.first_stages(other_names))
     return set(changed) <= {"method", "model.calibration"}
 
 
-def common_starts(recipes: dict[str, Recipe]) -> dict[str, Recipe]:
-    """By name, the longest runs that two rows both start with, and that are no row themselves."""
+def common_starts(recipes: Iterable[Recipe]) -> dict[str, Recipe]:
+    """The longest runs that two rows both start with and that are no row themselves, by names made of what they do."""
     starts: dict[str, Recipe] = {}
-    for (row, recipe), (_, other) in combinations(recipes.items(), 2):
+    recipes = list(recipes)
+    for recipe, other in combinations(recipes, 2):
         names = list(recipe.stages)
-        prefixes = (first_stages(recipe, names[:count]) for count in range(len(names), 0, -1))
+        prefixes = (recipe.first_stages(names[:count]) for count in range(len(names), 0, -1))
         start = next((prefix for prefix in prefixes if continues(other, prefix)), None)
-        known = [*recipes.values(), *starts.values()]
+        known = [*recipes, *starts.values()]
         if start is not None and not any(continues(start, one) and continues(one, start) for one in known):
-            starts[f"{row}_until_{list(start.stages)[-1]}"] = start
+            content = start.model_dump(mode="json", exclude={"method"})
+            content["model"].pop("calibration", None)
+            digest = sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+            starts[f"{list(start.stages)[-1]}_{digest[:8]}"] = start
     return starts
 
 
@@ -72,13 +72,15 @@ def run_rows(recipes: dict[str, Recipe], folder: Path) -> dict[str, dict]:
 
     A row whose stages begin with all of another finished row's goes on from that one's last checkpoint: to the same
     weights as a run of its own. First stages that rows share without one of them being just these are a run of their
-    own, `folder/ROW_until_STAGE`.
+    own, `folder/STAGE_DIGEST`.
 
     Returns:
         The rows' metrics.
     """
     accelerator, results = Accelerator(), {}  # not a PartialState, which knows no processes on CPUs by itself
-    asked, recipes = recipes, recipes | common_starts(recipes)
+    asked = recipes
+    new = [recipe for row, recipe in recipes.items() if not (folder / row / RECIPE_FILE).is_file()]
+    recipes = recipes | common_starts(new)
     for row, recipe in sorted(recipes.items(), key=lambda item: len(item[1].stages)):
         output = folder / row
         if accelerator.is_main_process and not (output / RECIPE_FILE).is_file():

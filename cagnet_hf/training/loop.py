@@ -28,10 +28,10 @@ from .recipe import Recipe, RecipeError, StageRecipe, changed_keys
 from .record import RECORD_FILE, run_record
 from .setup import (
     benchmark_of,
-    build_model,
     build_processor,
-    check_stages,
+    build_stage_models,
     dataset_of,
+    hand_network_on,
     label_map_source,
     patches_of,
     use_deterministic_algorithms,
@@ -64,9 +64,8 @@ class Trainer:
         self.train_set, self.test_set = (dataset_of(recipe, s) for s in (recipe.train_split, recipe.test_split))
         record = self._run_record()
         self.processor = build_processor(recipe)
-        # Channels last: the layout that convolutions on CPUs and tensor cores are fastest in.
-        self.model = build_model(recipe, self.benchmark).to(memory_format=torch.channels_last)
-        check_stages(recipe, self.model)
+        self.models = build_stage_models(recipe, self.benchmark)  # of the stages to come
+        self.model = self.models[list(recipe.stages)[self.state.stage]]
         self.train_images = LabelledImages(self.train_set, self.benchmark.label_map, hide_unseen=not recipe.supervised)
         if recipe.in_memory:
             self.train_images = hold(self.train_images, self.accelerator.device)
@@ -132,6 +131,9 @@ class Trainer:
     def _run_stage(self, index: int, name: str, stage: StageRecipe) -> None:
         accelerator, state = self.accelerator, self.state
         accelerator.free_memory()
+        hand_network_on(self.model, to=self.models[name])
+        # Channels last: the layout that convolutions on CPUs and tensor cores are fastest in.
+        self.model = self.models.pop(name).to(memory_format=torch.channels_last)
         model = accelerator.prepare_model(self.model, evaluation_mode=True)
         optimizers = {
             part: accelerator.prepare_optimizer(optimizer)

@@ -12,7 +12,7 @@ FUSING = ("cpu", "cuda")  # devices on which one kernel steps a tensor: measured
 def build_optimizers(model, stage: StageRecipe) -> dict[str, torch.optim.Optimizer]:
     """One optimiser per part that learns in `stage`; the parameters of all others stop requiring gradients.
 
-    The model has every part that the stage trains (see `check_stages`).
+    The model has every part that the stage trains (see `check_stage`).
     """
     model.requires_grad_(False)
     groups = {

@@ -4,6 +4,7 @@ A recipe file may `include` others (paths relative to itself); later files overr
 `BENCHMARK/METHOD` joins three of them: the benchmark's facts, the benchmark's schedule for the method, the method.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
@@ -120,7 +121,8 @@ class StageRecipe(_Strict):
     """A stage: how many iterations of which steps, and who learns.
 
     Steps come in blocks, `real_block` real steps, then `synthetic_block` synthetic ones; a synthetic block of 0 makes
-    every step real. The network is frozen when it has no optimiser.
+    every step real. The network is frozen when it has no optimiser. Where `model` differs from the stage before, the
+    network goes on and the other parts start anew.
     """
 
     iterations: int = Field(ge=0)
@@ -139,6 +141,7 @@ class StageRecipe(_Strict):
     gaussian: GaussianRecipe | None = None
     pseudo_labels: PseudoLabelRecipe | None = None
     augmentation: AugmentationRecipe | None = None  # the run's when None
+    model: dict[str, Any] = {}  # what differs from the recipe's model, which is what the last stage leaves
     # Parts that start this stage from new weights.
     reinitialize: list[Literal["classifier", "generator"]] = []
     weights: LossWeights = LossWeights()
@@ -220,12 +223,29 @@ class Recipe(_Strict):
         if self.streaming and self.in_memory:
             raise ValueError("streaming and in_memory exclude each other: leave out one")
         fields = set(CaGNetConfig.__dataclass_fields__) - _FACTS
-        options = get_type_hints(CaGNetImageProcessorKwargs)
-        for section, known in (("model", fields), ("processor", options)):
-            for key in getattr(self, section):
+        sections = {f"stages.{name}.model": (stage.model, fields) for name, stage in self.stages.items()}
+        sections["model"] = (self.model, fields)
+        sections["processor"] = (self.processor, get_type_hints(CaGNetImageProcessorKwargs))
+        for section, (given, known) in sections.items():
+            for key in given:
                 if key not in known:
                     raise ValueError(f"unknown key '{section}.{key}'{did_you_mean(key, known)}")
+        if list(self.stages.values())[-1].model:
+            raise ValueError("the last stage leaves the recipe's model: it has none of its own")
         return self
+
+    def model_of(self, stage: str) -> dict[str, Any]:
+        """Fields of the model that a stage trains."""
+        return self.model | self.stages[stage].model
+
+    def first_stages(self, names: Sequence[str]) -> "Recipe":
+        """The recipe of these stages alone."""
+        model = self.model_of(names[-1])
+        stages = {}
+        for name in names:
+            other = {key: value for key, value in self.model_of(name).items() if model.get(key) != value}
+            stages[name] = self.stages[name].model_copy(update={"model": other})
+        return self.model_copy(update={"model": model, "stages": stages})
 
 
 def load_recipe(name_or_path: str, overrides: list[str] = ()) -> Recipe:
@@ -244,6 +264,7 @@ def load_recipe(name_or_path: str, overrides: list[str] = ()) -> Recipe:
     for override in overrides:
         if override not in ends:
             tree = _overridden(tree, override)
+    _drop_null_stages(tree)
     try:
         return Recipe.model_validate(tree)
     except ValidationError as error:
@@ -276,6 +297,7 @@ def stage_of_key(override: str) -> str | None:
 
 def _keep_stages(name: str, tree: dict, overrides: list[str]) -> None:
     """`until: STAGE` drops the stages that a schedule has beyond it; an override may only speak of what is left."""
+    _drop_null_stages(tree)
     until, stages = tree.pop("until", None), tree.get("stages")
     if not isinstance(stages, dict):
         return
@@ -291,6 +313,12 @@ def _keep_stages(name: str, tree: dict, overrides: list[str]) -> None:
                 f"{name}: {override!r}: no stage {stage!r} in this run{did_you_mean(stage, kept)}; "
                 f"stages: {', '.join(kept)}"
             )
+
+
+def _drop_null_stages(tree: dict) -> None:
+    """`STAGE: null` leaves out a stage that an included file has."""
+    if isinstance(tree.get("stages"), dict):
+        tree["stages"] = {name: stage for name, stage in tree["stages"].items() if stage is not None}
 
 
 def recipe_names() -> list[str]:

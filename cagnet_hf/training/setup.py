@@ -75,19 +75,23 @@ def build_processor(recipe: Recipe) -> CaGNetImageProcessor:
     return CaGNetImageProcessor(**recipe.processor)
 
 
-def build_model(recipe: Recipe, benchmark: Benchmark) -> CaGNetForSemanticSegmentation:
-    """A new model for the recipe's benchmark, ImageNet backbone weights loaded where the recipe names some."""
+def build_model(recipe: Recipe, benchmark: Benchmark, stage: str | None = None) -> CaGNetForSemanticSegmentation:
+    """A new model for the recipe's benchmark, ImageNet backbone weights loaded where the recipe names some.
+
+    Args:
+        stage: The stage that it is for; the model that training leaves when None.
+    """
     embeddings = class_embeddings_of(recipe, benchmark)
     fields = {
         "embedding_size": embeddings.shape[1],
         "class_embedding_source": describe_source(recipe.class_embeddings),
-    } | recipe.model
+    } | (recipe.model if stage is None else recipe.model_of(stage))
     if fields.get("classifier") == "projection":
         fields.setdefault("feature_size", embeddings.shape[1])
     try:
         config = CaGNetConfig(**benchmark.config_fields(), **fields)
     except StrictDataclassError as error:
-        raise RecipeError(f"model: {error}") from None
+        raise RecipeError(f"model{f' of stage {stage}' if stage else ''}: {error}") from None
     model = CaGNetForSemanticSegmentation(config)
     model.class_embeddings.copy_(torch.from_numpy(embeddings))
     if recipe.backbone_weights is not None:
@@ -97,32 +101,58 @@ def build_model(recipe: Recipe, benchmark: Benchmark) -> CaGNetForSemanticSegmen
     return model
 
 
-def check_stages(recipe: Recipe, model: CaGNetForSemanticSegmentation) -> None:
+def build_stage_models(recipe: Recipe, benchmark: Benchmark) -> dict[str, CaGNetForSemanticSegmentation]:
+    """New models by stage; stages of equal models share one.
+
+    Raises:
+        RecipeError: A stage cannot run on its model, or cannot take on the network of the stage before.
+    """
+    models: dict[str, CaGNetForSemanticSegmentation] = {}
+    for name, stage in recipe.stages.items():
+        before = next(reversed(models.values()), None)
+        equal = [other for other in models if recipe.model_of(other) == recipe.model_of(name)]
+        # A first stage draws the same numbers whatever comes after it.
+        with torch.random.fork_rng(devices=[], enabled=before is not None):
+            models[name] = models[equal[0]] if equal else build_model(recipe, benchmark, name)
+        check_stage(name, stage, models[name])
+        try:
+            if before is not None:
+                hand_network_on(before, models[name])
+        except RuntimeError as error:
+            reason = str(error).splitlines()[1].strip()
+            raise RecipeError(f"stages.{name}: its model cannot go on with the network: {reason}") from None
+    return models
+
+
+def hand_network_on(model: CaGNetForSemanticSegmentation, to: CaGNetForSemanticSegmentation) -> None:
+    """Give a model the network of another; what only one of them has is left alone."""
+    if to is not model:
+        to.cagnet.load_state_dict(model.cagnet.state_dict(), strict=False)
+
+
+def check_stage(name: str, stage: StageRecipe, model: CaGNetForSemanticSegmentation) -> None:
     """Refuse, before the first iteration, a stage that this model cannot run.
 
     Raises:
-        RecipeError: A stage trains a part that the model lacks, or sizes do not fit.
+        RecipeError: It trains a part that the model lacks, or sizes do not fit.
     """
     num_labels, patch_size = model.config.num_labels, model.config.patch_size
-    for name, stage in recipe.stages.items():
-        for part in ("classifier", "generator"):
-            if getattr(stage, part) is not None and getattr(model, part) is None:
-                raise RecipeError(f"stages.{name} trains the {part}, but this model has none")
-        gaussian = model.config.generator == "gaussian"
-        if gaussian and stage.generator is not None:
-            raise RecipeError(f"stages.{name}.generator: a Gaussian generator is fitted, not trained: use .gaussian")
-        if stage.gaussian is not None and not gaussian:
-            raise RecipeError(f"stages.{name}.gaussian needs model.generator=gaussian")
-        if stage.synthetic_block and stage.synthetic_size % patch_size:
-            fitting = max(1, round(stage.synthetic_size / patch_size)) * patch_size
-            raise RecipeError(
-                f"stages.{name}.synthetic_size: {stage.synthetic_size} is no multiple of patch_size {patch_size}; "
-                f"{fitting} is"
-            )
-        if stage.pseudo_labels is not None and stage.pseudo_labels.top_k > num_labels:
-            raise RecipeError(
-                f"stages.{name}.pseudo_labels.top_k: {stage.pseudo_labels.top_k} of {num_labels} classes"
-            )
+    for part in ("classifier", "generator"):
+        if getattr(stage, part) is not None and getattr(model, part) is None:
+            raise RecipeError(f"stages.{name} trains the {part}, but this model has none")
+    gaussian = model.config.generator == "gaussian"
+    if gaussian and stage.generator is not None:
+        raise RecipeError(f"stages.{name}.generator: a Gaussian generator is fitted, not trained: use .gaussian")
+    if stage.gaussian is not None and not gaussian:
+        raise RecipeError(f"stages.{name}.gaussian needs model.generator=gaussian")
+    if stage.synthetic_block and stage.synthetic_size % patch_size:
+        fitting = max(1, round(stage.synthetic_size / patch_size)) * patch_size
+        raise RecipeError(
+            f"stages.{name}.synthetic_size: {stage.synthetic_size} is no multiple of patch_size {patch_size}; "
+            f"{fitting} is"
+        )
+    if stage.pseudo_labels is not None and stage.pseudo_labels.top_k > num_labels:
+        raise RecipeError(f"stages.{name}.pseudo_labels.top_k: {stage.pseudo_labels.top_k} of {num_labels} classes")
 
 
 def label_map_source(
