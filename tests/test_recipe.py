@@ -146,7 +146,7 @@ def test_a_misspelt_required_key_names_the_nearest_known_one(write):
         "stages.pretrain.network.optimizer=adamm",
         "content_loss=mmdd",
         "trackers=tensorboard",
-        "stages.pretrain=null",
+        "stages.pretrain=5",
     ],
 )
 def test_a_wrong_value_is_refused_with_its_key(wrong):
