@@ -373,3 +373,31 @@ def seen_unseen_scatter(
     panel.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
     panel.set_title(title, fontsize=11)
     figure.savefig(path, dpi=130)
+
+
+def class_comparison(
+    systems: Mapping[str, Mapping[str, float | None]], unseen: Sequence[str], path: str | Path, *, title: str = ""
+) -> None:
+    """Write the IoU of every class as a group of bars, one per system: unseen classes above seen ones.
+
+    Args:
+        systems: system -> class name -> IoU, a fraction; None and absent classes have no bar.
+        unseen: Names of the unseen classes; the others are seen.
+    """
+    seen = [name for name in next(iter(systems.values())) if name not in unseen]
+    widest = max(len(unseen), len(seen))
+    figure, panels = _panels(2, 1, size=(max(6.4, 1.5 + 0.09 * widest * (len(systems) + 2)), 6.4))
+    palette = class_palette(len(systems)) / 255
+    for panel, kind, names in zip(panels, ("unseen", "seen"), (unseen, seen), strict=True):
+        for number, (system, values) in enumerate(systems.items()):
+            offset = (number + 0.5) / (len(systems) + 2) - 0.5 + 1 / (len(systems) + 2)
+            heights = [values.get(name) or 0 for name in names]
+            x = np.arange(len(names)) + offset
+            panel.bar(x, heights, width=1 / (len(systems) + 2), color=palette[number], label=system)
+        panel.set_xticks(range(len(names)), names, rotation=90 if widest > 8 else 15)
+        panel.set_xlim(-0.6, len(names) - 0.4)
+        panel.set_ylim(0, 1)
+        panel.set_ylabel(f"IoU, {kind} classes", fontsize=8)
+    panels[0].legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
+    figure.suptitle(title, fontsize=11)
+    figure.savefig(path, dpi=130)

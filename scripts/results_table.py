@@ -1,4 +1,4 @@
-"""Write the table of measured results into README.md and model cards beside the metrics files under model_cards.
+"""Write tables, figures and model cards from the metrics files under model_cards.
 
 python scripts/results_table.py
 """
@@ -8,40 +8,108 @@ import json
 import re
 import sys
 from collections import defaultdict
+from collections.abc import Iterable
 from pathlib import Path
 
 import yaml
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+CARDS = REPOSITORY / "model_cards"
+SUPERVISED = "supervised"
 COLUMNS = ("S-mIoU", "U-mIoU", "hIoU", "PA")
-_FILE = re.compile(r"(?P<row>.+)_seed(?P<seed>\d+)(?P<variant>_.+)?\.json")
-_BLOCK = re.compile(r"(?<=<!-- results -->\n).*?(?=<!-- /results -->)", re.DOTALL)
+STUDY_COLUMNS = ("S-mIoU", "U-mIoU", "hIoU", "PA", "MA")
+_FILE = re.compile(r"(?P<row>.+)_(?:seed(?P<seed>\d+)(?P<paper>_paper)?|(?P<tuning>tuning))\.json")
 
 
 def build_parser() -> argparse.ArgumentParser:
     return argparse.ArgumentParser(
-        description="Write the results table of README.md from model_cards/BENCHMARK/ROW_seedN[_VARIANT].json, "
-        "which are the metrics.json files of train.py and evaluate.py; and, where ROW_seedN.yaml holds the recipe of "
-        "the run, its card ROW_seedN.md."
+        description="Write the tables of README.md and model_cards/README.md and the figures of each benchmark from "
+        "model_cards/BENCHMARK/ROW_seedN.json, which are the metrics.json files of train.py, ROW_seedN_paper.json, "
+        "which are those of evaluate.py --protocol paper, and ROW_tuning.json, of a run with split=tuning. Where "
+        "ROW_seedN.yaml holds the recipe of the run, its card ROW_seedN.md is written, too."
     )
 
 
-def results_table(cards: Path) -> str:
-    """Markdown: one row per benchmark, row and stage or variant; mean and, over several seeds, the range."""
-    groups: dict[tuple[str, str], list[dict]] = defaultdict(list)
-    for path in sorted(cards.glob("*/*_seed*.json")):
+def results_of(folder: Path) -> dict[str, dict[str, list[dict]]]:
+    """row -> "full", "paper" or "tuning" -> metrics of its runs; rows in the order of the published tables."""
+    from cagnet_hf.training.comparison import TITLES
+
+    found: dict[str, dict[str, list[dict]]] = defaultdict(lambda: {"full": [], "paper": [], "tuning": []})
+    for path in sorted(folder.glob("*.json")):
         match = _FILE.fullmatch(path.name)
-        metrics = json.loads(path.read_text(encoding="utf-8"))
-        row = match["row"] + (match["variant"] or "").replace("_gamma", ", γ ").replace("_", ", ")
-        trained = [stage for stage in metrics.get("stages", []) if stage["iterations"]]
-        for stage in trained[:-1]:
-            groups[path.parent.name, f"{row}, after {stage['name']}"].append(stage["metrics"])
-        groups[path.parent.name, row].append(metrics)
+        if match:
+            kind = "tuning" if match["tuning"] else "paper" if match["paper"] else "full"
+            found[match["row"]][kind].append(json.loads(path.read_text(encoding="utf-8")))
+    order = [*TITLES, SUPERVISED]
+    return {row: found[row] for row in sorted(found, key=lambda row: order.index(row) if row in order else len(order))}
+
+
+def title_of(row: str) -> str:
+    from cagnet_hf.training.comparison import TITLES
+
+    return {SUPERVISED: "supervised (upper bound)"}.get(row) or TITLES.get(row, row)
+
+
+def results_table(cards: Path) -> str:
+    """Markdown of README.md: a line per benchmark and row; mean and, over several seeds, the range."""
     lines = ["| benchmark | system | seeds | " + " | ".join(COLUMNS) + " |", "|---" * (3 + len(COLUMNS)) + "|"]
-    for (benchmark, row), runs in groups.items():
-        cells = [_cell([run[column] for run in runs]) for column in COLUMNS]
-        lines.append(f"| `{benchmark}` | {row} | {len(runs)} | " + " | ".join(cells) + " |")
+    for folder in sorted(path for path in cards.iterdir() if path.is_dir()):
+        for row, results in results_of(folder).items():
+            if results["full"]:
+                cells = [_range(run[column] for run in results["full"]) for column in COLUMNS]
+                cells = [f"`{folder.name}`", title_of(row), str(len(results["full"])), *cells]
+                lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def study_table(folder: Path) -> str:
+    """Markdown of a benchmark: every row by both protocols, what it took, and its score on held-out seen classes."""
+    head = ["system", "seeds", *STUDY_COLUMNS, "paper: S-mIoU", "U-mIoU", "hIoU", "held out: hIoU", "minutes", "GiB"]
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    for row, results in results_of(folder).items():
+        runs = results["full"]
+        if not runs:
+            continue
+        cells = [title_of(row), str(len(runs)), *(_range(run[column] for run in runs) for column in STUDY_COLUMNS)]
+        cells += [_range(run[column] for run in results["paper"]) for column in ("S-mIoU", "U-mIoU", "hIoU")]
+        cells.append(_range(run["hIoU"] for run in results["tuning"]))
+        cells.append(_range((run["seconds"] / 60 for run in runs if "seconds" in run), digits=1))
+        peaks = [max((stage.get("peak_memory_mib", 0) for stage in run.get("stages", [])), default=0) for run in runs]
+        cells.append(_range((peak / 1024 for peak in peaks if peak), digits=1))
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _range(values: Iterable[float | None], digits: int = 3) -> str:
+    values = [value for value in values if value is not None]
+    if not values:
+        return "–"
+    mean = f"{sum(values) / len(values):.{digits}f}"
+    return mean if len(values) == 1 else f"{mean} ({min(values):.{digits}f}–{max(values):.{digits}f})"
+
+
+def draw_figures(folder: Path) -> None:
+    """`seen_unseen.png` and `per_class.png` of a benchmark."""
+    from cagnet_hf.visualization import class_comparison, seen_unseen_scatter
+
+    runs = {title_of(row): results["full"] for row, results in results_of(folder).items() if results["full"]}
+    points = {title: [(run["S-mIoU"], run["U-mIoU"]) for run in found] for title, found in runs.items()}
+    seen_unseen_scatter(points, folder / "seen_unseen.png", title=folder.name)
+    classes = next(iter(runs.values()))[0]["per_class"]
+    means = {title: {name: _mean_iou(found, name) for name in classes} for title, found in runs.items()}
+    unseen = [name for name, entry in classes.items() if not entry["seen"]]
+    class_comparison(means, unseen, folder / "per_class.png", title=folder.name)
+
+
+def _mean_iou(runs: list[dict], name: str) -> float | None:
+    values = [run["per_class"][name]["iou"] for run in runs if run["per_class"][name]["iou"] is not None]
+    return sum(values) / len(values) if values else None
+
+
+def with_block(text: str, name: str, table: str) -> str:
+    """The text with the table between its marks `<!-- NAME -->` and `<!-- /NAME -->`."""
+    block = re.compile(rf"(?<=<!-- {name} -->\n).*?(?=<!-- /{name} -->)", re.DOTALL)
+    return block.sub(lambda _: table, text)
 
 
 def cards_of_runs(folder: Path) -> dict[Path, str]:
@@ -56,18 +124,17 @@ def cards_of_runs(folder: Path) -> dict[Path, str]:
     return cards
 
 
-def _cell(values: list[float]) -> str:
-    mean = f"{sum(values) / len(values):.3f}"
-    return mean if len(values) == 1 else f"{mean} ({min(values):.3f}–{max(values):.3f})"
-
-
 def main(argv: list[str] | None = None) -> int:
     build_parser().parse_args(argv)
-    for path, card in cards_of_runs(REPOSITORY / "model_cards").items():
+    for path, card in cards_of_runs(CARDS).items():
         path.write_text(card, encoding="utf-8")
-    readme = REPOSITORY / "README.md"
-    text = readme.read_text(encoding="utf-8")
-    readme.write_text(_BLOCK.sub(results_table(REPOSITORY / "model_cards"), text), encoding="utf-8")
+    readme, study = REPOSITORY / "README.md", CARDS / "README.md"
+    readme.write_text(with_block(readme.read_text("utf-8"), "results", results_table(CARDS)), encoding="utf-8")
+    text = study.read_text("utf-8")
+    for folder in sorted({path.parent for path in CARDS.glob("*/*_seed*.json")}):
+        text = with_block(text, folder.name, study_table(folder))
+        draw_figures(folder)
+    study.write_text(text, encoding="utf-8")
     return 0
 
 

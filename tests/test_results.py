@@ -12,10 +12,31 @@ CARDS = REPOSITORY / "model_cards"
 COLUMNS = ("S-mIoU", "U-mIoU", "hIoU", "mIoU", "PA", "MA", "U-PA", "U-MA")
 
 
-def test_the_table_of_the_readme_is_made_from_the_metrics_files(load_script):
-    block = re.search(r"<!-- results -->\n(.*?)<!-- /results -->", (REPOSITORY / "README.md").read_text("utf-8"), re.S)
+def block(path: Path, name: str) -> str:
+    return re.search(rf"<!-- {name} -->\n(.*?)<!-- /{name} -->", path.read_text("utf-8"), re.S).group(1)
 
-    assert block.group(1) == load_script("results_table").results_table(CARDS)
+
+def test_the_tables_are_made_from_the_metrics_files(load_script):
+    script = load_script("results_table")
+    assert block(REPOSITORY / "README.md", "results") == script.results_table(CARDS)
+    for folder in (CARDS / "scenes", CARDS / "pascal_voc_edge"):
+        assert block(CARDS / "README.md", folder.name) == script.study_table(folder)
+
+
+def test_a_benchmark_s_table_has_both_protocols_and_what_training_took(load_script, tmp_path):
+    run = json.loads((CARDS / "scenes" / "spnet_seed10.json").read_text("utf-8"))
+    stages = [stage | {"peak_memory_mib": 2048} for stage in run["stages"]]
+    other = run | {"hIoU": run["hIoU"] + 0.1, "stages": stages, "seconds": 90}
+    for name, metrics in {"mine_seed0": run | {"seconds": 30}, "mine_seed1": other, "spnet_tuning": run}.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(metrics))
+    (tmp_path / "mine_seed0_paper.json").write_text(json.dumps(run | {"U-mIoU": 0.25}))
+    (tmp_path / "mine_tuning.json").write_text(json.dumps(run | {"hIoU": 0.125}))
+    _, _, line = load_script("results_table").study_table(tmp_path).splitlines()
+    cells = line.strip("| ").split(" | ")
+    assert cells[:2] == ["mine", "2"]
+    assert cells[4].endswith(f"({run['hIoU']:.3f}–{run['hIoU'] + 0.1:.3f})")
+    assert cells[8] == "0.250"
+    assert cells[10:] == ["0.125", "1.0 (0.5–1.5)", "2.0"]
 
 
 def test_the_cards_are_made_from_metrics_and_recipes(load_script):

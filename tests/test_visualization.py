@@ -5,6 +5,7 @@ import pytest
 from PIL import Image
 
 from cagnet_hf.visualization import (
+    class_comparison,
     class_palette,
     contact_sheet,
     legend,
@@ -156,3 +157,13 @@ def test_a_contact_sheet_shows_each_pair_scaled_to_its_cell(image, label_map):
 def test_a_contact_sheet_of_nothing_is_refused():
     with pytest.raises(ValueError, match="at least one"):
         contact_sheet([], NAMES, [0, 1], [2])
+
+
+def test_systems_are_compared_class_by_class(tmp_path, monkeypatch):
+    systems = {"one": {"cat": 0.5, "car": 0.25, "sofa": None}, "other": {"cat": 1.0, "car": 0.0, "sofa": 0.125}}
+    drawn = []
+    monkeypatch.setattr("matplotlib.axes.Axes.bar", lambda panel, x, height, **look: drawn.append(list(height)))
+    class_comparison(systems, ["sofa"], tmp_path / "classes.png")
+    assert drawn == [[0], [0.125], [0.5, 0.25], [1.0, 0.0]]
+    with Image.open(tmp_path / "classes.png") as picture:
+        assert picture.width > 400
