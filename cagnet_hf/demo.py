@@ -17,6 +17,7 @@ from PIL import Image, ImageOps
 
 from .cli import one_line
 from .data.examples import read_image
+from .image_processing_cagnet import eight_bit
 from .new_class_embeddings import embed_new_classes
 from .prediction import Prediction, load_model, segment
 from .visualization import class_palette, overlay
@@ -145,7 +146,7 @@ def open_image(path: Path) -> Image.Image:
         image = read_image(path)
     except ValueError as error:
         raise ValueError(str(error).replace(str(path), path.name)) from None
-    image = ImageOps.exif_transpose(image).convert("RGB")
+    image = eight_bit(ImageOps.exif_transpose(image)).convert("RGB")
     image.thumbnail((MAX_SIDE, MAX_SIDE))
     return image
 

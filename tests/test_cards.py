@@ -1,6 +1,7 @@
 """What a card of a trained model says, beyond the scores that `test_hub` reads back."""
 
 import json
+import re
 
 import pytest
 from conftest import REPOSITORY
@@ -48,6 +49,13 @@ def test_a_dataset_on_disk_is_named_beside_its_benchmark(card):
     assert made.data.datasets is None
     assert {result.dataset_name for result in made.data.eval_results} == {"scenes (subset)"}
     assert "private" not in str(made)
+
+
+@pytest.mark.parametrize(("method", "keys"), [("spnet", {"xian2019spnet"}), ("zs3net", {"bucher2019zs3net"})])
+def test_the_papers_of_a_method_are_cited(method, keys):
+    text = model_card(published_recipe(tiny_recipe(method)), METRICS)
+    cited = set(re.findall(r"^@\w+\{(\w+),$", text, re.MULTILINE))
+    assert cited == keys | {"gu2020cagnet", "gu2020pixel"}
 
 
 def test_metrics_without_stages_make_a_card(card):

@@ -183,6 +183,11 @@ def test_an_image_is_kept_upright_and_of_bounded_size(tmp_path):
     assert open_image(tmp_path / "photo.jpg").size == (1024, 2048)
 
 
+def test_grey_values_of_16_bits_keep_their_brightness(tmp_path):
+    Image.fromarray(np.full((4, 4), 257 * 80, np.uint16)).save(tmp_path / "grey.png")
+    assert open_image(tmp_path / "grey.png").getpixel((0, 0)) == (80, 80, 80)
+
+
 def test_a_missing_model_is_refused(load_script, tmp_path, capsys):
     if find_spec("gradio") is None:
         pytest.skip("needs the extra `demo`")

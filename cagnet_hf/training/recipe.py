@@ -280,7 +280,8 @@ def _find(name_or_path: str) -> tuple[str, dict]:
     for name in (name_or_path, f"{name_or_path}/{DEFAULT_METHOD}"):
         if name in known:
             return name, _join(*name.split("/"))
-    raise RecipeError(f"no recipe {name_or_path!r}{did_you_mean(name_or_path, known)}; known: {', '.join(known)}")
+    hint = did_you_mean(name_or_path, known) or f"; known: {', '.join(known)}"
+    raise RecipeError(f"no recipe {name_or_path!r}{hint}")
 
 
 def _join(benchmark: str, method_name: str) -> dict:
