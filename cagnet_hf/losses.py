@@ -126,15 +126,12 @@ class _SquaredMMD(torch.autograd.Function):
             ):
                 x, a = _rows_and_shares(synthetic, made_rows, precision)
                 y, b = _rows_and_shares(real, real_rows, precision)
-                within, slope_within = _kernel_and_slope(_squared_distances(x, x), bandwidths)
-                between, slope_between = _kernel_and_slope(_squared_distances(x, y), bandwidths)
-                real_within, _ = _kernel_and_slope(_squared_distances(y, y), bandwidths)
-                joined = a * (within @ a - 2 * between @ b), b * (real_within @ b)
-                values.append(sum(part.sum((1, 2)) for part in joined))
-                slope_within *= a.mT
-                slope_between *= -b.mT
-                pull = slope_within.sum(2, keepdim=True) + slope_between.sum(2, keepdim=True)
-                gradients.append(4 * a * (pull * x - slope_within @ x - slope_between @ y))
+                both, signed, weights = torch.cat([x, y], 1), torch.cat([a, -b], 1), torch.cat([a, -2 * b], 1)
+                kernel, slope = _kernel_and_slope(_squared_distances(x, both), bandwidths)
+                real_kernel = sum(part for _, part in _kernels(_squared_distances(y, y), bandwidths))
+                values.append((a * (kernel @ weights)).sum((1, 2)) + (b * (real_kernel @ b)).sum((1, 2)))
+                slope *= signed.mT
+                gradients.append(4 * a * (slope.sum(2, keepdim=True) * x - slope @ both))
         ctx.save_for_backward(torch.cat(gradients), synthetic_index)
         ctx.num_rows = len(synthetic)
         return torch.cat(values)
@@ -163,11 +160,20 @@ def _squared_distances(a, b):
 def _kernel_and_slope(distances, bandwidths):
     """Σ_σ k_σ and its derivative by the squared distance, both of the shape of `distances`."""
     kernel, slope = torch.zeros_like(distances), torch.zeros_like(distances)
-    for bandwidth in bandwidths:
-        part = (distances / (-2 * bandwidth)).exp_()
+    for bandwidth, part in _kernels(distances, bandwidths):
         kernel += part
         slope.add_(part, alpha=-1 / (2 * bandwidth))
     return kernel, slope
+
+
+def _kernels(distances, bandwidths):
+    """(σ, k_σ) of every bandwidth, the widest first; a kernel is to be used before the next is asked for."""
+    part, wider = None, None
+    for bandwidth in sorted(bandwidths, reverse=True):
+        # k_σ = k_2σ², and a product costs less than an exponential.
+        part = part.square_() if wider == 2 * bandwidth else (distances / (-2 * bandwidth)).exp_()
+        yield bandwidth, part
+        wider = bandwidth
 
 
 def content_loss(kind: str, synthetic, real, labels, num_classes: int, *, max_pixels: int = 256):

@@ -12,8 +12,7 @@ from conftest import REPOSITORY
 
 # Floors of the house; a module may import its own floor and those below.
 FLOORS = [
-    {"benchmarks", "checkpoint_layouts", "cli", "configuration_cagnet", "files"}
-    | {"peak_memory", "repositories"},
+    {"benchmarks", "checkpoint_layouts", "cli", "configuration_cagnet", "files"} | {"peak_memory", "repositories"},
     {"backbones_cagnet", "class_embeddings", "data", "image_processing_cagnet", "losses", "modeling_cagnet"}
     | {"gaussian_cagnet", "new_class_embeddings", "new_classes_cagnet"}
     | {"conversion", "patches", "pixel_cnn", "pretrained_weights", "text_encoders", "word_vectors"},

@@ -168,13 +168,14 @@ def network_lines(setting: Setting) -> Iterator[Line]:
 
 def memory_line(setting: Setting, step: Callable[[], None]) -> Line:
     """The most memory that was in use in the step."""
+    device = torch.device(setting.device)
 
     def measured() -> None:
-        forget_peak_memory(setting.device)
+        forget_peak_memory(device)
         step()
 
     def peak(_seconds: float) -> float:
-        return peak_memory(setting.device)
+        return peak_memory(device)
 
     return Line("pre-training, peak memory", measured, value=peak, unit="MiB", repeats=1, warms_up=False)
 
