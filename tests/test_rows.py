@@ -244,6 +244,22 @@ def test_a_gaussian_generator_shares_the_network_of_cagnet(folder, tiny_dataset,
     assert network and all(torch.equal(shared[name], cagnet[name]) for name in network)
 
 
+def test_a_shared_start_serves_a_row_that_is_added_later(folder, tiny_dataset, tmp_path, monkeypatch):
+    recipes = {row: short_recipe(row, tiny_dataset) for row in ("cagnet_pi", "gaussian")}
+    for name in ("cagnet_pi", next(folder.glob("pretrain_*")).name):
+        shutil.copytree(folder / name, tmp_path / name)
+    trained, train = [], comparison.Trainer._train
+    monkeypatch.setattr(
+        comparison.Trainer,
+        "_train",
+        lambda trainer, name, stage, *rest: (
+            trained.append((name, stage.iterations - trainer.state.iteration)) or train(trainer, name, stage, *rest)
+        ),
+    )
+    run_rows(recipes, tmp_path)
+    assert trained == [("pretrain", 0), ("fit", ITERATIONS)]
+
+
 def test_another_seed_continues_nothing():
     assert not continues(load_recipe("scenes/cagnet_pi_st", ["seed=1"]), load_recipe("scenes/cagnet_pi"))
 

@@ -60,10 +60,12 @@ def common_starts(recipes: Iterable[Recipe]) -> dict[str, Recipe]:
         start = next((prefix for prefix in prefixes if continues(other, prefix)), None)
         known = [*recipes, *starts.values()]
         if start is not None and not any(continues(start, one) and continues(one, start) for one in known):
-            content = start.model_dump(mode="json", exclude={"method"})
-            content["model"].pop("calibration", None)
-            digest = sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-            starts[f"{list(start.stages)[-1]}_{digest[:8]}"] = start
+            # Told by what it does, whichever of the rows comes first.
+            last = list(start.stages)[-1]
+            model = {key: value for key, value in start.model.items() if key != "calibration"}
+            start = start.model_copy(update={"method": last, "model": model})
+            content = json.dumps(start.model_dump(mode="json"), sort_keys=True)
+            starts[f"{last}_{sha256(content.encode()).hexdigest()[:8]}"] = start
     return starts
 
 
@@ -78,9 +80,7 @@ def run_rows(recipes: dict[str, Recipe], folder: Path) -> dict[str, dict]:
         The rows' metrics.
     """
     accelerator, results = Accelerator(), {}  # not a PartialState, which knows no processes on CPUs by itself
-    asked = recipes
-    new = [recipe for row, recipe in recipes.items() if not (folder / row / RECIPE_FILE).is_file()]
-    recipes = recipes | common_starts(new)
+    asked, recipes = recipes, recipes | _starts_to_run(recipes, folder)
     for row, recipe in sorted(recipes.items(), key=lambda item: len(item[1].stages)):
         output = folder / row
         if accelerator.is_main_process and not (output / RECIPE_FILE).is_file():
@@ -100,6 +100,15 @@ def run_rows(recipes: dict[str, Recipe], folder: Path) -> dict[str, dict]:
         trainer.accelerator.wait_for_everyone()
         results[row] = json.loads((output / "metrics.json").read_text(encoding="utf-8"))
     return {row: results[row] for row in asked}
+
+
+def _starts_to_run(recipes: dict[str, Recipe], folder: Path) -> dict[str, Recipe]:
+    """The common starts that several rows are still to go on from, or one where there is such a run already."""
+    new = [recipe for row, recipe in recipes.items() if not (folder / row / RECIPE_FILE).is_file()]
+    starts = common_starts(recipes.values())
+    rows = {name: sum(continues(recipe, start) for recipe in new) for name, start in starts.items()}
+    started = {name: (folder / name / RECIPE_FILE).is_file() for name in starts}
+    return {name: start for name, start in starts.items() if rows[name] > (0 if started[name] else 1)}
 
 
 def _start_from(finished: Path, output: Path, recipe: Recipe) -> None:
