@@ -1,14 +1,21 @@
 """A batch in parts, on one process or on two, teaches what the whole batch teaches."""
 
+import copy
 import os
 import subprocess
 import sys
+from contextlib import closing
+from itertools import islice
 
 import pytest
 import torch
 from conftest import REPOSITORY
 from tiny import new_model, noise_batch, tiny_recipe
 
+from cagnet_hf.training.loop import Trainer
+from cagnet_hf.training.optimizers import build_optimizers
+from cagnet_hf.training.recipe import RecipeError
+from cagnet_hf.training.setup import benchmark_of, build_stage_models
 from cagnet_hf.training.steps import real_step
 
 # Without what a batch is drawn or normalised by: noise, dropout, statistics of a batch, and the MMD of its classes.
@@ -86,9 +93,50 @@ def test_two_processes_give_the_losses_and_gradients_of_twice_the_batch(tmp_path
     assert finished.returncode == 0, finished.stderr[-3000:]
 
 
-def test_accumulation_by_the_launcher_is_refused_rather_than_done_by_halves(monkeypatch, tmp_path):
-    from cagnet_hf.training.loop import Trainer
+@pytest.fixture
+def accumulating(tiny_dataset, tmp_path):
+    """(trainer, its only stage) of SPNet, which draws nothing in a step; three batches of two make one."""
+    keys = ["trackers=[]", "num_workers=0", f"dataset={tiny_dataset}", "model.freeze_batch_norm=true"]
+    keys += ["stages.pretrain.batch_size=2", "stages.pretrain.accumulate=3"]
+    recipe = tiny_recipe("spnet", *keys)
+    return Trainer(recipe, tmp_path / "run"), recipe.stages["pretrain"]
 
+
+def test_a_step_has_the_mean_gradient_and_loss_of_its_batches(accumulating):
+    trainer, stage = accumulating
+    with closing(trainer._batches(0, stage, start=0)) as batches:
+        three = list(islice(batches, 3))
+    optimizers = build_optimizers(trainer.model.train(), stage)
+    whole, losses = copy.deepcopy(trainer.model), []
+    for batch in three:
+        result = real_step(whole, batch, trainer.recipe, stage)
+        (result.total / 3).backward()
+        losses.append(result.terms["classification"])
+    before = copy.deepcopy(trainer.model.state_dict())
+    (values,) = trainer._iterate(trainer.model, optimizers, iter(three), stage, None, with_norms=False)
+    torch.testing.assert_close(values["loss/classification"], sum(losses) / 3)
+    gradients = {name: p.grad for name, p in trainer.model.named_parameters() if p.grad is not None}
+    for name, parameter in whole.named_parameters():
+        if parameter.grad is not None:
+            torch.testing.assert_close(gradients[name], parameter.grad, msg=name)
+    assert any(not torch.equal(before[name], value) for name, value in trainer.model.state_dict().items())
+
+
+def test_a_run_goes_on_with_the_batches_that_follow(accumulating):
+    trainer, stage = accumulating
+    positions = [position for batch in islice(trainer._order_of_batches(0, stage, 2), 3) for position, _ in batch]
+    assert positions == list(range(12, 18))
+    assert len(trainer._images_of(stage, 2)) == 6
+
+
+@pytest.mark.parametrize(("method", "stage"), [("zs3net", "finetune"), ("gaussian", "fit")])
+def test_steps_that_are_no_gradient_of_a_batch_are_not_accumulated(method, stage):
+    recipe = tiny_recipe(method, f"stages.{stage}.accumulate=2")
+    with pytest.raises(RecipeError, match=rf"stages\.{stage}\.accumulate: its steps are no gradient of a batch"):
+        build_stage_models(recipe, benchmark_of(recipe))
+
+
+def test_accumulation_by_the_launcher_is_refused_rather_than_done_by_halves(monkeypatch, tmp_path):
     monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "2")
-    with pytest.raises(ValueError, match="gradients are not accumulated"):
+    with pytest.raises(ValueError, match="set accumulate of the stages instead"):
         Trainer(tiny_recipe("cagnet_pi", "trackers=[]"), tmp_path)

@@ -4,6 +4,7 @@ import json
 import time
 from collections.abc import Iterator
 from contextlib import closing
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -54,7 +55,7 @@ class Trainer:
         if self.accelerator.mixed_precision == "fp16":
             raise RecipeError("several optimisers share no loss scale, which fp16 needs: use --mixed_precision bf16")
         if self.accelerator.gradient_accumulation_steps > 1:
-            raise RecipeError("gradients are not accumulated: set batch_size of the stages instead, or use processes")
+            raise RecipeError("the launcher cannot accumulate gradients: set accumulate of the stages instead")
         self.checkpoint = self._checkpoint_to_resume(resume)
         self.state = load_run_state(self.checkpoint) if self.checkpoint else RunState()
         self.stop = StopSignal()
@@ -222,7 +223,7 @@ class Trainer:
             self.train_set if streamed else len(self.train_set),
             stage.batch_size,
             self._seed_of_batches(index),
-            start=sum(not stage.is_synthetic(i) for i in range(start)),  # real steps done
+            start=stage.accumulate * sum(not stage.is_synthetic(i) for i in range(start)),  # real steps done
             process=self.accelerator.process_index,
             processes=self.accelerator.num_processes,
         )
@@ -231,7 +232,8 @@ class Trainer:
         """The ids of the images that this process saw in an iteration of the current stage."""
         if stage.is_synthetic(iteration):
             return []
-        rows = [row for _position, row in next(iter(self._order_of_batches(self.state.stage, stage, iteration)))]
+        batches = islice(self._order_of_batches(self.state.stage, stage, iteration), stage.accumulate)
+        rows = [row for batch in batches for _position, row in batch]
         if isinstance(self.train_set, StreamedRows):
             return [str(row["image_id"]) for row in rows]
         return [str(image_id) for image_id in self.train_set.select_columns("image_id")[rows]["image_id"]]
@@ -250,21 +252,26 @@ class Trainer:
         self, model, optimizers, batches, stage: StageRecipe, label_maps, *, with_norms: bool
     ) -> Iterator[dict[str, torch.Tensor]]:
         """One iteration: its updates are made here; their loss terms and gradient norms are handed out."""
-        accelerator, batch = self.accelerator, None
-        if not stage.is_synthetic(self.state.iteration):
-            device = accelerator.device
-            batch = {key: value.to(device, non_blocking=True) for key, value in next(batches).items()}
-        steps = updates(model, batch, self.recipe, stage, label_maps)
+        accelerator = self.accelerator
+        parts = [
+            updates(model, self._next_batch(batches, stage), self.recipe, stage, label_maps)
+            for _ in range(stage.accumulate)
+        ]
         while True:
-            with accelerator.autocast():
-                result = next(steps, None)
-            if result is None:
-                return
-            values = {f"loss/{term}": value for term, value in result.terms.items()}
+            values: dict[str, torch.Tensor] = {}
+            for number, part in enumerate(parts):
+                with accelerator.autocast():
+                    result = next(part, None)
+                if result is None:
+                    return
+                for term, value in result.terms.items():
+                    values[f"loss/{term}"] = values.get(f"loss/{term}", 0) + value / len(parts)
+                if result.total is not None:
+                    if number == 0:
+                        for optimizer in optimizers.values():
+                            optimizer.zero_grad()
+                    accelerator.backward(result.total / len(parts))
             if result.total is not None:
-                for optimizer in optimizers.values():
-                    optimizer.zero_grad()
-                accelerator.backward(result.total)
                 stepping = {part: optimizer for part, optimizer in optimizers.items() if part in result.learners}
                 if accelerator.num_processes > 1:
                     average_gradients(accelerator, stepping.values())
@@ -273,6 +280,12 @@ class Trainer:
                 for optimizer in stepping.values():
                     optimizer.step()
             yield values
+
+    def _next_batch(self, batches, stage: StageRecipe) -> dict[str, torch.Tensor] | None:
+        """A batch on the device for a real step; None for a synthetic one."""
+        if stage.is_synthetic(self.state.iteration):
+            return None
+        return {key: value.to(self.accelerator.device, non_blocking=True) for key, value in next(batches).items()}
 
     def _everyone_stops(self, may_ask: bool) -> bool:
         """Whether SIGTERM or Ctrl-C came. Several processes agree on it, where they wait for each other anyway."""

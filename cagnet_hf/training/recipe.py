@@ -127,6 +127,7 @@ class StageRecipe(_Strict):
 
     iterations: int = Field(ge=0)
     batch_size: int = Field(ge=1)
+    accumulate: int = Field(1, ge=1)  # batches whose mean gradient is one step, as if each had a process of its own
     crop_size: int = Field(ge=8)
     scales: list[float] = [1.0, 0.5, 0.75]
     scale_loss: Literal["mean", "sum"] = "mean"

@@ -145,6 +145,8 @@ def check_stage(name: str, stage: StageRecipe, model: CaGNetForSemanticSegmentat
         raise RecipeError(f"stages.{name}.generator: a Gaussian generator is fitted, not trained: use .gaussian")
     if stage.gaussian is not None and not gaussian:
         raise RecipeError(f"stages.{name}.gaussian needs model.generator=gaussian")
+    if stage.accumulate > 1 and (stage.moment_matching is not None or stage.gaussian is not None):
+        raise RecipeError(f"stages.{name}.accumulate: its steps are no gradient of a batch; leave it out")
     if stage.synthetic_block and stage.synthetic_size % patch_size:
         fitting = max(1, round(stage.synthetic_size / patch_size)) * patch_size
         raise RecipeError(
