@@ -73,7 +73,9 @@ def study_table(folder: Path) -> str:
         cells = [title_of(row), str(len(runs)), *(_range(run[column] for run in runs) for column in STUDY_COLUMNS)]
         cells += [_range(run[column] for run in results["paper"]) for column in ("S-mIoU", "U-mIoU", "hIoU")]
         cells.append(_range(run["hIoU"] for run in results["tuning"]))
-        cells.append(_range((run["seconds"] / 60 for run in runs if "seconds" in run), digits=1))
+        whole = [run for run in runs if all(stage["iterations"] for stage in run.get("stages", [{"iterations": 0}]))]
+        minutes = (run["seconds"] / 60 for run in whole)  # not of runs that took their network from another
+        cells.append(_range(minutes, digits=1))
         peaks = [max((stage.get("peak_memory_mib", 0) for stage in run.get("stages", [])), default=0) for run in runs]
         cells.append(_range((peak / 1024 for peak in peaks if peak), digits=1))
         lines.append(f"| {' | '.join(cells)} |")
@@ -109,7 +111,10 @@ def _mean_iou(runs: list[dict], name: str) -> float | None:
 def with_block(text: str, name: str, table: str) -> str:
     """The text with the table between its marks `<!-- NAME -->` and `<!-- /NAME -->`."""
     block = re.compile(rf"(?<=<!-- {name} -->\n).*?(?=<!-- /{name} -->)", re.DOTALL)
-    return block.sub(lambda _: table, text)
+    text, count = block.subn(lambda _: table, text)
+    if not count:
+        raise ValueError(f"no place for a table: write <!-- {name} --> and <!-- /{name} -->")
+    return text
 
 
 def cards_of_runs(folder: Path) -> dict[Path, str]:

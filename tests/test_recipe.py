@@ -435,12 +435,34 @@ def test_a_stage_that_cannot_take_the_network_on_is_refused():
     ("override", "message"),
     [
         ("stages.pretrain.model.clasifier=linear", "unknown key 'stages.pretrain.model.clasifier'; did you mean"),
-        ("stages.fit.model.classifier=linear", "the last stage leaves the recipe's model: it has none of its own"),
+        ("stages.pretrain.model.classifier_dropout=0", "stages.pretrain.model.classifier_dropout: say in model, too"),
     ],
 )
 def test_models_of_stages_are_checked(override, message):
     with pytest.raises(RecipeError, match=message):
         tiny_recipe("gaussian", override)
+
+
+@pytest.mark.parametrize("override", ["stages.pretrain.model.depths=[2, 1, 1, 1]", "model.depths=[2, 1, 1, 1]"])
+def test_a_network_of_other_layers_is_refused(override):
+    recipe = tiny_recipe("gaussian", "stages.pretrain.model.depths=[1, 1, 1, 1]", override)
+    with pytest.raises(RecipeError, match=r"stages\.fit: its model cannot go on .*: only one of them has backbone\."):
+        build_stage_models(recipe, benchmark_of(recipe))
+
+
+def test_parts_start_anew_wherever_the_model_changes_and_only_there():
+    recipe = tiny_recipe("cagnet_pi_st", "until=self_train", "stages.finetune.model={classifier_hidden_size: 8}")
+    models = build_stage_models(recipe, benchmark_of(recipe))
+    assert len({id(model) for model in models.values()}) == 3
+    recipe = tiny_recipe("cagnet_pi_st")
+    assert len({id(model) for model in build_stage_models(recipe, benchmark_of(recipe)).values()}) == 1
+
+
+@pytest.mark.parametrize("shorten", ["until=pretrain", "stages.fit=null"])
+def test_a_run_of_the_first_stages_leaves_their_model(shorten):
+    recipe = load_recipe("scenes/gaussian", [shorten])
+    assert recipe.model == load_recipe("scenes/cagnet_pi").model
+    assert not recipe.stages["pretrain"].model
 
 
 def test_the_model_of_the_first_stages_is_that_of_their_last():

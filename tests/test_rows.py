@@ -240,6 +240,11 @@ def test_a_gaussian_generator_shares_the_network_of_cagnet(folder, tiny_dataset,
         for run in (tmp_path / "gaussian", folder / "gaussian", next(folder.glob("pretrain_*")))
     )
     assert all(torch.equal(alone[name], shared[name]) for name in shared)
+    stages = [
+        json.loads((run / "metrics.json").read_text())["stages"][0]
+        for run in (folder / "gaussian", next(folder.glob("pretrain_*")))
+    ]
+    assert stages[0]["peak_memory_mib"] == stages[1]["peak_memory_mib"]
     network = [name for name in shared if name.startswith("cagnet.")]
     assert network and all(torch.equal(shared[name], cagnet[name]) for name in network)
 

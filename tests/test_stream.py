@@ -1,5 +1,6 @@
 """The stream of training batches: endless, restartable, shared between processes, blind to unseen classes."""
 
+import multiprocessing
 from itertools import islice
 
 import numpy as np
@@ -152,6 +153,18 @@ def test_workers_change_nothing(examples):
         return torch.cat([batch["pixel_values"] for batch in islice(stream, 4)])
 
     assert torch.equal(draw(0), draw(1))
+
+
+def test_workers_end_with_their_batches_whoever_still_refers_to_them(examples):
+    for end in (TrainingBatches.close, lambda batches: None):
+        batches = TrainingBatches(examples(), EndlessBatches(4, 2, seed=0), num_workers=1, pin_memory=False)
+        next(batches)
+        referred = batches._batches  # as a traceback does
+        assert multiprocessing.active_children()
+        end(batches)
+        del batches
+        assert not multiprocessing.active_children()
+        del referred
 
 
 # Labels

@@ -1,6 +1,7 @@
 """Endless training batches whose content is a pure function of (seed, stage, iteration, process)."""
 
 import signal
+import weakref
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -127,7 +128,7 @@ class StreamedBatches(Sampler):
 
 
 class TrainingBatches:
-    """The endless stream, batch by batch. To be closed: its workers end with it."""
+    """The endless stream, batch by batch; its workers end when it is closed, at the latest with the process."""
 
     def __init__(self, examples: TrainingExamples, batches: Sampler, num_workers: int, pin_memory: bool):
         loader = DataLoader(
@@ -139,6 +140,7 @@ class TrainingBatches:
             worker_init_fn=_leave_sigterm_to_the_run,
         )
         self._batches = iter(loader)
+        self._end = weakref.finalize(self, _end_workers, self._batches)
 
     def __iter__(self) -> "TrainingBatches":
         return self
@@ -147,10 +149,14 @@ class TrainingBatches:
         return next(self._batches)
 
     def close(self) -> None:
-        """End the workers, whoever still refers to them: where a traceback did, the process would wait for them for
-        ever at its exit, since they ignore the signal by which Python ends children."""
-        if hasattr(self._batches, "_shutdown_workers"):  # DataLoader has no public name for it
-            self._batches._shutdown_workers()
+        self._end()
+
+
+def _end_workers(batches: Iterator) -> None:
+    """End the workers, whoever still refers to them: where a traceback did, the process would wait for them for ever
+    at its exit, since they ignore the signal by which Python ends children."""
+    if hasattr(batches, "_shutdown_workers"):  # DataLoader has no public name for it
+        batches._shutdown_workers()
 
 
 def _leave_sigterm_to_the_run(_worker: int) -> None:

@@ -22,6 +22,7 @@ class RunState:
     stage: int = 0
     iteration: int = 0
     seconds: float = 0.0
+    peak_memory_mib: int = 0  # of this stage so far
     history: list[dict] = field(default_factory=list)
     stages: list[dict] = field(default_factory=list)
 

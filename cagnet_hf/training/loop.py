@@ -141,7 +141,7 @@ class Trainer:
             for part, optimizer in build_optimizers(model, stage).items()
         }
         if state.stage != index:
-            state.stage, state.iteration = index, 0
+            state.stage, state.iteration, state.peak_memory_mib = index, 0, 0
         if state.iteration == 0:
             for part in stage.reinitialize:
                 getattr(model, part).apply(model._init_weights)
@@ -155,12 +155,12 @@ class Trainer:
                 self.checkpoint = None
             forget_peak_memory(accelerator.device)
             self._train(name, stage, model, optimizers, batches, label_maps)
-        peak = round(peak_memory(accelerator.device))
         metrics = self._score(model)
         self._show(name, metrics)
         before = state.stages[:index]
         seconds = round(state.seconds - sum(entry["seconds"] for entry in before), 1)
-        facts = {"name": name, "iterations": stage.iterations, "seconds": seconds, "peak_memory_mib": peak}
+        facts = {"name": name, "iterations": stage.iterations, "seconds": seconds}
+        facts["peak_memory_mib"] = state.peak_memory_mib
         state.stages = [*before, facts | {"metrics": metrics}]
 
     def _train(self, name: str, stage: StageRecipe, model, optimizers, batches, label_maps: LabelMapSource) -> None:
@@ -192,6 +192,8 @@ class Trainer:
                 if logs or saves or stops:
                     self._log(name, stage, measured, bar)
                 if saves or stops:
+                    peak = round(peak_memory(accelerator.device))
+                    state.peak_memory_mib = max(state.peak_memory_mib, peak)
                     self._save(name, model)
                 if stops:
                     raise Stopped

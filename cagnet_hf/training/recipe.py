@@ -231,8 +231,10 @@ class Recipe(_Strict):
             for key in given:
                 if key not in known:
                     raise ValueError(f"unknown key '{section}.{key}'{did_you_mean(key, known)}")
-        if list(self.stages.values())[-1].model:
-            raise ValueError("the last stage leaves the recipe's model: it has none of its own")
+        for name, stage in self.stages.items():
+            for key in stage.model:
+                if key not in self.model:
+                    raise ValueError(f"stages.{name}.model.{key}: say in model, too, what it is in the other stages")
         return self
 
     def model_of(self, stage: str) -> dict[str, Any]:
@@ -266,6 +268,7 @@ def load_recipe(name_or_path: str, overrides: list[str] = ()) -> Recipe:
         if override not in ends:
             tree = _overridden(tree, override)
     _drop_null_stages(tree)
+    _leave_the_last_model(tree)
     try:
         return Recipe.model_validate(tree)
     except ValidationError as error:
@@ -321,6 +324,21 @@ def _drop_null_stages(tree: dict) -> None:
     """`STAGE: null` leaves out a stage that an included file has."""
     if isinstance(tree.get("stages"), dict):
         tree["stages"] = {name: stage for name, stage in tree["stages"].items() if stage is not None}
+
+
+def _leave_the_last_model(tree: dict) -> None:
+    """The recipe's model is that of its last stage, whichever stages were left out."""
+    stages, model = tree.get("stages"), tree.get("model", {})
+    trees = [model, *(stages.values() if isinstance(stages, dict) else [None])]
+    if len(trees) < 2 or not all(isinstance(part, dict) and isinstance(part.get("model", {}), dict) for part in trees):
+        return  # what is wrong is found where the recipe is read
+    last = model | trees[-1].get("model", {})
+    if last == model:
+        return
+    for name, stage in stages.items():
+        own = model | stage.get("model", {})
+        stages[name] = stage | {"model": {key: value for key, value in own.items() if last.get(key) != value}}
+    tree["model"] = last
 
 
 def recipe_names() -> list[str]:

@@ -109,25 +109,36 @@ def build_stage_models(recipe: Recipe, benchmark: Benchmark) -> dict[str, CaGNet
     """
     models: dict[str, CaGNetForSemanticSegmentation] = {}
     for name, stage in recipe.stages.items():
-        before = next(reversed(models.values()), None)
-        equal = [other for other in models if recipe.model_of(other) == recipe.model_of(name)]
-        # A first stage draws the same numbers whatever comes after it.
-        with torch.random.fork_rng(devices=[], enabled=before is not None):
-            models[name] = models[equal[0]] if equal else build_model(recipe, benchmark, name)
+        before = next(reversed(models), None)
+        if before is not None and recipe.model_of(before) == recipe.model_of(name):
+            models[name] = models[before]
+        else:
+            # A first stage draws the same numbers whatever comes after it.
+            with torch.random.fork_rng(devices=[], enabled=before is not None):
+                models[name] = build_model(recipe, benchmark, name)
         check_stage(name, stage, models[name])
         try:
             if before is not None:
-                hand_network_on(before, models[name])
-        except RuntimeError as error:
-            reason = str(error).splitlines()[1].strip()
+                hand_network_on(models[before], models[name])
+        except (RuntimeError, ValueError) as error:
+            reason = str(error).splitlines()[-1].strip()
             raise RecipeError(f"stages.{name}: its model cannot go on with the network: {reason}") from None
     return models
 
 
 def hand_network_on(model: CaGNetForSemanticSegmentation, to: CaGNetForSemanticSegmentation) -> None:
-    """Give a model the network of another; what only one of them has is left alone."""
-    if to is not model:
-        to.cagnet.load_state_dict(model.cagnet.state_dict(), strict=False)
+    """Give a model the network of another; a contextual module that only one of them has is left alone.
+
+    Raises:
+        ValueError: The networks have other layers.
+        RuntimeError: Layers of a name have other shapes.
+    """
+    if to is model:
+        return
+    found = to.cagnet.load_state_dict(model.cagnet.state_dict(), strict=False)
+    for name in [*found.missing_keys, *found.unexpected_keys]:
+        if not name.startswith("context."):
+            raise ValueError(f"only one of them has {name}")
 
 
 def check_stage(name: str, stage: StageRecipe, model: CaGNetForSemanticSegmentation) -> None:

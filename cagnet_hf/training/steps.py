@@ -155,11 +155,13 @@ def _add_generative_terms(add, model, output, labels, labelled, recipe: Recipe, 
     with weights_fixed(classifier):  # the generator is judged by the critic of this moment
         score = classifier.criticise(synthetic)
     add("generator", weights.generator_adversarial, generator_adversarial_loss(kind, score))
-    group = torch.unique if recipe.mmd_groups == "classes" else torch.unique_consecutive
-    present, groups = group(classes, return_inverse=True)  # no kernel is evaluated for absent classes
-    content = content_loss(
-        recipe.content_loss, synthetic, real, groups, len(present), max_pixels=recipe.mmd_pixels_per_class
-    )
+    limit = recipe.mmd_pixels_per_class
+    if recipe.mmd_groups == "classes":
+        present, groups = classes.unique(return_inverse=True)  # no kernel is evaluated for absent classes
+    else:
+        present, groups, lengths = classes.unique_consecutive(return_inverse=True, return_counts=True)
+        limit = min(limit, int(lengths.max()))
+    content = content_loss(recipe.content_loss, synthetic, real, groups, len(present), max_pixels=limit)
     add("content", weights.generator_content, content)
 
 
