@@ -25,7 +25,8 @@ def build_parser() -> argparse.ArgumentParser:
     return argparse.ArgumentParser(
         description="Write the tables of README.md and model_cards/README.md and the figures of each benchmark from "
         "model_cards/BENCHMARK/ROW_seedN.json, which are the metrics.json files of train.py, ROW_seedN_paper.json, "
-        "which are those of evaluate.py --protocol paper, and ROW_tuning.json, of a run with split=tuning. Where "
+        "which are those of evaluate.py --protocol paper, and ROW_tuning.json, of a run with split=tuning; of the "
+        "ablations from model_cards/BENCHMARK/ablations.json, the comparison.json of compare.py --variants. Where "
         "ROW_seedN.yaml holds the recipe of the run, its card ROW_seedN.md is written, too."
     )
 
@@ -79,6 +80,18 @@ def study_table(folder: Path) -> str:
         peaks = [max((stage.get("peak_memory_mib", 0) for stage in run.get("stages", [])), default=0) for run in runs]
         cells.append(_range((peak / 1024 for peak in peaks if peak), digits=1))
         lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def ablation_table(comparison: Path, variants: Path) -> str:
+    """Markdown of a `comparison.json` that `compare.py --variants` wrote, with what each variant changes."""
+    changes = yaml.safe_load(variants.read_text(encoding="utf-8"))
+    lines = ["| variant | row | changed | seeds | S-mIoU | U-mIoU | hIoU |", "|---" * 7 + "|"]
+    for name, runs in json.loads(comparison.read_text(encoding="utf-8"))["rows"].items():
+        row, *keys = changes[name]
+        cells = [_range(run[column] for run in runs.values()) for column in ("S-mIoU", "U-mIoU", "hIoU")]
+        changed = ", ".join(f"`{key}`" for key in keys) or "–"
+        lines.append(f"| {name} | {title_of(row)} | {changed} | {len(runs)} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
@@ -139,6 +152,9 @@ def main(argv: list[str] | None = None) -> int:
     for folder in sorted({path.parent for path in CARDS.glob("*/*_seed*.json")}):
         text = with_block(text, folder.name, study_table(folder))
         draw_figures(folder)
+    for comparison in sorted(CARDS.glob("*/ablations.json")):
+        variants = REPOSITORY / "scripts" / "ablations" / f"{comparison.parent.name}.yaml"
+        text = with_block(text, f"{comparison.parent.name} ablations", ablation_table(comparison, variants))
     study.write_text(text, encoding="utf-8")
     return 0
 

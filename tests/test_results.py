@@ -39,6 +39,27 @@ def test_a_benchmark_s_table_has_both_protocols_and_what_training_took(load_scri
     assert cells[10:] == ["0.125", "1.0 (0.5–1.5)", "2.0"]
 
 
+@pytest.mark.parametrize("path", sorted(CARDS.glob("*/ablations.json")), ids=lambda path: path.parent.name)
+def test_the_ablations_are_those_of_the_variants(path, load_script):
+    variants = REPOSITORY / "scripts" / "ablations" / f"{path.parent.name}.yaml"
+    table = block(CARDS / "README.md", f"{path.parent.name} ablations")
+    assert table == load_script("results_table").ablation_table(path, variants)
+    names = [line.strip("| ").split(" | ")[0] for line in table.splitlines()[2:]]
+    assert set(names) <= set(load_script("compare").read_variants(variants))
+
+
+def test_a_variant_s_line_says_what_was_changed_and_the_range_over_seeds(load_script, tmp_path):
+    runs = {"10": {"S-mIoU": 0.5, "U-mIoU": 0.25, "hIoU": 0.375}, "11": {"S-mIoU": 0.5, "U-mIoU": 0.5, "hIoU": 0.5}}
+    (tmp_path / "ablations.json").write_text(json.dumps({"benchmark": "scenes", "rows": {"noise": runs}}))
+    (tmp_path / "variants.yaml").write_text("noise: [cagnet_pi, generator_latent=noise]")
+    script = load_script("results_table")
+    _, _, line = script.ablation_table(tmp_path / "ablations.json", tmp_path / "variants.yaml").splitlines()
+    assert line == (
+        "| noise | CaGNet(pi) | `generator_latent=noise` | 2 | 0.500 (0.500–0.500) | 0.375 (0.250–0.500) | "
+        "0.438 (0.375–0.500) |"
+    )
+
+
 def test_the_cards_are_made_from_metrics_and_recipes(load_script):
     cards = load_script("results_table").cards_of_runs(CARDS)
 

@@ -186,25 +186,35 @@ def patches_of(
     folder: Path,
 ) -> torch.Tensor:
     """The bank of category patches `(M, k, k)` in `folder`, made from the label maps of `dataset` if need be."""
-    config = model.config
     bank, _report = open_patch_bank(
         folder,
-        _LabelMapsAtFeatureStride(dataset, benchmark.label_map, recipe, config.output_stride),
-        PatchPixelCNNConfig(
-            patch_size=config.patch_size,
-            num_classes=config.num_labels,
-            unseen_ids=list(config.unseen_ids),
-            embedding_size=config.embedding_size,
-        ),
+        LabelMapsAtFeatureStride(dataset, benchmark.label_map, recipe, model.config.output_stride),
+        pixel_cnn_config(model.config),
         model.class_embeddings,
-        PatchFit(**recipe.patches.model_dump(exclude={"pure_per_sampled"}), seed=recipe.seed),
+        patch_fit(recipe),
         device=model.device,
         progress=True,
     )
     return bank
 
 
-class _LabelMapsAtFeatureStride:
+def pixel_cnn_config(config: CaGNetConfig, **fields) -> PatchPixelCNNConfig:
+    """The PixelCNN for the patches of a model, of its classes and patch size."""
+    return PatchPixelCNNConfig(
+        patch_size=config.patch_size,
+        num_classes=config.num_labels,
+        unseen_ids=list(config.unseen_ids),
+        embedding_size=config.embedding_size,
+        **fields,
+    )
+
+
+def patch_fit(recipe: Recipe) -> PatchFit:
+    """How the recipe fits that PixelCNN."""
+    return PatchFit(**recipe.patches.model_dump(exclude={"pure_per_sampled"}), seed=recipe.seed)
+
+
+class LabelMapsAtFeatureStride:
     """Training label maps `(h, w)` as coarse as the feature map, in random order; no image is decoded.
 
     Unseen classes are hidden, even from the upper bound: patches are sampled for them.
