@@ -46,7 +46,9 @@ def kl_to_standard_normal(mean, log_variance, mask):
         mean, log_variance: `(B, D, h, w)`.
         mask: `(B, h, w)` bool, True where labelled; the loss is 0 when nothing is.
     """
-    divergence = -0.5 * (1 + log_variance - mean.square() - log_variance.exp()).mean(dim=1)
+    precision = torch.promote_types(mean.dtype, torch.float32)  # near a standard normal halves leave nothing
+    mean, log_variance = mean.to(precision), log_variance.to(precision)
+    divergence = 0.5 * (mean.square() + log_variance.expm1() - log_variance).mean(dim=1)
     return (divergence * mask).sum() / mask.sum().clamp_min(1)
 
 

@@ -297,6 +297,20 @@ def test_kl_is_the_mean_divergence_of_labelled_pixels():
     assert kl_to_standard_normal(mean, log_variance, mask).item() == pytest.approx(expected, rel=1e-5)
 
 
+def test_kl_is_found_in_single_precision():
+    """Near a standard normal 1 + log σ² − σ² leaves nothing of half precision."""
+    generator = torch.Generator().manual_seed(0)
+    mean, log_variance = (1e-3 * torch.randn(2, 2, 5, 3, 4, generator=generator)).bfloat16().requires_grad_().unbind()
+    mask = torch.ones(2, 3, 4, dtype=torch.bool)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = kl_to_standard_normal(mean, log_variance, mask)
+    expected = kl_to_standard_normal(mean.double(), log_variance.double(), mask)
+    assert loss.item() == pytest.approx(expected.item(), rel=0.1)
+    (gradient,) = torch.autograd.grad(loss, log_variance)
+    (exact,) = torch.autograd.grad(expected, log_variance)
+    torch.testing.assert_close(gradient, exact, rtol=0.05, atol=1e-7)
+
+
 def test_kl_without_labelled_pixels_is_zero_and_keeps_its_graph():
     mean = torch.randn(1, 5, 3, 4, requires_grad=True)
     loss = kl_to_standard_normal(mean, torch.zeros(1, 5, 3, 4), torch.zeros(1, 3, 4, dtype=torch.bool))
@@ -306,6 +320,13 @@ def test_kl_without_labelled_pixels_is_zero_and_keeps_its_graph():
 
 
 # Classification
+
+
+def test_cross_entropy_is_summed_in_single_precision():
+    logits, labels = torch.randn(4, 20, 30, 30).bfloat16(), torch.randint(20, (4, 30, 30))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = mean_cross_entropy(logits, labels)
+    assert loss.item() == pytest.approx(mean_cross_entropy(logits.double(), labels).item(), rel=1e-5)
 
 
 def test_cross_entropy_is_the_reference_s(reference):
