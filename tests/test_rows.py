@@ -181,6 +181,24 @@ def test_finished_rows_are_not_trained_again(folder, tiny_dataset, monkeypatch):
     assert list(results) == ROWS
 
 
+def test_every_stage_is_scored_once_whoever_goes_on_from_it(tiny_dataset, tmp_path, monkeypatch):
+    scored, score_model = [], comparison.Trainer._score
+    monkeypatch.setattr(
+        comparison.Trainer,
+        "_score",
+        lambda trainer, model: scored.append(trainer.output_dir.name) or score_model(trainer, model),
+    )
+    recipes = {row: short_recipe(row, tiny_dataset) for row in ("spnet", "spnet_c", "cagnet_pi", "cagnet_pi_st")}
+    results = run_rows(recipes, tmp_path)
+    # A calibration changes scores, so the stage that was trained without one is scored with it.
+    assert scored == ["spnet", "spnet_c", *["cagnet_pi"] * 2, *["cagnet_pi_st"] * 2]
+    assert results["cagnet_pi_st"]["stages"][:2] == results["cagnet_pi"]["stages"]
+    model, processor = load_model(tmp_path / "spnet_c" / "model")
+    scores = score(model, processor, open_dataset(str(tiny_dataset), "test"), progress=False)
+    assert {key: results["spnet_c"][key] for key in scores} == scores
+    assert [stage["metrics"]["hIoU"] for stage in results["spnet_c"]["stages"]] == [scores["hIoU"]]
+
+
 def test_a_changed_recipe_is_refused_with_its_key(folder, tiny_dataset):
     with pytest.raises(ValueError, match=r"the recipe changed in stages\.pretrain\.network\.lr"):
         run_rows({"spnet": short_recipe("spnet", tiny_dataset, "stages.pretrain.network.lr=1")}, folder)
@@ -295,9 +313,7 @@ def test_variants_that_cannot_be_read_are_refused(text, reason, load_script, tmp
     assert reason in capsys.readouterr().err
 
 
-def test_a_pixel_cnn_that_was_shown_the_answer_knows_less_without_it(
-    tiny_dataset, tmp_path, load_script, monkeypatch
-):
+def test_a_pixel_cnn_that_was_shown_the_answer_knows_less_without_it(tiny_dataset, tmp_path, load_script, monkeypatch):
     generator = torch.Generator().manual_seed(0)
     classes = torch.randint(12, (1200, 2, 1, 1), generator=generator)  # the upper rows' class and the last one's
     rows = torch.where(torch.arange(3)[:, None] < 2, classes[:, :1], classes[:, 1:])  # (1200, 1, 3, 1)

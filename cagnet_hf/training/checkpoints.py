@@ -9,7 +9,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from ..files import sha256
+from ..files import sha256, write_text_whole
 
 STATE_FILE = "trainer_state.json"
 _NAME = re.compile(r"step-(\d+)-(\d+)")
@@ -61,6 +61,21 @@ def save_checkpoint(folder: Path, accelerator, state: RunState, keep: int) -> Pa
         ) from error
     accelerator.wait_for_everyone()
     return target
+
+
+def record_scores(folder: Path, state: RunState) -> None:
+    """Note in the checkpoint at the end of a stage, if there is one, how the stage scored."""
+    checkpoint = folder / f"step-{state.stage:02d}-{state.iteration:08d}"
+    if checkpoint.is_dir():
+        written = json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8"))
+        write_text_whole(checkpoint / STATE_FILE, json.dumps(written | {"stages": state.stages}))
+
+
+def forget_scores(checkpoint: Path) -> None:
+    """Let who goes on from the checkpoint at the end of a stage score that stage again."""
+    written = json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8"))
+    scores = {"stages": written["stages"][: written["stage"]]}
+    write_text_whole(checkpoint / STATE_FILE, json.dumps(written | scores))
 
 
 def checkpoints(folder: Path) -> list[Path]:

@@ -12,7 +12,7 @@ import yaml
 from accelerate import Accelerator
 
 from ..files import write_text_whole, write_whole
-from .checkpoints import checkpoints
+from .checkpoints import checkpoints, forget_scores
 from .loop import PATCHES, RECIPE_FILE, Trainer
 from .recipe import Recipe, changed_keys
 from .report import write_report
@@ -90,7 +90,9 @@ def run_rows(recipes: dict[str, Recipe], folder: Path) -> dict[str, dict]:
                 if continues(recipe, recipes[done]) and checkpoints(folder / done / "checkpoints")
             ]
             if shorter:
-                _start_from(folder / max(shorter, key=lambda done: len(recipes[done].stages)), output, recipe)
+                start = max(shorter, key=lambda done: len(recipes[done].stages))
+                calibrated = recipe.model.get("calibration") != recipes[start].model.get("calibration")
+                _start_from(folder / start, output, recipe, rescored=calibrated)
         accelerator.wait_for_everyone()
         trainer = Trainer(recipe, output, resume=True)
         if not (output / "metrics.json").is_file():
@@ -111,12 +113,14 @@ def _starts_to_run(recipes: dict[str, Recipe], folder: Path) -> dict[str, Recipe
     return {name: start for name, start in starts.items() if rows[name] > (0 if started[name] else 1)}
 
 
-def _start_from(finished: Path, output: Path, recipe: Recipe) -> None:
-    """Make `output` a run of `recipe` that was interrupted where `finished` ends."""
+def _start_from(finished: Path, output: Path, recipe: Recipe, *, rescored: bool = False) -> None:
+    """Make `output` a run of `recipe` that was interrupted where `finished` ends, and perhaps not yet scored there."""
     last = checkpoints(finished / "checkpoints")[-1]
 
     def write(aside: Path) -> None:
         shutil.copytree(last, aside / "checkpoints" / last.name)
+        if rescored:
+            forget_scores(aside / "checkpoints" / last.name)
         if (finished / PATCHES).is_dir():
             shutil.copytree(finished / PATCHES, aside / PATCHES)
         text = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)

@@ -21,7 +21,7 @@ from ..evaluation.scoring import score
 from ..files import write_text_whole
 from ..modeling_cagnet import freeze_batch_norm
 from ..peak_memory import forget_peak_memory, peak_memory
-from .checkpoints import RunState, checkpoints, load_run_state, save_checkpoint
+from .checkpoints import RunState, checkpoints, load_run_state, record_scores, save_checkpoint
 from .interruption import Stopped, StopSignal
 from .measurements import Measurements, NotFinite, gradient_norms, total_norm
 from .optimizers import PARTS, build_optimizers, set_learning_rates
@@ -118,7 +118,7 @@ class Trainer:
                 )
             stages = list(self.recipe.stages.items())
             try:
-                # Stages finished before the interruption are skipped; the last is at least scored again.
+                # Stages before the one that was interrupted are skipped; a finished last one hands over its model.
                 for index in range(min(self.state.stage, len(stages) - 1), len(stages)):
                     self._run_stage(index, *stages[index])
             except RuntimeError:
@@ -155,6 +155,8 @@ class Trainer:
                 self.checkpoint = None
             forget_peak_memory(accelerator.device)
             self._train(name, stage, model, optimizers, batches, label_maps)
+        if len(state.stages) > index:  # scored before the interruption
+            return
         metrics = self._score(model)
         self._show(name, metrics)
         before = state.stages[:index]
@@ -162,6 +164,8 @@ class Trainer:
         facts = {"name": name, "iterations": stage.iterations, "seconds": seconds}
         facts["peak_memory_mib"] = state.peak_memory_mib
         state.stages = [*before, facts | {"metrics": metrics}]
+        if accelerator.is_main_process:
+            record_scores(self.output_dir / "checkpoints", state)
 
     def _train(self, name: str, stage: StageRecipe, model, optimizers, batches, label_maps: LabelMapSource) -> None:
         """The iterations of a stage that are left."""
