@@ -64,7 +64,8 @@ def main(argv: list[str] | None = None) -> int:
             raise ValueError(f"no benchmark {args.benchmark!r}{hint}; known: {', '.join(benchmarks)}")
         if args.rows and args.variants:
             raise ValueError("--rows and --variants exclude each other: leave out one")
-        variants = read_variants(args.variants) if args.variants else {row: [row] for row in args.rows or known}
+        given = read_variants(args.variants) if args.variants else None
+        variants = given or {row: [row] for row in args.rows or known}
         for row, *_ in variants.values():
             if row not in known:
                 hint = did_you_mean(row, known)
@@ -81,7 +82,7 @@ def main(argv: list[str] | None = None) -> int:
         runs = {seed: run_rows(recipes[seed], args.output_dir / f"seed_{seed}") for seed in args.seeds}
         if PartialState().is_main_process:
             first = next(iter(recipes[args.seeds[0]].values()))
-            print(write_comparison(args.benchmark, runs, args.output_dir, published_rows(first)), end="")
+            print(write_comparison(args.benchmark, runs, args.output_dir, published_rows(first), given), end="")
             seen_unseen_scatter(points(runs.values()), args.output_dir / "comparison.png", title=args.benchmark)
         PartialState().destroy_process_group()
 

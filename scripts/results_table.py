@@ -83,12 +83,12 @@ def study_table(folder: Path) -> str:
     return "\n".join(lines) + "\n"
 
 
-def ablation_table(comparison: Path, variants: Path) -> str:
+def ablation_table(comparison: Path) -> str:
     """Markdown of a `comparison.json` that `compare.py --variants` wrote, with what each variant changes."""
-    changes = yaml.safe_load(variants.read_text(encoding="utf-8"))
+    compared = json.loads(comparison.read_text(encoding="utf-8"))
     lines = ["| variant | row | changed | seeds | S-mIoU | U-mIoU | hIoU |", "|---" * 7 + "|"]
-    for name, runs in json.loads(comparison.read_text(encoding="utf-8"))["rows"].items():
-        row, *keys = changes[name]
+    for name, runs in compared["rows"].items():
+        row, *keys = compared["variants"][name]
         cells = [_range(run[column] for run in runs.values()) for column in ("S-mIoU", "U-mIoU", "hIoU")]
         changed = ", ".join(f"`{key}`" for key in keys) or "–"
         lines.append(f"| {name} | {title_of(row)} | {changed} | {len(runs)} | {' | '.join(cells)} |")
@@ -144,18 +144,18 @@ def cards_of_runs(folder: Path) -> dict[Path, str]:
 
 def main(argv: list[str] | None = None) -> int:
     build_parser().parse_args(argv)
-    for path, card in cards_of_runs(CARDS).items():
-        path.write_text(card, encoding="utf-8")
-    readme, study = REPOSITORY / "README.md", CARDS / "README.md"
-    readme.write_text(with_block(readme.read_text("utf-8"), "results", results_table(CARDS)), encoding="utf-8")
+    cards, readme, study = cards_of_runs(CARDS), REPOSITORY / "README.md", CARDS / "README.md"
+    overview = with_block(readme.read_text("utf-8"), "results", results_table(CARDS))
     text = study.read_text("utf-8")
-    for folder in sorted({path.parent for path in CARDS.glob("*/*_seed*.json")}):
+    folders = sorted({path.parent for path in CARDS.glob("*/*_seed*.json")})
+    for folder in folders:
         text = with_block(text, folder.name, study_table(folder))
-        draw_figures(folder)
     for comparison in sorted(CARDS.glob("*/ablations.json")):
-        variants = REPOSITORY / "scripts" / "ablations" / f"{comparison.parent.name}.yaml"
-        text = with_block(text, f"{comparison.parent.name} ablations", ablation_table(comparison, variants))
-    study.write_text(text, encoding="utf-8")
+        text = with_block(text, f"{comparison.parent.name} ablations", ablation_table(comparison))
+    for path, content in {**cards, readme: overview, study: text}.items():
+        path.write_text(content, encoding="utf-8")
+    for folder in folders:
+        draw_figures(folder)
     return 0
 
 

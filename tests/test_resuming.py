@@ -19,6 +19,8 @@ from trained import FINETUNE, PRETRAIN, arguments, assert_equal_runs
 from cagnet_hf.data.sources import open_dataset
 from cagnet_hf.evaluation.scoring import score
 from cagnet_hf.prediction import load_model
+from cagnet_hf.training.checkpoints import forget_scores
+from cagnet_hf.training.loop import Trainer
 
 SCRIPT = str(REPOSITORY / "scripts" / "train.py")
 PATIENCE = 120  # seconds
@@ -80,6 +82,8 @@ def interrupted(trained_run, tmp_path):
         for folder in (tmp_path / "run" / "checkpoints").iterdir():
             if folder.name not in names:
                 shutil.rmtree(folder)
+            else:
+                forget_scores(folder)
         return tmp_path / "run"
 
     return copy
@@ -89,6 +93,27 @@ def interrupted(trained_run, tmp_path):
 def test_every_checkpoint_leads_to_the_same_numbers(newest, interrupted, trained_run, resume):
     output = interrupted(newest)
     assert resume(output) == 0
+    assert_equal_runs(output, trained_run)
+
+
+@pytest.mark.parametrize(
+    ("newest", "scored"), [(LAST_OF_STAGE[0], ["finetune"]), (LAST_OF_STAGE[1], [])], ids=["pretrain", "finetune"]
+)
+def test_what_was_scored_before_the_interruption_is_not_scored_again(
+    newest, scored, trained_run, tmp_path, resume, monkeypatch
+):
+    output, names, score_model = tmp_path / "run", [], Trainer._score
+    shutil.copytree(trained_run, output)
+    (output / "metrics.json").unlink()
+    for folder in (output / "checkpoints").iterdir():
+        if folder.name != newest:
+            shutil.rmtree(folder)
+    stages = ["pretrain", "finetune"]
+    monkeypatch.setattr(
+        Trainer, "_score", lambda run, model: names.append(stages[run.state.stage]) or score_model(run, model)
+    )
+    assert resume(output) == 0
+    assert names == scored
     assert_equal_runs(output, trained_run)
 
 

@@ -283,6 +283,15 @@ def test_a_shared_start_serves_a_row_that_is_added_later(folder, tiny_dataset, t
     assert trained == [("pretrain", 0), ("fit", ITERATIONS)]
 
 
+def test_where_an_earlier_stage_was_scored_with_another_calibration_nothing_is_continued():
+    calibrated = ["model.calibration=0.5"]
+    plain, other = load_recipe("scenes/cagnet_pi"), load_recipe("scenes/cagnet_pi", calibrated)
+    assert not continues(other, plain)
+    assert continues(other, load_recipe("scenes/cagnet_pi", ["until=pretrain"]))
+    later = load_recipe("scenes/cagnet_pi", [*calibrated, "stages.pretrain.model.calibration=0"])
+    assert continues(later, load_recipe("scenes/cagnet_pi", ["until=pretrain", "stages.pretrain.model.calibration=0"]))
+
+
 def test_another_seed_continues_nothing():
     assert not continues(load_recipe("scenes/cagnet_pi_st", ["seed=1"]), load_recipe("scenes/cagnet_pi"))
 

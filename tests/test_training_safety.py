@@ -23,7 +23,7 @@ from trained import PRETRAIN, arguments, assert_equal_runs
 
 from cagnet_hf.data.scenes import scenes_dataset
 from cagnet_hf.training import loop
-from cagnet_hf.training.checkpoints import checkpoints
+from cagnet_hf.training.checkpoints import RunState, checkpoints, record_scores
 from cagnet_hf.training.measurements import Measurements, NotFinite, total_norm
 from cagnet_hf.training.record import dataset_fingerprint, git_commit
 
@@ -237,6 +237,28 @@ def test_a_damaged_checkpoint_is_refused_with_the_way_out(name, train, interrupt
     assert (code, len(errors)) == (2, 1)
     assert f"{newest}: damaged (" in errors[0]
     assert errors[0].endswith("delete it to go on from the one before")
+
+
+def test_a_changed_number_in_a_checkpoint_s_state_is_damage(train, interrupted):
+    newest = checkpoints(interrupted / "checkpoints")[-1]
+    state = json.loads((newest / "trainer_state.json").read_text())
+    (newest / "trainer_state.json").write_text(json.dumps(state | {"seconds": state["seconds"] + 1}))
+    code, _, errors = train(interrupted, resume=True)
+    assert (code, len(errors)) == (2, 1)
+    assert "trainer_state.json is not what was written" in errors[0]
+
+
+def test_a_score_that_cannot_be_noted_is_a_warning(tmp_path, monkeypatch):
+    state = RunState(stages=[{"name": "pretrain"}])
+    (tmp_path / "step-00-00000000").mkdir()
+    (tmp_path / "step-00-00000000" / "trainer_state.json").write_text('{"sha256": {}}')
+
+    def full(*_):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr("cagnet_hf.training.checkpoints.write_text_whole", full)
+    with pytest.warns(UserWarning, match="could not be noted .No space left on device.; resumed, it is found again"):
+        record_scores(tmp_path, state)
 
 
 def test_a_missing_file_of_a_checkpoint_is_refused(train, interrupted):

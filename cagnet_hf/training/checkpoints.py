@@ -1,9 +1,11 @@
 """Checkpoints that are whole or absent, and where a run stands."""
 
+import hashlib
 import json
 import os
 import re
 import shutil
+import warnings
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -33,7 +35,7 @@ def save_checkpoint(folder: Path, accelerator, state: RunState, keep: int) -> Pa
     Raises:
         OSError: It could not be written, as on a full disk. Those there were are left alone.
     """
-    target = folder / f"step-{state.stage:02d}-{state.iteration:08d}"
+    target = _checkpoint_of(folder, state)
     aside = target.with_name(f".{target.name}.partial")
     if accelerator.is_main_process:
         for leftover in folder.glob(".step-*"):  # of a killed run
@@ -44,8 +46,7 @@ def save_checkpoint(folder: Path, accelerator, state: RunState, keep: int) -> Pa
         accelerator.save_state(str(aside))
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
-            digests = {path.name: sha256(path) for path in sorted(aside.iterdir())}
-            (aside / STATE_FILE).write_text(json.dumps(asdict(state) | {"sha256": digests}), encoding="utf-8")
+            _write_state(aside, state, {path.name: sha256(path) for path in sorted(aside.iterdir())})
             if target.exists():
                 _remove(target)
             os.replace(aside, target)
@@ -65,17 +66,38 @@ def save_checkpoint(folder: Path, accelerator, state: RunState, keep: int) -> Pa
 
 def record_scores(folder: Path, state: RunState) -> None:
     """Note in the checkpoint at the end of a stage, if there is one, how the stage scored."""
-    checkpoint = folder / f"step-{state.stage:02d}-{state.iteration:08d}"
+    checkpoint = _checkpoint_of(folder, state)
     if checkpoint.is_dir():
-        written = json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8"))
-        write_text_whole(checkpoint / STATE_FILE, json.dumps(written | {"stages": state.stages}))
+        try:
+            _write_state(checkpoint, state, _digests(checkpoint))
+        except OSError as error:  # nothing is lost but the time of scoring
+            warnings.warn(f"{checkpoint}: the score could not be noted ({error}); resumed, it is found again")
 
 
 def forget_scores(checkpoint: Path) -> None:
     """Let who goes on from the checkpoint at the end of a stage score that stage again."""
-    written = json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8"))
-    scores = {"stages": written["stages"][: written["stage"]]}
-    write_text_whole(checkpoint / STATE_FILE, json.dumps(written | scores))
+    state = load_run_state(checkpoint)
+    state.stages = state.stages[: state.stage]
+    _write_state(checkpoint, state, _digests(checkpoint))
+
+
+def _checkpoint_of(folder: Path, state: RunState) -> Path:
+    return folder / f"step-{state.stage:02d}-{state.iteration:08d}"
+
+
+def _write_state(checkpoint: Path, state: RunState, digests: dict[str, str]) -> None:
+    """Write the state beside the files that `digests` knows, with its own digest among theirs."""
+    fields = asdict(state)
+    written = fields | {"sha256": digests | {STATE_FILE: _digest(fields)}}
+    write_text_whole(checkpoint / STATE_FILE, json.dumps(written))
+
+
+def _digests(checkpoint: Path) -> dict[str, str]:
+    return json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8"))["sha256"]
+
+
+def _digest(fields: dict) -> str:
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -93,11 +115,12 @@ def load_run_state(checkpoint: Path) -> RunState:
     """
     try:
         state = json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8"))
-        for name, digest in state.pop("sha256", {}).items():
-            if sha256(checkpoint / name) != digest:
+        digests = state.pop("sha256")
+        for name, digest in digests.items():
+            if digest != (_digest(state) if name == STATE_FILE else sha256(checkpoint / name)):
                 raise ValueError(f"{name} is not what was written")
         return RunState(**state)
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{checkpoint}: damaged ({error}); delete it to go on from the one before") from None
 
 

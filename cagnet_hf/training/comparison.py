@@ -41,13 +41,19 @@ def published_results() -> dict[str, dict[str, dict[str, float]]]:
 def continues(recipe: Recipe, other: Recipe) -> bool:
     """Whether a run of `recipe` starts with all of a run of `other`: its stages first, and nothing else different.
 
-    A calibration acts at test time alone, so it makes no difference.
+    A calibration acts at test time alone, so it makes no difference where only the last of these stages, which can be
+    scored again, has another.
     """
     names, other_names = list(recipe.stages), list(other.stages)
     if names[: len(other_names)] != other_names:
         return False
     changed = changed_keys(other, recipe.first_stages(other_names))
-    return set(changed) <= {"method", "model.calibration"}
+    before = other_names[:-1]
+    return set(changed) <= {"method", "model.calibration"} and _gammas(recipe, before) == _gammas(other, before)
+
+
+def _gammas(recipe: Recipe, stages: Iterable[str]) -> list[float]:
+    return [recipe.model_of(stage).get("calibration") or 0.0 for stage in stages]
 
 
 def common_starts(recipes: Iterable[Recipe]) -> dict[str, Recipe]:
@@ -91,8 +97,9 @@ def run_rows(recipes: dict[str, Recipe], folder: Path) -> dict[str, dict]:
             ]
             if shorter:
                 start = max(shorter, key=lambda done: len(recipes[done].stages))
-                calibrated = recipe.model.get("calibration") != recipes[start].model.get("calibration")
-                _start_from(folder / start, output, recipe, rescored=calibrated)
+                last = list(recipes[start].stages)[-1:]
+                other_gamma = _gammas(recipe, last) != _gammas(recipes[start], last)
+                _start_from(folder / start, output, recipe, score_again=other_gamma)
         accelerator.wait_for_everyone()
         trainer = Trainer(recipe, output, resume=True)
         if not (output / "metrics.json").is_file():
@@ -113,13 +120,13 @@ def _starts_to_run(recipes: dict[str, Recipe], folder: Path) -> dict[str, Recipe
     return {name: start for name, start in starts.items() if rows[name] > (0 if started[name] else 1)}
 
 
-def _start_from(finished: Path, output: Path, recipe: Recipe, *, rescored: bool = False) -> None:
-    """Make `output` a run of `recipe` that was interrupted where `finished` ends, and perhaps not yet scored there."""
+def _start_from(finished: Path, output: Path, recipe: Recipe, *, score_again: bool = False) -> None:
+    """Make `output` a run of `recipe` that was interrupted where `finished` ends, before or after it was scored."""
     last = checkpoints(finished / "checkpoints")[-1]
 
     def write(aside: Path) -> None:
         shutil.copytree(last, aside / "checkpoints" / last.name)
-        if rescored:
+        if score_again:
             forget_scores(aside / "checkpoints" / last.name)
         if (finished / PATCHES).is_dir():
             shutil.copytree(finished / PATCHES, aside / PATCHES)
@@ -136,16 +143,22 @@ def published_rows(recipe: Recipe) -> dict[str, dict[str, float]]:
 
 
 def write_comparison(
-    benchmark: str, runs: dict[int, dict[str, dict]], folder: Path, published: dict[str, dict[str, float]]
+    benchmark: str,
+    runs: dict[int, dict[str, dict]],
+    folder: Path,
+    published: dict[str, dict[str, float]],
+    variants: dict[str, list[str]] | None = None,
 ) -> str:
     """Write `comparison.json` and `comparison.md`; returns the table.
 
     Args:
         runs: seed -> row -> metrics.
         published: From `published_rows`.
+        variants: Where changed rows are compared: name -> row and the keys that were changed.
     """
     rows = {row: {str(seed): _summary(run[row]) for seed, run in runs.items()} for row in next(iter(runs.values()))}
-    write_text_whole(folder / "comparison.json", json.dumps({"benchmark": benchmark, "rows": rows}, indent=1) + "\n")
+    compared = {"benchmark": benchmark} | ({"variants": variants} if variants else {}) | {"rows": rows}
+    write_text_whole(folder / "comparison.json", json.dumps(compared, indent=1) + "\n")
     table = comparison_table(benchmark, rows, published)
     write_text_whole(folder / "comparison.md", table)
     return table

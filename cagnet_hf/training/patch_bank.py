@@ -43,6 +43,9 @@ class PatchFit:
     bank_size: int = 4096
     seed: int = 0
 
+    def num_held_out(self, num_patches: int) -> int:
+        return round(self.held_out * num_patches)
+
 
 def fit_pixel_cnn(
     patches: torch.Tensor,
@@ -67,7 +70,7 @@ def fit_pixel_cnn(
         ValueError: Too few patches to hold some out; a label that is unseen or no class; embeddings of another shape.
     """
     _check(patches, config, class_embeddings)
-    num_held_out = round(fit.held_out * len(patches))
+    num_held_out = fit.num_held_out(len(patches))
     if not 0 < num_held_out < len(patches):
         raise ValueError(
             f"{len(patches)} patches with held_out={fit.held_out} leave {num_held_out} to choose the epoch on: "

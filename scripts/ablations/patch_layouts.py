@@ -32,7 +32,9 @@ def main(argv: list[str] | None = None) -> int:
     def compare():
         report = compare_layouts(load_recipe(args.recipe, args.overrides))
         args.output.parent.mkdir(parents=True, exist_ok=True)
-        write_text_whole(args.output, json.dumps({"recipe": args.recipe} | report, indent=1) + "\n")
+        write_text_whole(
+            args.output, json.dumps({"recipe": args.recipe, "overrides": args.overrides} | report, indent=1) + "\n"
+        )
         print(json.dumps(report, indent=1))
 
     return run(compare)
@@ -59,7 +61,7 @@ def compare_layouts(recipe) -> dict:
     label_maps = LabelMapsAtFeatureStride(dataset, benchmark.label_map, recipe, model.config.output_stride)
     patches = collect_patches(label_maps, model.config.patch_size, fit.max_patches)
     inputs, labels = fill_ignored(patches)
-    held_out = slice(len(patches) - round(fit.held_out * len(patches)), None)
+    held_out = slice(-fit.num_held_out(len(patches)), None)
     report = {"patches": len(patches), "several_classes": _several_classes(inputs)}
     for condition in ("first", "patch"):
         config = pixel_cnn_config(model.config, condition=condition)
