@@ -71,7 +71,8 @@ def record_scores(folder: Path, state: RunState) -> None:
         try:
             _write_state(checkpoint, state, _digests(checkpoint))
         except OSError as error:  # nothing is lost but the time of scoring
-            warnings.warn(f"{checkpoint}: the score could not be noted ({error}); resumed, it is found again")
+            message = f"{checkpoint}: the score could not be noted ({error}); resumed, it is found again"
+            warnings.warn(message, stacklevel=2)
 
 
 def forget_scores(checkpoint: Path) -> None:
