@@ -129,11 +129,14 @@ class _SquaredMMD(torch.autograd.Function):
                 x, a = _rows_and_shares(synthetic, made_rows, precision)
                 y, b = _rows_and_shares(real, real_rows, precision)
                 both, signed, weights = torch.cat([x, y], 1), torch.cat([a, -b], 1), torch.cat([a, -2 * b], 1)
-                kernel, slope = _kernel_and_slope(_squared_distances(x, both), bandwidths)
-                real_kernel = sum(part for _, part in _kernels(_squared_distances(y, y), bandwidths))
+                norms = both.square().sum(-1)
+                kernel, slope = _kernel_and_slope(_squared_distances(x, both, norms[:, :m], norms), bandwidths)
+                real_distances = _squared_distances(y, y, norms[:, m:], norms[:, m:])
+                real_kernel = sum(part for _, part in _kernels(real_distances, bandwidths))
                 values.append((a * (kernel @ weights)).sum((1, 2)) + (b * (real_kernel @ b)).sum((1, 2)))
-                slope *= signed.mT
-                gradients.append(4 * a * (slope.sum(2, keepdim=True) * x - slope @ both))
+                # a_i is one number in all slots but the empty ones, whose gradient goes nowhere.
+                slope *= (4 * a.amax(1, keepdim=True) * signed).mT
+                gradients.append(torch.baddbmm(x.mul_(slope.sum(2, keepdim=True)), slope, both, alpha=-1))
         ctx.save_for_backward(torch.cat(gradients), synthetic_index)
         ctx.num_rows = len(synthetic)
         return torch.cat(values)
@@ -150,13 +153,13 @@ def _rows_and_shares(features, index, precision):
     """Rows `(C, m, D)` of features `(P, D)` and the share of each in its group, `(C, m, 1)`: 0 where there is none."""
     used = index < len(features)
     share = used.to(precision) / used.sum(1, keepdim=True).clamp_min(1)
-    return features[index.clamp(max=len(features) - 1)].to(precision), share[:, :, None]
+    rows = features.index_select(0, index.clamp(max=len(features) - 1).flatten())
+    return rows.view(*index.shape, features.shape[1]).to(precision), share[:, :, None]
 
 
-def _squared_distances(a, b):
-    """‖a_i − b_j‖² of `(C, M, D)` and `(C, N, D)` -> `(C, M, N)`."""
-    norms = a.square().sum(-1)[:, :, None] + b.square().sum(-1)[:, None]
-    return torch.baddbmm(norms, a, b.mT, alpha=-2).clamp_(min=0)
+def _squared_distances(a, b, a_norms, b_norms):
+    """‖a_i − b_j‖² of `(C, M, D)` and `(C, N, D)`, with their squared norms `(C, M)`, `(C, N)` -> `(C, M, N)`."""
+    return torch.baddbmm(a_norms[:, :, None] + b_norms[:, None], a, b.mT, alpha=-2).clamp_(min=0)
 
 
 def _kernel_and_slope(distances, bandwidths):
