@@ -11,7 +11,7 @@ from torch import nn
 from .configuration_cagnet import plain_name
 from .gaussian_cagnet import GaussianGenerator
 
-# Of the variance of the new logits; chosen on held-out classes (model_cards/README.md).
+# Of the variance of the new logits; chosen on held-out classes (model_cards/new_classes.md).
 VARIANCE_PENALTY = 0.001
 _MOST_DATASET_IDS = 255  # stored masks are bytes; 255 is no class
 
