@@ -84,15 +84,30 @@ def study_table(folder: Path) -> str:
 
 
 def ablation_table(comparison: Path) -> str:
-    """Markdown of a `comparison.json` that `compare.py --variants` wrote, with what each variant changes."""
+    """Markdown of a `comparison.json` that `compare.py --variants` wrote, with what each variant changes and does.
+
+    Seeds differ more than variants do, so the last column pairs them: hIoU less that of the first variant, mean and
+    seed by seed.
+    """
     compared = json.loads(comparison.read_text(encoding="utf-8"))
-    lines = ["| variant | row | changed | seeds | S-mIoU | U-mIoU | hIoU |", "|---" * 7 + "|"]
+    first = next(iter(compared["rows"]))
+    head = ["variant", "row", "changed", "seeds", "S-mIoU", "U-mIoU", "hIoU", f"hIoU − that of `{first}`"]
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for name, runs in compared["rows"].items():
         row, *keys = compared["variants"][name]
-        cells = [_range(run[column] for run in runs.values()) for column in ("S-mIoU", "U-mIoU", "hIoU")]
         changed = ", ".join(f"`{key}`" for key in keys) or "–"
-        lines.append(f"| {name} | {title_of(row)} | {changed} | {len(runs)} | {' | '.join(cells)} |")
+        cells = [name, title_of(row), changed, str(len(runs))]
+        cells += [_range(run[column] for run in runs.values()) for column in ("S-mIoU", "U-mIoU", "hIoU")]
+        differences = [run["hIoU"] - compared["rows"][first][seed]["hIoU"] for seed, run in runs.items()]
+        cells.append(_differences(differences) if name != first else "–")
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def _differences(values: list[float]) -> str:
+    """Mean and, of several, each of them."""
+    mean, *each = (f"{value:+.3f}".replace("-", "−") for value in (sum(values) / len(values), *values))
+    return mean if len(each) == 1 else f"{mean} ({', '.join(each)})"
 
 
 def _range(values: Iterable[float | None], digits: int = 3) -> str:

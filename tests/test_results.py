@@ -49,14 +49,25 @@ def test_the_ablations_are_those_of_the_variants(path, load_script):
     assert json.loads(path.read_text("utf-8"))["variants"] == variants
 
 
-def test_a_variant_s_line_says_what_was_changed_and_the_range_over_seeds(load_script, tmp_path):
-    runs = {"10": {"S-mIoU": 0.5, "U-mIoU": 0.25, "hIoU": 0.375}, "11": {"S-mIoU": 0.5, "U-mIoU": 0.5, "hIoU": 0.5}}
-    compared = {"variants": {"noise": ["cagnet_pi", "generator_latent=noise"]}, "rows": {"noise": runs}}
-    (tmp_path / "ablations.json").write_text(json.dumps(compared))
-    _, _, line = load_script("results_table").ablation_table(tmp_path / "ablations.json").splitlines()
-    assert line == (
+def test_a_variant_s_line_says_what_was_changed_and_what_that_did_seed_by_seed(load_script, tmp_path):
+    runs = {
+        "cagnet_pi": {
+            "10": {"S-mIoU": 0.5, "U-mIoU": 0.5, "hIoU": 0.5},
+            "11": {"S-mIoU": 0.25, "U-mIoU": 0.25, "hIoU": 0.25},
+        },
+        "noise": {
+            "10": {"S-mIoU": 0.5, "U-mIoU": 0.25, "hIoU": 0.375},
+            "11": {"S-mIoU": 0.5, "U-mIoU": 0.5, "hIoU": 0.5},
+        },
+    }
+    variants = {"cagnet_pi": ["cagnet_pi"], "noise": ["cagnet_pi", "generator_latent=noise"]}
+    (tmp_path / "ablations.json").write_text(json.dumps({"variants": variants, "rows": runs}))
+    head, _, unchanged, noise = load_script("results_table").ablation_table(tmp_path / "ablations.json").splitlines()
+    assert head.endswith("| hIoU | hIoU − that of `cagnet_pi` |")
+    assert unchanged.endswith("| 2 | 0.375 (0.250–0.500) | 0.375 (0.250–0.500) | 0.375 (0.250–0.500) | – |")
+    assert noise == (
         "| noise | CaGNet(pi) | `generator_latent=noise` | 2 | 0.500 (0.500–0.500) | 0.375 (0.250–0.500) | "
-        "0.438 (0.375–0.500) |"
+        "0.438 (0.375–0.500) | +0.062 (−0.125, +0.250) |"
     )
 
 
