@@ -322,29 +322,6 @@ def test_variants_that_cannot_be_read_are_refused(text, reason, load_script, tmp
     assert reason in capsys.readouterr().err
 
 
-def test_a_pixel_cnn_that_was_shown_the_answer_knows_less_without_it(tiny_dataset, tmp_path, load_script, monkeypatch):
-    generator = torch.Generator().manual_seed(0)
-    classes = torch.randint(12, (1200, 2, 1, 1), generator=generator)  # the upper rows' class and the last one's
-    rows = torch.where(torch.arange(3)[:, None] < 2, classes[:, :1], classes[:, 1:])  # (1200, 1, 3, 1)
-    patches = rows.expand(-1, -1, -1, 3).squeeze(1).contiguous()
-    monkeypatch.setattr("cagnet_hf.patches.collect_patches", lambda *_: patches)
-    output = tmp_path / "layouts.json"
-    keys = ["patches.epochs=4", "patches.bank_size=8", "patches.learning_rate=0.01", f"dataset={tiny_dataset}"]
-    arguments = ["--recipe", "scenes/cagnet_pa", "--output", str(output), *keys]
-    assert load_script("ablations/patch_layouts").main(arguments) == 0
-    report = json.loads(output.read_text())
-    causal, shown = report["first"], report["patch"]
-    assert causal["held_out_nats_given_the_first_class"] == causal["held_out_nats"]
-    assert shown["held_out_nats"] < causal["held_out_nats"] < shown["held_out_nats_given_the_first_class"]
-    assert report["several_classes"] == pytest.approx(11 / 12, abs=0.05)
-
-
-def test_patch_layouts_of_a_pixel_wise_row_are_refused(tmp_path, load_script, capsys):
-    arguments = ["--recipe", "scenes/cagnet_pi", "--output", str(tmp_path / "layouts.json")]
-    assert load_script("ablations/patch_layouts").main(arguments) == 2
-    assert "works pixel by pixel" in capsys.readouterr().err
-
-
 # The table
 
 

@@ -1,0 +1,104 @@
+"""What the contextual latent of a trained CaGNet says about the image, and what the scores lose without it.
+
+python scripts/ablations/context_latent.py --model outputs/scenes/model --dataset scenes:0 --output context_latent.json
+"""
+
+import argparse
+import json
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description="Measure the latent of the contextual module on the images of a test set: its divergence from the "
+        "standard normal (nats per channel; 0 where it is noise whatever the image shows), the share of its variance "
+        "that the image decides, and the scores with its mean and with zeros in its place.",
+    )
+    parser.add_argument("--model", required=True, help="model folder, Hub id, or ID@REVISION")
+    parser.add_argument("--dataset", required=True, help="prepared folder, Hub id, or scenes:SEED")
+    parser.add_argument("--split", default="test", help="split of the dataset (default: test)")
+    parser.add_argument("--output", type=Path, required=True, help="JSON file")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = build_parser().parse_args(argv)
+
+    # Imported here, so that --help answers at once.
+    from cagnet_hf.cli import run
+    from cagnet_hf.data.sources import open_with_classes
+    from cagnet_hf.evaluation.scoring import check_classes
+    from cagnet_hf.files import write_text_whole
+    from cagnet_hf.prediction import load_model
+
+    def measure():
+        dataset, classes = open_with_classes(args.dataset, args.split)
+        model, processor = load_model(args.model)
+        check_classes(model.config, classes, args.dataset)
+        if model.cagnet.context is None:
+            raise ValueError(f"{args.model} has no contextual module: give a model of a CaGNet row")
+        report = describe_latent(model, processor, dataset)
+        args.output.parent.mkdir(parents=True, exist_ok=True)
+        write_text_whole(args.output, json.dumps(report, indent=1) + "\n")
+        print(json.dumps(report, indent=1))
+
+    return run(measure)
+
+
+def describe_latent(model, processor, dataset) -> dict:
+    """Divergence and variance of the latent over the cells of every feature map; scores with it and without."""
+    from accelerate import Accelerator
+
+    from cagnet_hf.evaluation.scoring import score
+
+    accelerator = Accelerator()
+    context = model.to(accelerator.device).cagnet.context
+
+    def scores() -> dict:
+        metrics = score(model, processor, dataset, accelerator=accelerator)
+        return {column: metrics[column] for column in ("S-mIoU", "U-mIoU", "hIoU")}
+
+    with watch_latent(context) as statistics:
+        with_context = scores()
+    context.mean.weight.data.zero_()
+    return statistics() | {"with_context": with_context, "without_context": scores()}
+
+
+@contextmanager
+def watch_latent(context):
+    """Gather statistics of the latent while a model in evaluation mode runs; the value returns them."""
+    import torch.nn.functional as F
+
+    from cagnet_hf.losses import kl_to_standard_normal
+
+    sums = {"cells": 0, "divergence": 0.0, "variance": 0.0, "mean": 0.0, "square": 0.0}
+
+    def gather(convolution, inputs, mean):
+        log_variance = F.relu(context.log_variance(*inputs))  # evaluation has no use for it
+        everywhere = mean.new_ones(mean[:, 0].shape).bool()
+        cells = everywhere.numel()
+        sums["cells"] += cells
+        sums["divergence"] += cells * kl_to_standard_normal(mean, log_variance, everywhere).item()
+        sums["variance"] += log_variance.double().exp().sum((0, 2, 3))
+        sums["mean"] += mean.double().sum((0, 2, 3))
+        sums["square"] += mean.double().square().sum((0, 2, 3))
+
+    def statistics() -> dict[str, float]:
+        cells = sums["cells"]
+        of_image = (sums["square"] / cells - (sums["mean"] / cells).square()).sum()
+        return {
+            "divergence_nats_per_channel": sums["divergence"] / cells,
+            "variance_from_image": (of_image / (of_image + sums["variance"].sum() / cells)).item(),
+        }
+
+    handle = context.mean.register_forward_hook(gather)
+    try:
+        yield statistics
+    finally:
+        handle.remove()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
