@@ -17,7 +17,8 @@ from .files import write_whole
 from .prediction import check_model_folder, load_model
 from .pretrained_weights import is_own
 from .repositories import claim_repository, told_in_one_line
-from .training.recipe import Recipe, load_recipe
+from .training.recipe import Recipe
+from .training.recipe_files import load_recipe
 
 CARD, METRICS, RECIPE, FIGURES = "README.md", "metrics.json", "recipe.yaml", "figures"
 # What a model folder holds; anything else that lies in it is nobody's business.

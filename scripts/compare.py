@@ -49,11 +49,11 @@ def main(argv: list[str] | None = None) -> int:
     from accelerate import PartialState
 
     from cagnet_hf.benchmarks import did_you_mean
+    from cagnet_hf.charts import seen_unseen_scatter
     from cagnet_hf.cli import resuming_command, run, use_every_core
     from cagnet_hf.training.comparison import points, published_rows, run_rows, write_comparison
     from cagnet_hf.training.interruption import Stopped
-    from cagnet_hf.training.recipe import load_recipe, recipe_names
-    from cagnet_hf.visualization import seen_unseen_scatter
+    from cagnet_hf.training.recipe_files import load_recipe, recipe_names
 
     def compare():
         names = [name.split("/") for name in recipe_names()]
@@ -117,7 +117,8 @@ def read_variants(path: Path) -> dict[str, list[str]]:
 
 def keys_of_rows(benchmark: str, rows: Iterable[str], keys: list[str]) -> dict[str, list[str]]:
     """The keys to change in each row: those of a stage only where the row has it."""
-    from cagnet_hf.training.recipe import RecipeError, load_recipe, stage_of_key
+    from cagnet_hf.training.recipe import RecipeError
+    from cagnet_hf.training.recipe_files import load_recipe, stage_of_key
 
     stages = {row: load_recipe(f"{benchmark}/{row}").stages for row in rows}
     for key in keys:

@@ -120,7 +120,7 @@ def _range(values: Iterable[float | None], digits: int = 3) -> str:
 
 def draw_figures(folder: Path) -> None:
     """`seen_unseen.png` and `per_class.png` of a benchmark."""
-    from cagnet_hf.visualization import class_comparison, seen_unseen_scatter
+    from cagnet_hf.charts import class_comparison, seen_unseen_scatter
 
     runs = {title_of(row): results["full"] for row, results in results_of(folder).items() if results["full"]}
     points = {title: [(run["S-mIoU"], run["U-mIoU"]) for run in found] for title, found in runs.items()}

@@ -49,7 +49,7 @@ def main(argv: list[str] | None = None) -> int:
     from cagnet_hf.repositories import claim_repository
     from cagnet_hf.training.interruption import Stopped
     from cagnet_hf.training.loop import Trainer
-    from cagnet_hf.training.recipe import load_recipe
+    from cagnet_hf.training.recipe_files import load_recipe
     from cagnet_hf.training.report import write_report
 
     def train():

@@ -14,15 +14,15 @@ from conftest import REPOSITORY
 FLOORS = [
     {"benchmarks", "checkpoint_layouts", "cli", "configuration_cagnet", "files"} | {"peak_memory", "repositories"},
     {"backbones_cagnet", "class_embeddings", "data", "image_processing_cagnet", "losses", "modeling_cagnet"}
-    | {"gaussian_cagnet", "new_class_embeddings", "new_classes_cagnet"}
+    | {"gaussian_cagnet", "new_class_embeddings", "new_classes_cagnet", "parts_cagnet"}
     | {"conversion", "patches", "pixel_cnn", "pretrained_weights", "text_encoders", "word_vectors"},
-    {"cards", "demo", "evaluation", "export", "prediction", "visualization"},
+    {"cards", "charts", "demo", "evaluation", "export", "prediction", "visualization"},
     {"hub", "training"},
     {"", "scripts", "speed"},  # "": the package as its users see it
 ]
 # These travel to the Hub with the weights, as one flat folder.
 TRAVELLING = {"configuration_cagnet", "backbones_cagnet", "gaussian_cagnet", "modeling_cagnet", "new_classes_cagnet"}
-TRAVELLING |= {"image_processing_cagnet"}
+TRAVELLING |= {"image_processing_cagnet", "parts_cagnet"}
 TRAVELLING_MAY_IMPORT = {"torch", "transformers", "numpy", "PIL", "huggingface_hub", *sys.stdlib_module_names}
 MAY_LOAD_CHECKPOINTS = {"conversion"}
 PICKLERS = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}

@@ -19,7 +19,8 @@ from cagnet_hf.image_processing_cagnet import CaGNetImageProcessor
 from cagnet_hf.losses import classwise_mmd, moment_matching_loss
 from cagnet_hf.patches import assemble_patches, cut_patches, fill_ignored
 from cagnet_hf.pixel_cnn import PatchPixelCNNConfig
-from cagnet_hf.training.recipe import Recipe, RecipeError, load_recipe
+from cagnet_hf.training.recipe import Recipe, RecipeError
+from cagnet_hf.training.recipe_files import load_recipe
 
 settings.register_profile(
     "suite",

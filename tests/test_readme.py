@@ -30,7 +30,7 @@ from cagnet_hf.data.sources import open_dataset
 from cagnet_hf.demo import build_page
 from cagnet_hf.image_processing_cagnet import CaGNetImageProcessor
 from cagnet_hf.text_encoders import encode_names
-from cagnet_hf.training.recipe import load_recipe
+from cagnet_hf.training.recipe_files import load_recipe
 
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 _SECTION = re.compile(r"^## (.+?)\n(.*?)(?=^## |\Z)", re.MULTILINE | re.DOTALL)

@@ -13,14 +13,8 @@ from cagnet_hf.configuration_cagnet import CaGNetConfig
 from cagnet_hf.modeling_cagnet import CaGNetForSemanticSegmentation
 from cagnet_hf.training.comparison import published_results
 from cagnet_hf.training.optimizers import build_optimizers, set_learning_rates
-from cagnet_hf.training.recipe import (
-    OptimizerRecipe,
-    RecipeError,
-    StageRecipe,
-    changed_keys,
-    load_recipe,
-    recipe_names,
-)
+from cagnet_hf.training.recipe import OptimizerRecipe, RecipeError, StageRecipe, changed_keys
+from cagnet_hf.training.recipe_files import load_recipe, recipe_names
 from cagnet_hf.training.setup import benchmark_of, build_stage_models, check_stage
 
 SCHEDULES = json.loads((Path(__file__).parent / "golden" / "schedules.json").read_text())

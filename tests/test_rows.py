@@ -27,7 +27,8 @@ from cagnet_hf.training.comparison import (
     published_rows,
     run_rows,
 )
-from cagnet_hf.training.recipe import Recipe, load_recipe
+from cagnet_hf.training.recipe import Recipe
+from cagnet_hf.training.recipe_files import load_recipe
 
 ROWS = list(TITLES)
 ITERATIONS = 4

@@ -5,15 +5,13 @@ import pytest
 from matplotlib.axes import Axes
 from PIL import Image
 
+from cagnet_hf.charts import class_comparison, loss_curves, per_class_bars
 from cagnet_hf.visualization import (
-    class_comparison,
     class_palette,
     contact_sheet,
     legend,
-    loss_curves,
     overlay,
     overlay_with_legend,
-    per_class_bars,
     prediction_grid,
 )
 

@@ -3,7 +3,8 @@
 import torch
 
 from cagnet_hf.training.optimizers import build_optimizers
-from cagnet_hf.training.recipe import Recipe, load_recipe
+from cagnet_hf.training.recipe import Recipe
+from cagnet_hf.training.recipe_files import load_recipe
 from cagnet_hf.training.setup import benchmark_of, build_model
 
 NUM_SEEN, NUM_CLASSES = 12, 16

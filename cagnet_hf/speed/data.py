@@ -17,7 +17,7 @@ from ..data.rows import decoded
 from ..data.stream import EndlessBatches, LabelledImages, TrainingBatches, TrainingExamples
 from ..data.transforms import TrainingTransform
 from ..training.optimizers import build_optimizers
-from ..training.recipe import load_recipe
+from ..training.recipe_files import load_recipe
 from ..training.setup import build_model, build_processor
 from ..training.steps import updates
 from .measuring import Line, Setting

@@ -11,7 +11,8 @@ from ..configuration_cagnet import CaGNetConfig
 from ..modeling_cagnet import CaGNetForSemanticSegmentation, resize_labels, to_pixel_list
 from ..peak_memory import forget_peak_memory, peak_memory
 from ..training.optimizers import build_optimizers
-from ..training.recipe import Recipe, StageRecipe, load_recipe
+from ..training.recipe import Recipe, StageRecipe
+from ..training.recipe_files import load_recipe
 from ..training.setup import label_map_source
 from ..training.steps import LabelMapSource, updates, weights_fixed
 from .measuring import Line, Setting

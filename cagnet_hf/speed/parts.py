@@ -20,7 +20,7 @@ from ..losses import MMD_BANDWIDTHS, classwise_mmd
 from ..patches import SAMPLING_RULES
 from ..pixel_cnn import PatchPixelCNN, PatchPixelCNNConfig, RasterNetwork
 from ..prediction import segment
-from ..training.recipe import load_recipe
+from ..training.recipe_files import load_recipe
 from ..training.setup import build_processor
 from .measuring import Line, Setting
 from .network import NUM_CLASSES, UNSEEN, Stage, new_model

@@ -7,10 +7,11 @@ import numpy as np
 
 from ..benchmarks import LabelMap
 from ..cards.trained import model_card
+from ..charts import loss_curves, per_class_bars
 from ..files import write_text_whole
 from ..hub import FIGURES, METRICS, figure_titles, published_recipe, save_model_folder
 from ..prediction import segment
-from ..visualization import loss_curves, per_class_bars, prediction_grid
+from ..visualization import prediction_grid
 from .loop import Trainer, metrics_json
 
 NUM_PICTURES = 4

@@ -27,7 +27,7 @@ def main(argv: list[str] | None = None) -> int:
     # Imported here, so that --help answers at once.
     from cagnet_hf.cli import run
     from cagnet_hf.files import write_text_whole
-    from cagnet_hf.training.recipe import load_recipe
+    from cagnet_hf.training.recipe_files import load_recipe
 
     def compare():
         report = compare_layouts(load_recipe(args.recipe, args.overrides))

@@ -22,7 +22,7 @@ import torch
 from cagnet_hf.evaluation.scoring import load_metric
 from cagnet_hf.training.interruption import Stopped
 from cagnet_hf.training.loop import Trainer
-from cagnet_hf.training.recipe import load_recipe
+from cagnet_hf.training.recipe_files import load_recipe
 from cagnet_hf.training.setup import benchmark_of, build_model
 
 MAX_SLOPE = 1.0  # MB per 1000 steps
