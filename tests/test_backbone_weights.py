@@ -74,7 +74,7 @@ def loaded_parts(model, source) -> list[str]:
     ours = model.cagnet.state_dict()
     return [
         part
-        for part in ("backbone", "aspp")
+        for part in ("backbone", "aspp", "context")
         if all(
             name in theirs and torch.equal(tensor, theirs[name])
             for name, tensor in ours.items()
@@ -97,7 +97,26 @@ def test_a_pyramid_of_another_kind_starts_anew(spnet, override):
     assert loaded_parts(model, source) == ["backbone"]
 
 
-def test_the_line_says_what_was_loaded(spnet):
+@pytest.mark.parametrize(
+    ("overrides", "parts"),
+    [
+        ([], ["backbone", "aspp", "context"]),
+        (["model.context_hidden_size=12"], ["backbone", "aspp"]),
+        (["model.context_dilations=[1, 1, 1]"], ["backbone", "aspp"]),
+        (["model.aspp=full"], ["backbone"]),
+    ],
+)
+def test_a_cagnet_starts_from_all_of_another_that_fits(tmp_path, overrides, parts):
+    source = new_model("cagnet_pi")
+    source.save_pretrained(tmp_path / "cagnet")
+    model = new_model("cagnet_pa", *overrides, f"backbone_weights={tmp_path / 'cagnet'}")
+    assert loaded_parts(model, source) == parts
+
+
+def test_the_line_says_what_was_loaded(spnet, tmp_path):
+    source = new_model("cagnet_pi")
+    source.save_pretrained(tmp_path / "cagnet")
+    assert load_backbone_weights(source, str(tmp_path / "cagnet")) == "backbone, aspp and context weights: cagnet"
     _, folder = spnet()
     assert load_backbone_weights(new_model("cagnet_pi", ALIKE), str(folder)) == "backbone and aspp weights: spnet"
     assert load_backbone_weights(new_model("cagnet_pi"), str(folder)) == "backbone weights: spnet"
@@ -108,8 +127,7 @@ def test_a_folder_of_features_alone_will_do(tmp_path):
     source.cagnet.save_pretrained(tmp_path / "features")
     assert type(CaGNetModel.from_pretrained(tmp_path / "features")) is CaGNetModel
     model = new_model("cagnet_pi", f"backbone_weights={tmp_path / 'features'}")
-    assert loaded_parts(model, source) == ["backbone", "aspp"]
-    assert not torch.equal(model.cagnet.context.mean.weight, source.cagnet.context.mean.weight)
+    assert loaded_parts(model, source) == ["backbone", "aspp", "context"]
 
 
 def test_weights_take_the_precision_of_the_model(spnet):
