@@ -1,7 +1,7 @@
 """The model: pixel features, a classifier over them, and a generator that makes features from class embeddings.
 
 Shapes: B batch, H x W image, h x w feature map, D feature size, E class-embedding size, N classes.
-Sources: CaGNet (arXiv 2008.06893), CaGNetv2 (arXiv 2009.12232); the class names of the parts follow the papers.
+Sources: CaGNet (arXiv 2008.06893), CaGNetv2 (arXiv 2009.12232).
 """
 
 from dataclasses import dataclass

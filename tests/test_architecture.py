@@ -27,7 +27,7 @@ TRAVELLING_MAY_IMPORT = {"torch", "transformers", "numpy", "PIL", "huggingface_h
 MAY_LOAD_CHECKPOINTS = {"conversion"}
 PICKLERS = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
 
-FILES = sorted([*(REPOSITORY / "cagnet_hf").rglob("*.py"), *(REPOSITORY / "scripts").glob("*.py")])
+FILES = sorted([*(REPOSITORY / "cagnet_hf").rglob("*.py"), *(REPOSITORY / "scripts").rglob("*.py")])
 every_file = pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(REPOSITORY)))
 
 

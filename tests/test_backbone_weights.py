@@ -3,6 +3,7 @@
 import json
 import pickle
 import socket
+import warnings
 
 import pytest
 import torch
@@ -98,19 +99,27 @@ def test_a_pyramid_of_another_kind_starts_anew(spnet, override):
 
 
 @pytest.mark.parametrize(
-    ("overrides", "parts"),
+    ("overrides", "parts", "missing"),
     [
-        ([], ["backbone", "aspp", "context"]),
-        (["model.context_hidden_size=12"], ["backbone", "aspp"]),
-        (["model.context_dilations=[1, 1, 1]"], ["backbone", "aspp"]),
-        (["model.aspp=full"], ["backbone"]),
+        ([], ["backbone", "aspp", "context"], None),
+        (
+            ["model.context_hidden_size=12"],
+            ["backbone", "aspp"],
+            "its context, which needs model.context_hidden_size=",
+        ),
+        (["model.context_dilations=[1, 1, 1]"], ["backbone", "aspp"], "its context, which needs"),
+        (["model.aspp=full"], ["backbone"], "its aspp, which needs model.aspp=depthwise, not full"),
     ],
 )
-def test_a_cagnet_starts_from_all_of_another_that_fits(tmp_path, overrides, parts):
+def test_a_cagnet_starts_from_all_of_another_that_fits_and_says_what_does_not(tmp_path, overrides, parts, missing):
     source = new_model("cagnet_pi")
     source.save_pretrained(tmp_path / "cagnet")
-    model = new_model("cagnet_pa", *overrides, f"backbone_weights={tmp_path / 'cagnet'}")
-    assert loaded_parts(model, source) == parts
+    with warnings.catch_warnings(record=True) as given:
+        model = new_model("cagnet_pa", *overrides, f"backbone_weights={tmp_path / 'cagnet'}")
+    assert [part for part in loaded_parts(model, source) if getattr(model.cagnet, part) is not None] == parts
+    ours = [str(warning.message) for warning in given if "anew" in str(warning.message)]
+    assert len(ours) == (missing is not None)
+    assert all(missing in message for message in ours)
 
 
 def test_the_line_says_what_was_loaded(spnet, tmp_path):

@@ -64,11 +64,26 @@ def test_a_variant_s_line_says_what_was_changed_and_what_that_did_seed_by_seed(l
     (tmp_path / "ablations.json").write_text(json.dumps({"variants": variants, "rows": runs}))
     head, _, unchanged, noise = load_script("results_table").ablation_table(tmp_path / "ablations.json").splitlines()
     assert head.endswith("| hIoU | hIoU − that of `cagnet_pi` |")
-    assert unchanged.endswith("| 2 | 0.375 (0.250–0.500) | 0.375 (0.250–0.500) | 0.375 (0.250–0.500) | – |")
+    assert unchanged.endswith("| 10, 11 | 0.375 (0.250–0.500) | 0.375 (0.250–0.500) | 0.375 (0.250–0.500) | – |")
     assert noise == (
-        "| noise | CaGNet(pi) | `generator_latent=noise` | 2 | 0.500 (0.500–0.500) | 0.375 (0.250–0.500) | "
+        "| noise | CaGNet(pi) | `generator_latent=noise` | 10, 11 | 0.500 (0.500–0.500) | 0.375 (0.250–0.500) | "
         "0.438 (0.375–0.500) | +0.062 (−0.125, +0.250) |"
     )
+
+
+@pytest.mark.parametrize(
+    ("difference", "shown"), [([0.0004], "+0.000"), ([-0.0004], "+0.000"), ([-0.25, 0.0], "−0.125 (−0.250, +0.000)")]
+)
+def test_a_difference_has_a_sign_and_nothing_is_no_loss(difference, shown, load_script):
+    assert load_script("results_table")._differences(difference) == shown
+
+
+@pytest.mark.parametrize("folder", [CARDS / "scenes", CARDS / "pascal_voc_edge"], ids=lambda folder: folder.name)
+def test_both_protocols_score_the_same_runs(folder):
+    runs = {path.stem for path in folder.glob("*_seed*.json")}
+    assert {run.removesuffix("_paper") for run in runs if run.endswith("_paper")} == {
+        run for run in runs if not run.endswith("_paper")
+    }
 
 
 def test_the_cards_are_made_from_metrics_and_recipes(load_script):

@@ -21,7 +21,7 @@ from cagnet_hf.data.sources import open_dataset
 from cagnet_hf.image_processing_cagnet import CaGNetImageProcessor
 from cagnet_hf.prediction import load_model, segment
 
-SCRIPTS = sorted(path.name for path in (REPOSITORY / "scripts").glob("*.py"))
+SCRIPTS = sorted(str(path.relative_to(REPOSITORY / "scripts")) for path in (REPOSITORY / "scripts").rglob("*.py"))
 SCENES = load_benchmark("scenes")
 
 

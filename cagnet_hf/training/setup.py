@@ -76,7 +76,7 @@ def build_processor(recipe: Recipe) -> CaGNetImageProcessor:
 
 
 def build_model(recipe: Recipe, benchmark: Benchmark, stage: str | None = None) -> CaGNetForSemanticSegmentation:
-    """A new model for the recipe's benchmark, ImageNet backbone weights loaded where the recipe names some.
+    """A new model for the recipe's benchmark, with the pre-trained weights that the recipe names.
 
     Args:
         stage: The stage that it is for; the model that training leaves when None.

@@ -14,7 +14,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description="Measure the latent of the contextual module on the images of a test set: its divergence from the "
         "standard normal (nats per channel; 0 where it is noise whatever the image shows), the share of its variance "
-        "that the image decides, and the scores with its mean and with zeros in its place.",
+        "that the image and the place in it decide, and the scores with its mean and with zeros in its place.",
     )
     parser.add_argument("--model", required=True, help="model folder, Hub id, or ID@REVISION")
     parser.add_argument("--dataset", required=True, help="prepared folder, Hub id, or scenes:SEED")
@@ -49,11 +49,14 @@ def main(argv: list[str] | None = None) -> int:
 
 def describe_latent(model, processor, dataset) -> dict:
     """Divergence and variance of the latent over the cells of every feature map; scores with it and without."""
+    import torch
     from accelerate import Accelerator
 
     from cagnet_hf.evaluation.scoring import score
 
     accelerator = Accelerator()
+    if accelerator.num_processes > 1:
+        raise ValueError("every process would see a part of the images: run this with one")
     context = model.to(accelerator.device).cagnet.context
 
     def scores() -> dict:
@@ -62,8 +65,11 @@ def describe_latent(model, processor, dataset) -> dict:
 
     with watch_latent(context) as statistics:
         with_context = scores()
-    context.mean.weight.data.zero_()
-    return statistics() | {"with_context": with_context, "without_context": scores()}
+    handle = context.mean.register_forward_hook(lambda convolution, inputs, mean: torch.zeros_like(mean))
+    try:
+        return statistics() | {"with_context": with_context, "without_context": scores()}
+    finally:
+        handle.remove()
 
 
 @contextmanager
@@ -77,13 +83,14 @@ def watch_latent(context):
 
     def gather(convolution, inputs, mean):
         log_variance = F.relu(context.log_variance(*inputs))  # evaluation has no use for it
+        mean, log_variance = (tensor.detach().cpu().double() for tensor in (mean, log_variance))
         everywhere = mean.new_ones(mean[:, 0].shape).bool()
         cells = everywhere.numel()
         sums["cells"] += cells
         sums["divergence"] += cells * kl_to_standard_normal(mean, log_variance, everywhere).item()
-        sums["variance"] += log_variance.double().exp().sum((0, 2, 3))
-        sums["mean"] += mean.double().sum((0, 2, 3))
-        sums["square"] += mean.double().square().sum((0, 2, 3))
+        sums["variance"] += log_variance.exp().sum((0, 2, 3))
+        sums["mean"] += mean.sum((0, 2, 3))
+        sums["square"] += mean.square().sum((0, 2, 3))
 
     def statistics() -> dict[str, float]:
         cells = sums["cells"]
