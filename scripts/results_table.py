@@ -104,6 +104,23 @@ def ablation_table(comparison: Path) -> str:
     return "\n".join(lines) + "\n"
 
 
+def self_training_table(cards: Path) -> str:
+    """Markdown of what self-training does to hIoU: a line per benchmark and row that has it."""
+    head = ["benchmark", "system", "by self-training alone", "with what follows"]
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    for folder in sorted(path for path in cards.iterdir() if path.is_dir()):
+        for row, results in results_of(folder).items():
+            runs = [
+                {stage["name"]: stage["metrics"]["hIoU"] for stage in run.get("stages", [])} for run in results["full"]
+            ]
+            if runs and "self_train" in runs[0]:
+                alone = _differences([run["self_train"] - run["finetune"] for run in runs])
+                whole = _differences([[*run.values()][-1] - run["finetune"] for run in runs])
+                follows = [*runs[0]][-1] != "self_train"
+                lines.append(f"| `{folder.name}` | {title_of(row)} | {alone} | {whole if follows else '–'} |")
+    return "\n".join(lines) + "\n"
+
+
 def _differences(values: list[float]) -> str:
     """Mean and, of several, each of them."""
     rounded = (round(value, 3) + 0.0 for value in (sum(values) / len(values), *values))  # no −0.000
@@ -168,6 +185,7 @@ def main(argv: list[str] | None = None) -> int:
         text = with_block(text, folder.name, study_table(folder))
     for comparison in sorted(CARDS.glob("*/ablations.json")):
         text = with_block(text, f"{comparison.parent.name} ablations", ablation_table(comparison))
+    text = with_block(text, "self-training", self_training_table(CARDS))
     for path, content in {**cards, readme: overview, study: text}.items():
         path.write_text(content, encoding="utf-8")
     for folder in folders:

@@ -21,6 +21,7 @@ def test_the_tables_are_made_from_the_metrics_files(load_script):
     assert block(REPOSITORY / "README.md", "results") == script.results_table(CARDS)
     for folder in (CARDS / "scenes", CARDS / "pascal_voc_edge"):
         assert block(CARDS / "README.md", folder.name) == script.study_table(folder)
+    assert block(CARDS / "README.md", "self-training") == script.self_training_table(CARDS)
 
 
 def test_a_benchmark_s_table_has_both_protocols_and_what_training_took(load_script, tmp_path):
@@ -69,6 +70,25 @@ def test_a_variant_s_line_says_what_was_changed_and_what_that_did_seed_by_seed(l
         "| noise | CaGNet(pi) | `generator_latent=noise` | 10, 11 | 0.500 (0.500–0.500) | 0.375 (0.250–0.500) | "
         "0.438 (0.375–0.500) | +0.062 (−0.125, +0.250) |"
     )
+
+
+def test_what_self_training_does_is_told_apart_from_what_follows(load_script, tmp_path):
+    def run(*stages):
+        return {"stages": [{"name": name, "metrics": {"hIoU": score}} for name, score in stages]}
+
+    short = [("finetune", 0.25), ("self_train", 0.5)]
+    (tmp_path / "scenes").mkdir()
+    for name, stages in {
+        "zs3net_seed0": short[:1],
+        "zs3net_st_seed0": short,
+        "cagnet_pi_st_seed0": [*short, ("finetune_after_self_train", 0.125)],
+        "cagnet_pi_st_seed1": [*short, ("finetune_after_self_train", 0.625)],
+    }.items():
+        (tmp_path / "scenes" / f"{name}.json").write_text(json.dumps(run(*stages)))
+    assert load_script("results_table").self_training_table(tmp_path).splitlines()[2:] == [
+        "| `scenes` | ZS3Net+ST | +0.250 | – |",
+        "| `scenes` | CaGNet(pi)+ST | +0.250 (+0.250, +0.250) | +0.125 (−0.125, +0.375) |",
+    ]
 
 
 @pytest.mark.parametrize(
