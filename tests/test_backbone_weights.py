@@ -94,7 +94,8 @@ def test_a_cagnet_starts_from_an_spnet(spnet, kind, no_network):
 @pytest.mark.parametrize("override", ["model.feature_size=16", "model.aspp=full", "model.aspp_dilations=[1, 2, 3, 4]"])
 def test_a_pyramid_of_another_kind_starts_anew(spnet, override):
     source, folder = spnet()
-    model = new_model("cagnet_pi", ALIKE, override, f"backbone_weights={folder}")
+    with pytest.warns(UserWarning, match="not its aspp, .*starts anew"):
+        model = new_model("cagnet_pi", ALIKE, override, f"backbone_weights={folder}")
     assert loaded_parts(model, source) == ["backbone"]
 
 
@@ -128,7 +129,8 @@ def test_the_line_says_what_was_loaded(spnet, tmp_path):
     assert load_backbone_weights(source, str(tmp_path / "cagnet")) == "backbone, aspp and context weights: cagnet"
     _, folder = spnet()
     assert load_backbone_weights(new_model("cagnet_pi", ALIKE), str(folder)) == "backbone and aspp weights: spnet"
-    assert load_backbone_weights(new_model("cagnet_pi"), str(folder)) == "backbone weights: spnet"
+    with pytest.warns(UserWarning, match="not its aspp, which needs model.feature_size=24, not "):
+        assert load_backbone_weights(new_model("cagnet_pi"), str(folder)) == "backbone weights: spnet"
 
 
 def test_a_folder_of_features_alone_will_do(tmp_path):
