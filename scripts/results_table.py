@@ -110,15 +110,18 @@ def self_training_table(cards: Path) -> str:
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for folder in sorted(path for path in cards.iterdir() if path.is_dir()):
         for row, results in results_of(folder).items():
-            runs = [
-                {stage["name"]: stage["metrics"]["hIoU"] for stage in run.get("stages", [])} for run in results["full"]
-            ]
-            if runs and "self_train" in runs[0]:
-                alone = _differences([run["self_train"] - run["finetune"] for run in runs])
-                whole = _differences([[*run.values()][-1] - run["finetune"] for run in runs])
-                follows = [*runs[0]][-1] != "self_train"
-                lines.append(f"| `{folder.name}` | {title_of(row)} | {alone} | {whole if follows else '–'} |")
+            stages = [{stage["name"]: stage for stage in run.get("stages", [])} for run in results["full"]]
+            cells = [_gains(stages, stage) for stage in ("self_train", "finetune_after_self_train")]
+            if cells[0] != "–":
+                lines.append(f"| `{folder.name}` | {title_of(row)} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def _gains(stages: list[dict[str, dict]], name: str) -> str:
+    """hIoU of the runs after a stage less that before self-training; "–" for runs that have no such stage."""
+    after = [run for run in stages if name in run]
+    gains = [run[name]["metrics"]["hIoU"] - run["finetune"]["metrics"]["hIoU"] for run in after]
+    return _differences(gains) if gains else "–"
 
 
 def _differences(values: list[float]) -> str:
