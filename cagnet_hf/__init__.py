@@ -2,10 +2,10 @@
 
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForSemanticSegmentation
 
-from .configuration_cagnet import CaGNetConfig
 from .evaluation import METRIC_PATH
-from .image_processing_cagnet import CaGNetImageProcessor
-from .modeling_cagnet import CaGNetForSemanticSegmentation, CaGNetModel
+from .model.configuration_cagnet import CaGNetConfig
+from .model.image_processing_cagnet import CaGNetImageProcessor
+from .model.modeling_cagnet import CaGNetForSemanticSegmentation, CaGNetModel
 
 __version__ = "0.1.0"
 

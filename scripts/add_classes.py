@@ -63,13 +63,12 @@ def main(argv: list[str] | None = None) -> int:
 def edit(args: argparse.Namespace) -> None:
     import time
 
-    from cagnet_hf.cards.edited import edited_model_card
     from cagnet_hf.data.sources import open_dataset
     from cagnet_hf.evaluation.new_classes import score_after, score_before
     from cagnet_hf.files import write_text_whole
-    from cagnet_hf.hub import save_model_folder
-    from cagnet_hf.new_class_embeddings import embed_new_classes
-    from cagnet_hf.prediction import load_model
+    from cagnet_hf.hub.cards.edited import edited_model_card
+    from cagnet_hf.vectors.new_classes import embed_new_classes
+    from cagnet_hf.weights.folders import load_model, save_model_folder
 
     renamed = parse_renamings(args.rename)
     if not (args.new or args.remove or renamed):

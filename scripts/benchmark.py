@@ -46,9 +46,10 @@ def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
 
     # Imported here, so that --help answers at once.
+    from speed.measuring import Setting, describe, facts_of, markdown, measure
+
     from cagnet_hf.cli import run
     from cagnet_hf.files import write_text_whole
-    from cagnet_hf.speed.measuring import Setting, describe, facts_of, markdown, measure
 
     results = []
 
@@ -73,7 +74,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def lines(setting) -> Iterator:
     """Every line; each is prepared when the last has been measured."""
-    from cagnet_hf.speed import data, network, parts, processes
+    from speed import data, network, parts, processes
 
     yield from network.network_lines(setting)
     yield from parts.mmd_lines(setting)

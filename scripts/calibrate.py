@@ -41,13 +41,13 @@ def main(argv: list[str] | None = None) -> int:
     # Imported here, so that --help answers at once.
     from accelerate import PartialState
 
-    from cagnet_hf.cards.calibrated import calibrated_card
     from cagnet_hf.cli import run
     from cagnet_hf.data.sources import open_with_classes
     from cagnet_hf.evaluation.calibration import best_gamma, calibration_curve, check_choosable
     from cagnet_hf.evaluation.scoring import check_classes
     from cagnet_hf.files import write_text_whole
-    from cagnet_hf.prediction import load_model
+    from cagnet_hf.hub.cards.calibrated import calibrated_card
+    from cagnet_hf.weights.folders import load_model
 
     def calibrate():
         applied = None

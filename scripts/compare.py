@@ -48,10 +48,10 @@ def main(argv: list[str] | None = None) -> int:
     # Imported here, so that --help answers at once.
     from accelerate import PartialState
 
-    from cagnet_hf.benchmarks import did_you_mean
-    from cagnet_hf.charts import seen_unseen_scatter
+    from cagnet_hf.apps.charts import seen_unseen_scatter
+    from cagnet_hf.apps.comparison import points, published_rows, run_rows, write_comparison
     from cagnet_hf.cli import resuming_command, run, use_every_core
-    from cagnet_hf.training.comparison import points, published_rows, run_rows, write_comparison
+    from cagnet_hf.data.benchmarks import did_you_mean
     from cagnet_hf.training.interruption import Stopped
     from cagnet_hf.training.recipe_files import load_recipe, recipe_names
 

@@ -53,11 +53,11 @@ def convert(args: argparse.Namespace) -> None:
     import hashlib
 
     from cagnet_hf import CaGNetImageProcessor
-    from cagnet_hf.benchmarks import load_benchmark
-    from cagnet_hf.cards.converted import Origin
-    from cagnet_hf.class_embeddings import load_class_embeddings
-    from cagnet_hf.conversion import match_keys, read_checkpoint
-    from cagnet_hf.hub import save_model_folder
+    from cagnet_hf.data.benchmarks import load_benchmark
+    from cagnet_hf.hub.cards.converted import Origin
+    from cagnet_hf.vectors.class_embeddings import load_class_embeddings
+    from cagnet_hf.weights.conversion import match_keys, read_checkpoint
+    from cagnet_hf.weights.folders import save_model_folder
 
     if args.output.exists() and not args.overwrite:
         raise FileExistsError(f"--output {args.output} exists; choose another or pass --overwrite")
@@ -102,8 +102,8 @@ def convert(args: argparse.Namespace) -> None:
 def convert_segmenter(tensors, classes, processor, origin):
     """(model, card, one line about it) of a CaGNet or, with `classes`, an SPNet."""
     from cagnet_hf import CaGNetForSemanticSegmentation
-    from cagnet_hf.cards.converted import converted_model_card
-    from cagnet_hf.conversion import convert_spnet, convert_state_dict
+    from cagnet_hf.hub.cards.converted import converted_model_card
+    from cagnet_hf.weights.conversion import convert_spnet, convert_state_dict
 
     config, weights = convert_spnet(tensors, *classes) if classes else convert_state_dict(tensors)
     names = ", ".join(config.id2label.values())
@@ -119,8 +119,8 @@ def convert_trunk(tensors, processor, origin):
     import torch
 
     from cagnet_hf import CaGNetModel
-    from cagnet_hf.cards.converted import UNTRAINED_ASPP, converted_backbone_card
-    from cagnet_hf.conversion import convert_backbone
+    from cagnet_hf.hub.cards.converted import UNTRAINED_ASPP, converted_backbone_card
+    from cagnet_hf.weights.conversion import convert_backbone
 
     config, weights = convert_backbone(tensors)
     has_aspp = any(name.startswith("aspp.") for name in weights)
@@ -138,9 +138,9 @@ def convert_trunk(tensors, processor, origin):
 
 def convert_patch_model(tensors, classes, patch_size, origin):
     """(model, card, one line about it) of a PixelCNN."""
-    from cagnet_hf.cards.converted import converted_pixel_cnn_card
-    from cagnet_hf.conversion import convert_pixelcnn
-    from cagnet_hf.pixel_cnn import PatchPixelCNN
+    from cagnet_hf.hub.cards.converted import converted_pixel_cnn_card
+    from cagnet_hf.patches.pixel_cnn import PatchPixelCNN
+    from cagnet_hf.weights.conversion import convert_pixelcnn
 
     if not classes:
         raise ValueError(

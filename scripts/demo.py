@@ -34,8 +34,8 @@ def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
 
     # Imported here, so that --help answers at once.
+    from cagnet_hf.apps.demo import serve
     from cagnet_hf.cli import run
-    from cagnet_hf.demo import serve
 
     return run(lambda: serve(args.model, class_embeddings=args.class_embeddings, encoder=args.encoder, port=args.port))
 

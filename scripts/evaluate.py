@@ -48,7 +48,7 @@ def main(argv: list[str] | None = None) -> int:
     from cagnet_hf.data.sources import open_with_classes
     from cagnet_hf.evaluation.scoring import check_classes, score
     from cagnet_hf.files import write_text_whole
-    from cagnet_hf.prediction import load_model
+    from cagnet_hf.weights.folders import load_model
 
     def evaluate():
         if args.output and args.output.is_dir():

@@ -26,9 +26,9 @@ def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
 
     # Imported here, so that --help answers at once.
+    from cagnet_hf.apps.export import export_onnx
     from cagnet_hf.cli import run
-    from cagnet_hf.export import export_onnx
-    from cagnet_hf.prediction import load_model
+    from cagnet_hf.weights.folders import load_model
 
     def export():
         if args.output.is_dir():

@@ -47,9 +47,10 @@ def predict(args: argparse.Namespace) -> None:
     from PIL import Image
     from tqdm import tqdm
 
+    from cagnet_hf.apps.prediction import segment
     from cagnet_hf.data.examples import BrokenFileError, read_image
     from cagnet_hf.data.image_inputs import find_images
-    from cagnet_hf.prediction import load_model, segment
+    from cagnet_hf.weights.folders import load_model
 
     if args.batch_size < 1:
         raise ValueError(f"--batch_size {args.batch_size}: choose 1 or more")
@@ -102,9 +103,9 @@ def write(prediction, file, output: Path) -> None:
 
     from PIL import Image
 
-    from cagnet_hf.benchmarks import LabelMap
+    from cagnet_hf.apps.pictures import class_palette
+    from cagnet_hf.data.benchmarks import LabelMap
     from cagnet_hf.files import write_text_whole
-    from cagnet_hf.visualization import class_palette
 
     label_map = LabelMap.of(prediction.config).to_stored_ids(prediction.label_map)
     stored = Image.fromarray(label_map, mode="P")

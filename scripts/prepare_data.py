@@ -108,7 +108,7 @@ def main(argv: list[str] | None = None) -> int:
 def prepare(args: argparse.Namespace) -> None:
     from cagnet_hf.data.prepared import NUM_PROBLEMS_SHOWN, BadPairsError, write_prepared
     from cagnet_hf.data.report import format_report
-    from cagnet_hf.repositories import claim_repository
+    from cagnet_hf.hub.repositories import claim_repository
 
     if args.push_to_hub:  # before the work
         claim_repository(args.push_to_hub, repo_type="dataset")
@@ -139,11 +139,11 @@ def prepare(args: argparse.Namespace) -> None:
 def check(args: argparse.Namespace) -> None:
     import numpy as np
 
-    from cagnet_hf.benchmarks import load_benchmark
+    from cagnet_hf.apps.pictures import contact_sheet
+    from cagnet_hf.data.benchmarks import load_benchmark
     from cagnet_hf.data.prepared import open_prepared
     from cagnet_hf.data.survey import format_survey, survey, telling_images
-    from cagnet_hf.repositories import claim_repository
-    from cagnet_hf.visualization import contact_sheet
+    from cagnet_hf.hub.repositories import claim_repository
 
     if args.push_to_hub:
         claim_repository(args.push_to_hub, repo_type="dataset")
@@ -167,7 +167,7 @@ def check(args: argparse.Namespace) -> None:
 
 
 def _push(args: argparse.Namespace, folder: Path) -> None:
-    from cagnet_hf.data.card import push_dataset
+    from cagnet_hf.hub.datasets import push_dataset
 
     if not args.push_to_hub:
         return
@@ -180,8 +180,8 @@ def _push(args: argparse.Namespace, folder: Path) -> None:
 
 def _read(args: argparse.Namespace) -> tuple:
     """(examples by split, benchmark, origin of the data, official number of images by split)."""
-    from cagnet_hf.benchmarks import load_benchmark
     from cagnet_hf.data import coco_stuff, own_folder, pascal_context, pascal_voc
+    from cagnet_hf.data.benchmarks import load_benchmark
     from cagnet_hf.data.card import Origin
 
     if args.dataset == "folder":

@@ -86,9 +86,9 @@ def write_table(args: argparse.Namespace) -> None:
     import numpy as np
 
     from cagnet_hf import __version__
-    from cagnet_hf.class_embeddings import check_vectors, join_parts, save_embedding_table
-    from cagnet_hf.configuration_cagnet import plain_name
-    from cagnet_hf.word_vectors.names import load_synonyms
+    from cagnet_hf.model.configuration_cagnet import plain_name
+    from cagnet_hf.vectors.class_embeddings import check_vectors, join_parts, save_embedding_table
+    from cagnet_hf.vectors.word_names import load_synonyms
 
     kinds = [kind for kind, _ in args.sources or []]
     num_tables, num_encoders = kinds.count("word_vectors"), kinds.count("encoder")
@@ -140,8 +140,8 @@ def write_table(args: argparse.Namespace) -> None:
 
 def wanted_names(args: argparse.Namespace) -> tuple[list[str], set[str]]:
     """The names, as they are first written, in order of their plain spelling; those that no class needs."""
-    from cagnet_hf.benchmarks import load_benchmark
-    from cagnet_hf.configuration_cagnet import plain_name
+    from cagnet_hf.data.benchmarks import load_benchmark
+    from cagnet_hf.model.configuration_cagnet import plain_name
 
     needed = {}
     ignored = {}
@@ -168,8 +168,8 @@ def wanted_names(args: argparse.Namespace) -> tuple[list[str], set[str]]:
 def look_up(source: str, names: list[str], optional: set[str], synonyms: dict, args: argparse.Namespace):
     """The vectors by name that a table of word vectors has, and what the output says of it."""
     from cagnet_hf.files import sha256
-    from cagnet_hf.word_vectors.names import look_up_names
-    from cagnet_hf.word_vectors.streams import split_archive
+    from cagnet_hf.vectors.word_names import look_up_names
+    from cagnet_hf.vectors.word_streams import split_archive
 
     found = look_up_names(names, source, synonyms=synonyms, optional=optional, subwords=args.subwords)
     means = sum(len(words) > 1 for words in found.words.values())
@@ -184,7 +184,7 @@ def look_up(source: str, names: list[str], optional: set[str], synonyms: dict, a
 def encode(source: str, names: list[str], args: argparse.Namespace):
     """The vectors by name that a text encoder makes, and what the output says of it."""
     from cagnet_hf.files import sha256
-    from cagnet_hf.text_encoders import encode_names, encoder_files
+    from cagnet_hf.vectors.text_encoders import encode_names, encoder_files
 
     vectors = encode_names(names, source, pooling=args.pooling, prompt=args.prompt)
     record = {

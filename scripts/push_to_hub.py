@@ -33,7 +33,7 @@ def main(argv: list[str] | None = None) -> int:
 
     # Imported here, so that --help answers at once.
     from cagnet_hf.cli import run
-    from cagnet_hf.hub import push_model
+    from cagnet_hf.hub.models import push_model
 
     def push():
         commit = push_model(args.model, args.repo_id, private=args.private, license=args.license)

@@ -33,7 +33,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def results_of(folder: Path) -> dict[str, dict[str, list[dict]]]:
     """row -> "full", "paper" or "tuning" -> metrics of its runs; rows in the order of the published tables."""
-    from cagnet_hf.training.comparison import TITLES
+    from cagnet_hf.apps.comparison import TITLES
 
     found: dict[str, dict[str, list[dict]]] = defaultdict(lambda: {"full": [], "paper": [], "tuning": []})
     for path in sorted(folder.glob("*.json")):
@@ -46,7 +46,7 @@ def results_of(folder: Path) -> dict[str, dict[str, list[dict]]]:
 
 
 def title_of(row: str) -> str:
-    from cagnet_hf.training.comparison import TITLES
+    from cagnet_hf.apps.comparison import TITLES
 
     return {SUPERVISED: "supervised (upper bound)"}.get(row) or TITLES.get(row, row)
 
@@ -141,7 +141,7 @@ def _range(values: Iterable[float | None], digits: int = 3) -> str:
 
 def draw_figures(folder: Path) -> None:
     """`seen_unseen.png` and `per_class.png` of a benchmark."""
-    from cagnet_hf.charts import class_comparison, seen_unseen_scatter
+    from cagnet_hf.apps.charts import class_comparison, seen_unseen_scatter
 
     runs = {title_of(row): results["full"] for row, results in results_of(folder).items() if results["full"]}
     points = {title: [(run["S-mIoU"], run["U-mIoU"]) for run in found] for title, found in runs.items()}
@@ -168,7 +168,7 @@ def with_block(text: str, name: str, table: str) -> str:
 
 def cards_of_runs(folder: Path) -> dict[Path, str]:
     """The card of every run whose recipe lies beside its metrics, by the card's file."""
-    from cagnet_hf.cards.trained import model_card
+    from cagnet_hf.hub.cards.trained import model_card
 
     cards = {}
     for path in sorted(folder.glob("*/*_seed*.yaml")):

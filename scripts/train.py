@@ -44,13 +44,13 @@ def main(argv: list[str] | None = None) -> int:
     # Imported here, so that --help answers at once.
     from accelerate import Accelerator
 
+    from cagnet_hf.apps.report import write_report
     from cagnet_hf.cli import resuming_command, run, use_every_core
-    from cagnet_hf.hub import check_own_weights, push_model
-    from cagnet_hf.repositories import claim_repository
+    from cagnet_hf.hub.models import check_own_weights, push_model
+    from cagnet_hf.hub.repositories import claim_repository
     from cagnet_hf.training.interruption import Stopped
     from cagnet_hf.training.loop import Trainer
     from cagnet_hf.training.recipe_files import load_recipe
-    from cagnet_hf.training.report import write_report
 
     def train():
         overrides = [*args.overrides, *(["deterministic=true"] if args.deterministic else [])]

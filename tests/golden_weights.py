@@ -10,8 +10,8 @@ from golden import recipe
 from torch import nn
 
 from cagnet_hf import CaGNetConfig, CaGNetForSemanticSegmentation
-from cagnet_hf.conversion import match_keys
-from cagnet_hf.parts_cagnet import PixelClassifier
+from cagnet_hf.model.parts_cagnet import PixelClassifier
+from cagnet_hf.weights.conversion import match_keys
 
 GOLDEN = Path(__file__).parent / "golden"
 SMALL, FULL = (1, 1, 2, 1), (3, 4, 23, 3)  # depths behind the golden tags s* and f*

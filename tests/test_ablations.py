@@ -18,7 +18,7 @@ def test_a_pixel_cnn_that_was_shown_the_answer_knows_less_without_it(tiny_datase
     classes = torch.randint(12, (1200, 2, 1, 1), generator=generator)  # the upper rows' class and the last one's
     rows = torch.where(torch.arange(3)[:, None] < 2, classes[:, :1], classes[:, 1:])  # (1200, 1, 3, 1)
     patches = rows.expand(-1, -1, -1, 3).squeeze(1).contiguous()
-    monkeypatch.setattr("cagnet_hf.patches.collect_patches", lambda *_: patches)
+    monkeypatch.setattr("cagnet_hf.patches.layouts.collect_patches", lambda *_: patches)
     output = tmp_path / "layouts.json"
     keys = ["patches.epochs=4", "patches.bank_size=8", "patches.learning_rate=0.01", f"dataset={tiny_dataset}"]
     arguments = ["--recipe", "scenes/cagnet_pa", "--output", str(output), *keys]

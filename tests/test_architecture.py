@@ -12,19 +12,20 @@ from conftest import REPOSITORY
 
 # Floors of the house; a module may import its own floor and those below.
 FLOORS = [
-    {"benchmarks", "checkpoint_layouts", "cli", "configuration_cagnet", "files"} | {"peak_memory", "repositories"},
-    {"backbones_cagnet", "class_embeddings", "data", "image_processing_cagnet", "losses", "modeling_cagnet"}
-    | {"gaussian_cagnet", "new_class_embeddings", "new_classes_cagnet", "parts_cagnet"}
-    | {"conversion", "patches", "pixel_cnn", "pretrained_weights", "text_encoders", "word_vectors"},
-    {"cards", "charts", "demo", "evaluation", "export", "prediction", "visualization"},
-    {"hub", "training"},
-    {"", "scripts", "speed"},  # "": the package as its users see it
+    {"files"},
+    {"model"},
+    {"data", "vectors", "patches", "weights", "evaluation"},
+    {"methods"},
+    {"training"},
+    {"hub"},
+    {"apps"},
+    {"", "cli"},  # "": the package as its users see it
+    {"scripts"},
 ]
 # These travel to the Hub with the weights, as one flat folder.
-TRAVELLING = {"configuration_cagnet", "backbones_cagnet", "gaussian_cagnet", "modeling_cagnet", "new_classes_cagnet"}
-TRAVELLING |= {"image_processing_cagnet", "parts_cagnet"}
+TRAVELLING = {path.stem for path in (REPOSITORY / "cagnet_hf" / "model").glob("*_cagnet.py")}
 TRAVELLING_MAY_IMPORT = {"torch", "transformers", "numpy", "PIL", "huggingface_hub", *sys.stdlib_module_names}
-MAY_LOAD_CHECKPOINTS = {"conversion"}
+MAY_LOAD_CHECKPOINTS = {"weights"}
 PICKLERS = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
 
 FILES = sorted([*(REPOSITORY / "cagnet_hf").rglob("*.py"), *(REPOSITORY / "scripts").rglob("*.py")])
@@ -97,12 +98,24 @@ def test_no_module_imports_itself_in_a_circle():
     TopologicalSorter({module: own_modules(path) for module, path in MODULES.items()}).prepare()
 
 
+def test_no_room_imports_itself_in_a_circle():
+    rooms: dict[str, set[str]] = {}
+    for module, path in MODULES.items():
+        rooms.setdefault(room(module), set()).update(map(room, own_modules(path)))
+    TopologicalSorter({name: used - {name} for name, used in rooms.items()}).prepare()
+
+
+def test_the_package_has_few_rooms():
+    rooms = {room(module) for module in MODULES} - {"", "scripts"}
+    assert len(rooms) <= 14
+
+
 @pytest.mark.parametrize("name", sorted(TRAVELLING))
 def test_travelling_files_import_only_each_other_and_what_everyone_has(name):
-    path = REPOSITORY / "cagnet_hf" / f"{name}.py"
+    path = REPOSITORY / "cagnet_hf" / "model" / f"{name}.py"
     for imported in imported_modules(path):
         if imported.startswith("cagnet_hf."):
-            assert imported.split(".")[1] in TRAVELLING
+            assert imported.split(".")[2] in TRAVELLING
         else:
             assert imported.partition(".")[0] in TRAVELLING_MAY_IMPORT
 
@@ -110,7 +123,7 @@ def test_travelling_files_import_only_each_other_and_what_everyone_has(name):
 @pytest.mark.parametrize("name", sorted(TRAVELLING))
 def test_travelling_files_import_each_other_by_name(name):
     """`from .x import y`, which the Hub's loader follows; it follows nothing else."""
-    tree = ast.parse((REPOSITORY / "cagnet_hf" / f"{name}.py").read_text(encoding="utf-8"))
+    tree = ast.parse((REPOSITORY / "cagnet_hf" / "model" / f"{name}.py").read_text(encoding="utf-8"))
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.level:
             assert (node.level, node.module in TRAVELLING) == (1, True)
@@ -141,7 +154,7 @@ def test_nothing_runs_text_as_code_or_a_shell(path):
 NETWORK = {"aiohttp", "ftplib", "http", "httpx", "requests", "smtplib", "socket", "telnetlib", "urllib", "urllib3"}
 MAY_FETCH = {"data.image_inputs"}  # the addresses of images that a user asks to predict
 # git, to write down the commit; the scripts that the benchmark times.
-MAY_START_PROGRAMS = {"training.record", "speed.processes"}
+MAY_START_PROGRAMS = {"training.record", "scripts.speed.processes"}
 
 
 @every_file

@@ -11,9 +11,9 @@ from tiny import tiny_recipe
 from transformers import AutoBackbone
 
 from cagnet_hf import CaGNetModel
-from cagnet_hf.hub import published_recipe
-from cagnet_hf.pretrained_weights import load_backbone_weights
+from cagnet_hf.hub.models import published_recipe
 from cagnet_hf.training.setup import benchmark_of, build_model
+from cagnet_hf.weights.backbones import load_backbone_weights
 
 KINDS = {
     "resnet": (),

@@ -28,7 +28,7 @@ from safetensors.torch import load_file, save_file
 from trained import arguments, write_dataset
 from transformers import SegformerConfig
 
-from cagnet_hf.benchmarks import format_class_table, load_benchmark
+from cagnet_hf.data.benchmarks import format_class_table, load_benchmark
 from cagnet_hf.data.scenes import scenes_class_embeddings
 
 SCENES = load_benchmark("scenes")

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from cagnet_hf.benchmarks import IGNORE_INDEX, Benchmark, load_benchmark
+from cagnet_hf.data.benchmarks import IGNORE_INDEX, Benchmark, load_benchmark
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from trained import arguments
 from cagnet_hf.data.sources import open_dataset
 from cagnet_hf.evaluation.calibration import GAMMAS, best_gamma, calibration_curve
 from cagnet_hf.evaluation.scoring import score
-from cagnet_hf.prediction import load_model
+from cagnet_hf.weights.folders import load_model
 
 
 @pytest.fixture(scope="module")

@@ -8,10 +8,10 @@ from conftest import REPOSITORY
 from huggingface_hub import ModelCard
 from tiny import tiny_recipe
 
-from cagnet_hf.cards.trained import model_card
-from cagnet_hf.class_embeddings import vector_sources
-from cagnet_hf.hub import check_own_weights, published_recipe
+from cagnet_hf.hub.cards.trained import model_card
+from cagnet_hf.hub.models import check_own_weights, published_recipe
 from cagnet_hf.training.setup import benchmark_of, build_model
+from cagnet_hf.vectors.class_embeddings import vector_sources
 
 METRICS = json.loads((REPOSITORY / "model_cards" / "scenes" / "cagnet_pi_seed10.json").read_text())
 

@@ -8,9 +8,9 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from cagnet_hf.benchmarks import Benchmark, load_benchmark
-from cagnet_hf.class_embeddings import BUNDLED_TABLE, load_class_embeddings, save_embedding_table
-from cagnet_hf.configuration_cagnet import plain_name
+from cagnet_hf.data.benchmarks import Benchmark, load_benchmark
+from cagnet_hf.model.configuration_cagnet import plain_name
+from cagnet_hf.vectors.class_embeddings import BUNDLED_TABLE, load_class_embeddings, save_embedding_table
 
 ANIMALS = Benchmark("animals", ("nothing", "cat", "polar_bear", "dog"), seen_ids=(3, 1), unseen_ids=(2,))
 VECTORS = {"cat": [3.0, 4.0], "polar_bear": [0.0, 2.0], "dog": [5.0, 0.0]}

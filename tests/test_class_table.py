@@ -2,7 +2,7 @@
 
 import pytest
 
-from cagnet_hf.benchmarks import Benchmark, benchmark_names, format_class_table, load_benchmark, parse_class_table
+from cagnet_hf.data.benchmarks import Benchmark, benchmark_names, format_class_table, load_benchmark, parse_class_table
 
 FARM = """\
 name: farm

@@ -15,13 +15,13 @@ from miniature_archives import pascal_palette
 from PIL import Image as PilImage
 from trained import SCHEDULE, arguments
 
-from cagnet_hf.benchmarks import load_benchmark
+from cagnet_hf.data.benchmarks import load_benchmark
 from cagnet_hf.data.masks import MaskReader
 from cagnet_hf.data.prepared import open_prepared
 from cagnet_hf.data.sources import open_dataset
 from cagnet_hf.data.stream import EndlessBatches, LabelledImages, StreamedBatches, TrainingBatches, TrainingExamples
 from cagnet_hf.data.transforms import TrainingTransform
-from cagnet_hf.image_processing_cagnet import CaGNetImageProcessor
+from cagnet_hf.model.image_processing_cagnet import CaGNetImageProcessor
 from cagnet_hf.training.record import dataset_fingerprint
 
 SCENES = load_benchmark("scenes")

@@ -27,8 +27,10 @@ from transformers import (
 )
 
 from cagnet_hf import CaGNetConfig, CaGNetForSemanticSegmentation, CaGNetModel
-from cagnet_hf.benchmarks import load_benchmark
-from cagnet_hf.conversion import (
+from cagnet_hf.data.benchmarks import load_benchmark
+from cagnet_hf.patches.pixel_cnn import PatchPixelCNN, RasterNetwork
+from cagnet_hf.weights.backbones import load_backbone_weights
+from cagnet_hf.weights.conversion import (
     convert_backbone,
     convert_pixelcnn,
     convert_pixelcnn_state_dict,
@@ -36,8 +38,6 @@ from cagnet_hf.conversion import (
     convert_state_dict,
     match_keys,
 )
-from cagnet_hf.pixel_cnn import PatchPixelCNN, RasterNetwork
-from cagnet_hf.pretrained_weights import load_backbone_weights
 
 HEADS = np.load(GOLDEN / "heads.npz")
 BACKBONE = np.load(GOLDEN / "backbone.npz")

@@ -29,9 +29,9 @@ from transformers import (
 )
 
 from cagnet_hf import CaGNetConfig, CaGNetImageProcessor, CaGNetModel
-from cagnet_hf.conversion import convert_backbone, convert_state_dict, read_checkpoint
-from cagnet_hf.pixel_cnn import PatchPixelCNN
-from cagnet_hf.pretrained_weights import load_backbone_weights
+from cagnet_hf.patches.pixel_cnn import PatchPixelCNN
+from cagnet_hf.weights.backbones import load_backbone_weights
+from cagnet_hf.weights.conversion import convert_backbone, convert_state_dict, read_checkpoint
 
 # Files
 

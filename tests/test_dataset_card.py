@@ -4,8 +4,8 @@ import pytest
 from huggingface_hub import DatasetCard
 from miniature_voc import MiniatureVoc
 
-from cagnet_hf.benchmarks import load_benchmark
 from cagnet_hf.data import coco_stuff, pascal_context, pascal_voc
+from cagnet_hf.data.benchmarks import load_benchmark
 from cagnet_hf.data.card import Origin, dataset_card
 from cagnet_hf.data.report import SplitReport
 

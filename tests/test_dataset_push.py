@@ -7,11 +7,11 @@ from hub_server import OWNER, READ_TOKEN, STRANGER_TOKEN, WRITE_TOKEN, HubServer
 from huggingface_hub import DatasetCard
 from test_own_folder import CLASSES, IDS, write_pairs
 
-from cagnet_hf.benchmarks import load_benchmark
-from cagnet_hf.data.card import push_dataset
+from cagnet_hf.data.benchmarks import load_benchmark
 from cagnet_hf.data.own_folder import folder_examples
 from cagnet_hf.data.prepared import write_prepared
 from cagnet_hf.data.sources import open_dataset
+from cagnet_hf.hub.datasets import push_dataset
 
 FARM = f"{OWNER}/farm"
 

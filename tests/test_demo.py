@@ -17,10 +17,10 @@ import torch
 from PIL import Image
 from test_modeling import build
 
-from cagnet_hf.benchmarks import load_benchmark
+from cagnet_hf.apps.demo import MAX_BYTES, Visit, open_image, serve
+from cagnet_hf.data.benchmarks import load_benchmark
 from cagnet_hf.data.scenes import scenes_class_embeddings, scenes_dataset
-from cagnet_hf.demo import MAX_BYTES, Visit, open_image, serve
-from cagnet_hf.prediction import load_model
+from cagnet_hf.weights.folders import load_model
 
 NEW, FORGOTTEN = "yellow striped disc", ["red striped cross", "green dotted disc", "blue dotted cross"]
 OPTIONS = (

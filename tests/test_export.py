@@ -11,8 +11,8 @@ from PIL import Image
 from scipy.special import softmax
 from test_modeling import SPNET, build, images, with_backbone
 
-from cagnet_hf.export import export_program
-from cagnet_hf.image_processing_cagnet import CaGNetImageProcessor
+from cagnet_hf.apps.export import export_program
+from cagnet_hf.model.image_processing_cagnet import CaGNetImageProcessor
 
 PROCESSOR = CaGNetImageProcessor(size={"height": 65, "width": 97})
 SIZES = [(1, 33, 49), (3, 64, 64), (2, 16, 130)]

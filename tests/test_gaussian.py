@@ -5,11 +5,11 @@ import torch
 import torch.nn.functional as F
 from tiny import NUM_CLASSES, noise_batch, tiny_recipe
 
-from cagnet_hf.backbones_cagnet import freeze_batch_norm
-from cagnet_hf.gaussian_cagnet import GaussianGenerator
-from cagnet_hf.modeling_cagnet import resize_labels
+from cagnet_hf.methods.steps import updates
+from cagnet_hf.model.backbones_cagnet import freeze_batch_norm
+from cagnet_hf.model.gaussian_cagnet import GaussianGenerator
+from cagnet_hf.model.maps_cagnet import resize_labels
 from cagnet_hf.training.setup import benchmark_of, build_model, build_stage_models
-from cagnet_hf.training.steps import updates
 
 CLASSES, SEEN, SIZE, EMBEDDING = 6, 4, 5, 8
 

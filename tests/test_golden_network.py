@@ -11,9 +11,8 @@ from golden import recipe
 from golden_weights import FULL, GOLDEN, golden_model, golden_network, golden_shapes, our_key
 
 from cagnet_hf import CaGNetForSemanticSegmentation
-from cagnet_hf.image_processing_cagnet import resize_label_map
-from cagnet_hf.losses import kl_to_standard_normal
-from cagnet_hf.modeling_cagnet import resize_labels, scale_maximum
+from cagnet_hf.methods.losses import kl_to_standard_normal
+from cagnet_hf.model.maps_cagnet import resize_labels, scale_maximum
 
 BACKBONE = np.load(GOLDEN / "backbone.npz")
 HEADS = np.load(GOLDEN / "heads.npz")
@@ -230,4 +229,4 @@ def test_resized_label_tensors(name):
 def test_resized_label_arrays(name):
     labels, resized = golden_label_maps(name)
     for label_map, small_map in zip(labels, resized, strict=True):
-        assert (resize_label_map(label_map, small_map.shape) == small_map).all()
+        assert (resize_labels(label_map, small_map.shape) == small_map).all()

@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from golden import recipe
 from golden_weights import GOLDEN, PIXELCNNS, golden_patches
 
-from cagnet_hf.patches import SAMPLING_RULES, accept_patches, assemble_patches, cut_patches, fill_ignored
-from cagnet_hf.pixel_cnn import PatchPixelCNN, PatchPixelCNNConfig, RasterNetwork
+from cagnet_hf.patches.layouts import SAMPLING_RULES, accept_patches, assemble_patches, cut_patches, fill_ignored
+from cagnet_hf.patches.pixel_cnn import PatchPixelCNN, PatchPixelCNNConfig, RasterNetwork
 
 ARRAYS = np.load(GOLDEN / "pixelcnn.npz")
 VALUES = json.loads((GOLDEN / "pixelcnn.json").read_text())

@@ -9,8 +9,8 @@ from golden import recipe as golden
 from golden_weights import GOLDEN, golden_spnet, our_key
 
 from cagnet_hf import CaGNetImageProcessor
+from cagnet_hf.methods.steps import real_step
 from cagnet_hf.training.recipe import Recipe
-from cagnet_hf.training.steps import real_step
 
 VALUES = json.loads((GOLDEN / "spnet.json").read_text())
 ARRAYS = np.load(GOLDEN / "spnet.npz")

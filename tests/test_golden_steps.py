@@ -13,11 +13,11 @@ from golden import recipe as golden
 from golden_weights import GOLDEN, golden_model, golden_patch_model, our_patch_key
 from torch import nn
 
-from cagnet_hf.losses import classwise_mmd, content_loss
-from cagnet_hf.training import steps
+from cagnet_hf.methods import steps
+from cagnet_hf.methods.losses import classwise_mmd, content_loss
+from cagnet_hf.methods.steps import real_step
 from cagnet_hf.training.optimizers import build_optimizers, set_learning_rates
 from cagnet_hf.training.recipe import Recipe
-from cagnet_hf.training.steps import real_step
 
 STEPS = json.loads((GOLDEN / "steps.json").read_text())
 CASES, UPDATES = STEPS["cases"], STEPS["updates"]["pa3_voc12/simultaneous"]

@@ -22,7 +22,7 @@ from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 
 from cagnet_hf import METRIC_PATH
 from cagnet_hf.data.sources import open_dataset
-from cagnet_hf.prediction import load_model
+from cagnet_hf.weights.folders import load_model
 
 MODEL, DATASET, METRIC = f"{OWNER}/cagnet-scenes", f"{OWNER}/scenes-data", f"{OWNER}/zero_shot_segmentation"
 SCORES = ("S-mIoU", "U-mIoU", "hIoU", "mIoU", "PA", "MA", "U-PA", "U-MA")

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from miniature_voc import MiniatureVoc
 
-from cagnet_hf.benchmarks import load_benchmark
 from cagnet_hf.data import examples as examples_module
+from cagnet_hf.data.benchmarks import load_benchmark
 from cagnet_hf.data.pascal_voc import pascal_voc_examples
 from cagnet_hf.data.prepared import open_prepared, write_prepared
 
@@ -22,7 +22,7 @@ NUM_TRAIN, PATIENCE = 60, 120  # images, seconds
 SHARD_BYTES = 4000  # a handful of images
 PROGRAM = """
 import sys, time
-from cagnet_hf.benchmarks import load_benchmark
+from cagnet_hf.data.benchmarks import load_benchmark
 from cagnet_hf.data import examples
 from cagnet_hf.data.pascal_voc import pascal_voc_examples
 from cagnet_hf.data.prepared import write_prepared

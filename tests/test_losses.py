@@ -10,8 +10,8 @@ from golden import recipe
 from golden_weights import GOLDEN, golden_classifier
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from cagnet_hf import losses
-from cagnet_hf.losses import (
+from cagnet_hf.methods import losses
+from cagnet_hf.methods.losses import (
     MMD_BANDWIDTHS,
     classwise_mmd,
     content_loss,
@@ -19,10 +19,9 @@ from cagnet_hf.losses import (
     generator_adversarial_loss,
     gradient_penalty,
     kl_to_standard_normal,
-    mean_cross_entropy,
     multi_scale_cross_entropy,
 )
-from cagnet_hf.modeling_cagnet import to_pixel_list
+from cagnet_hf.model.maps_cagnet import mean_cross_entropy, to_pixel_list
 
 VALUES = json.loads((GOLDEN / "losses.json").read_text())
 ARRAYS = np.load(GOLDEN / "losses.npz")

@@ -9,8 +9,8 @@ from torch import nn
 from transformers import AutoBackbone, AutoConfig
 
 from cagnet_hf import CaGNetConfig, CaGNetForSemanticSegmentation, CaGNetModel
-from cagnet_hf.modeling_cagnet import resize_labels
-from cagnet_hf.pretrained_weights import EDGE_PACKAGE, load_backbone_weights
+from cagnet_hf.model.maps_cagnet import resize_labels
+from cagnet_hf.weights.backbones import EDGE_PACKAGE, load_backbone_weights
 
 TINY = {
     "depths": (1, 1, 1, 1),

@@ -9,12 +9,12 @@ from test_remote_code import tiny_config
 from tiny_encoders import write_bert
 
 from cagnet_hf import CaGNetForSemanticSegmentation
-from cagnet_hf.class_embeddings import read_table, save_embedding_table
 from cagnet_hf.data.scenes import scenes_class_embeddings
 from cagnet_hf.evaluation.new_classes import mean_ious
-from cagnet_hf.new_class_embeddings import describe_source, embed_new_classes
-from cagnet_hf.prediction import load_model
-from cagnet_hf.text_encoders import encode_names
+from cagnet_hf.vectors.class_embeddings import read_table, save_embedding_table
+from cagnet_hf.vectors.new_classes import describe_source, embed_new_classes
+from cagnet_hf.vectors.text_encoders import encode_names
+from cagnet_hf.weights.folders import load_model
 
 
 def model_of(vectors: np.ndarray, source: dict | None = None) -> CaGNetForSemanticSegmentation:

@@ -9,8 +9,8 @@ from miniature_archives import pascal_palette, write_jpeg, write_png, write_zip
 from PIL import Image
 from trained import arguments
 
-from cagnet_hf.benchmarks import load_benchmark
 from cagnet_hf.data import masks
+from cagnet_hf.data.benchmarks import load_benchmark
 from cagnet_hf.data.examples import read_image
 from cagnet_hf.data.own_folder import folder_examples
 from cagnet_hf.data.prepared import open_prepared

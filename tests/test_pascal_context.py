@@ -6,7 +6,7 @@ from miniature_archives import write_devkit, write_png, write_tar
 from PIL import Image
 from scipy.io import savemat
 
-from cagnet_hf.benchmarks import load_benchmark
+from cagnet_hf.data.benchmarks import load_benchmark
 from cagnet_hf.data.examples import read_image
 from cagnet_hf.data.pascal_context import pascal_context_examples
 from cagnet_hf.data.prepared import open_prepared

@@ -7,7 +7,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from cagnet_hf.patches import (
+from cagnet_hf.patches.bank import (
+    PatchFit,
+    fit_pixel_cnn,
+    held_out_nats,
+    make_patch_bank,
+    open_patch_bank,
+)
+from cagnet_hf.patches.layouts import (
     SAMPLING_RULES,
     PatchSource,
     accept_patches,
@@ -17,14 +24,7 @@ from cagnet_hf.patches import (
     fill_ignored,
     swap_in_unseen,
 )
-from cagnet_hf.pixel_cnn import PatchPixelCNN, PatchPixelCNNConfig, RasterNetwork, log_likelihood
-from cagnet_hf.training.patch_bank import (
-    PatchFit,
-    fit_pixel_cnn,
-    held_out_nats,
-    make_patch_bank,
-    open_patch_bank,
-)
+from cagnet_hf.patches.pixel_cnn import PatchPixelCNN, PatchPixelCNNConfig, RasterNetwork, log_likelihood
 
 NUM_SEEN, UNSEEN = 4, (4, 5)
 every_size = pytest.mark.parametrize("side", [3, 5, 7])

@@ -5,9 +5,9 @@ import sys
 import pytest
 import torch
 
-from cagnet_hf.peak_memory import forget_peak_memory, peak_memory
-from cagnet_hf.speed.measuring import Setting, measure
-from cagnet_hf.speed.network import memory_line
+from cagnet_hf.training.peak_memory import forget_peak_memory, peak_memory
+from scripts.speed.measuring import Setting, measure
+from scripts.speed.network import memory_line
 
 MIB = 2**20
 CPU = torch.device("cpu")

@@ -10,11 +10,11 @@ from safetensors import safe_open
 from tiny_encoders import write_bert
 from word_tables import write_fasttext, write_glove, write_vec, write_word2vec
 
-from cagnet_hf.benchmarks import Benchmark, load_benchmark
-from cagnet_hf.class_embeddings import load_class_embeddings
-from cagnet_hf.configuration_cagnet import plain_name
-from cagnet_hf.text_encoders import encode_names
-from cagnet_hf.word_vectors.names import load_synonyms, look_up_names
+from cagnet_hf.data.benchmarks import Benchmark, load_benchmark
+from cagnet_hf.model.configuration_cagnet import plain_name
+from cagnet_hf.vectors.class_embeddings import load_class_embeddings
+from cagnet_hf.vectors.text_encoders import encode_names
+from cagnet_hf.vectors.word_names import load_synonyms, look_up_names
 
 ANIMALS = Benchmark("animals", ("nothing", "cat", "polar_bear", "dog"), seen_ids=(3, 1), unseen_ids=(2,))
 WORDS = {"cat": [3.0, 4.0], "polar": [1.0, 1.0], "bear": [3.0, -1.0], "Dog": [5.0, 0.0]}

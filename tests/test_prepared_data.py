@@ -9,7 +9,7 @@ from datasets import Dataset, load_dataset
 from miniature_voc import MiniatureVoc
 from PIL import Image
 
-from cagnet_hf.benchmarks import load_benchmark
+from cagnet_hf.data.benchmarks import load_benchmark
 from cagnet_hf.data.examples import Example
 from cagnet_hf.data.pascal_voc import pascal_voc_examples
 from cagnet_hf.data.prepared import open_prepared, write_prepared

@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from PIL import Image
 
-from cagnet_hf.benchmarks import IGNORE_INDEX, LabelMap, parse_class_table
+from cagnet_hf.data.benchmarks import IGNORE_INDEX, LabelMap, parse_class_table
 from cagnet_hf.data.transforms import Augmentation, TrainingTransform
 from cagnet_hf.evaluation import METRIC_PATH
-from cagnet_hf.image_processing_cagnet import CaGNetImageProcessor
-from cagnet_hf.losses import classwise_mmd, moment_matching_loss
-from cagnet_hf.patches import assemble_patches, cut_patches, fill_ignored
-from cagnet_hf.pixel_cnn import PatchPixelCNNConfig
+from cagnet_hf.methods.losses import classwise_mmd, moment_matching_loss
+from cagnet_hf.model.image_processing_cagnet import CaGNetImageProcessor
+from cagnet_hf.patches.layouts import assemble_patches, cut_patches, fill_ignored
+from cagnet_hf.patches.pixel_cnn import PatchPixelCNNConfig
 from cagnet_hf.training.recipe import Recipe, RecipeError
 from cagnet_hf.training.recipe_files import load_recipe
 

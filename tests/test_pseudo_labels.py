@@ -6,7 +6,7 @@ import torch
 from golden import recipe as golden
 from golden_weights import GOLDEN
 
-from cagnet_hf.training.pseudo_labels import confident_labels, top_k_labels
+from cagnet_hf.methods.pseudo_labels import confident_labels, top_k_labels
 
 ARRAYS = np.load(GOLDEN / "self_training.npz")
 CASES = sorted({name.partition("/")[0] for name in ARRAYS.files})

@@ -24,13 +24,13 @@ from test_new_class_embeddings import model_of
 from tiny_encoders import write_bert
 from word_tables import write_vec, write_word2vec
 
-from cagnet_hf.benchmarks import load_benchmark
-from cagnet_hf.cards import MODEL_ID
+from cagnet_hf.apps.demo import build_page
+from cagnet_hf.data.benchmarks import load_benchmark
 from cagnet_hf.data.sources import open_dataset
-from cagnet_hf.demo import build_page
-from cagnet_hf.image_processing_cagnet import CaGNetImageProcessor
-from cagnet_hf.text_encoders import encode_names
+from cagnet_hf.hub.cards import MODEL_ID
+from cagnet_hf.model.image_processing_cagnet import CaGNetImageProcessor
 from cagnet_hf.training.recipe_files import load_recipe
+from cagnet_hf.vectors.text_encoders import encode_names
 
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 _SECTION = re.compile(r"^## (.+?)\n(.*?)(?=^## |\Z)", re.MULTILINE | re.DOTALL)
@@ -216,7 +216,7 @@ def test_a_section_runs(section, hub, load_script, trained_run, tiny_dataset, on
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     hub.stand_in(monkeypatch, tmp_path / "hf")
-    monkeypatch.setattr("cagnet_hf.demo.serve", build_instead)  # test_demo serves, in a browser
+    monkeypatch.setattr("cagnet_hf.apps.demo.serve", build_instead)  # test_demo serves, in a browser
     sandbox = Sandbox(tmp_path, load_script, trained_run, tiny_dataset)
     sandbox.place("\n".join(text for _, text in SECTIONS[section]))
     for language, text in SECTIONS[section]:

@@ -9,9 +9,9 @@ import torch
 import yaml
 from tiny import tiny_recipe
 
-from cagnet_hf.configuration_cagnet import CaGNetConfig
-from cagnet_hf.modeling_cagnet import CaGNetForSemanticSegmentation
-from cagnet_hf.training.comparison import published_results
+from cagnet_hf.apps.comparison import published_results
+from cagnet_hf.model.configuration_cagnet import CaGNetConfig
+from cagnet_hf.model.modeling_cagnet import CaGNetForSemanticSegmentation
 from cagnet_hf.training.optimizers import build_optimizers, set_learning_rates
 from cagnet_hf.training.recipe import OptimizerRecipe, RecipeError, StageRecipe, changed_keys
 from cagnet_hf.training.recipe_files import load_recipe, recipe_names

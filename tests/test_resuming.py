@@ -18,9 +18,9 @@ from trained import FINETUNE, PRETRAIN, arguments, assert_equal_runs
 
 from cagnet_hf.data.sources import open_dataset
 from cagnet_hf.evaluation.scoring import score
-from cagnet_hf.prediction import load_model
 from cagnet_hf.training.checkpoints import forget_scores
 from cagnet_hf.training.loop import Trainer
+from cagnet_hf.weights.folders import load_model
 
 SCRIPT = str(REPOSITORY / "scripts" / "train.py")
 PATIENCE = 120  # seconds

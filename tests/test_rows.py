@@ -14,11 +14,8 @@ from safetensors.torch import load_file
 from tiny import tiny_recipe
 
 from cagnet_hf import CaGNetForSemanticSegmentation
-from cagnet_hf.data.sources import open_dataset
-from cagnet_hf.evaluation.scoring import score
-from cagnet_hf.prediction import load_model
-from cagnet_hf.training import comparison
-from cagnet_hf.training.comparison import (
+from cagnet_hf.apps import comparison
+from cagnet_hf.apps.comparison import (
     TITLES,
     common_starts,
     comparison_table,
@@ -27,8 +24,11 @@ from cagnet_hf.training.comparison import (
     published_rows,
     run_rows,
 )
+from cagnet_hf.data.sources import open_dataset
+from cagnet_hf.evaluation.scoring import score
 from cagnet_hf.training.recipe import Recipe
 from cagnet_hf.training.recipe_files import load_recipe
+from cagnet_hf.weights.folders import load_model
 
 ROWS = list(TITLES)
 ITERATIONS = 4

@@ -12,11 +12,11 @@ import torch
 from conftest import REPOSITORY
 from tiny import new_model, noise_batch, tiny_recipe
 
+from cagnet_hf.methods.steps import real_step
 from cagnet_hf.training.loop import Trainer
 from cagnet_hf.training.optimizers import build_optimizers
 from cagnet_hf.training.recipe import RecipeError
 from cagnet_hf.training.setup import benchmark_of, build_stage_models
-from cagnet_hf.training.steps import real_step
 
 # Without what a batch is drawn or normalised by: noise, dropout, statistics of a batch, and the MMD of its classes.
 FIXED = [

@@ -7,7 +7,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from cagnet_hf.benchmarks import load_benchmark
+from cagnet_hf.data.benchmarks import load_benchmark
 from cagnet_hf.data.scenes import (
     LEVELS,
     NUM_TEST,

@@ -15,11 +15,12 @@ from conftest import REPOSITORY
 from PIL import Image
 from transformers import BertConfig, BertModel, SegformerConfig, SegformerForSemanticSegmentation
 
-from cagnet_hf.benchmarks import LabelMap, load_benchmark
+from cagnet_hf.apps.prediction import segment
+from cagnet_hf.data.benchmarks import LabelMap, load_benchmark
 from cagnet_hf.data.image_inputs import RemoteFile
 from cagnet_hf.data.sources import open_dataset
-from cagnet_hf.image_processing_cagnet import CaGNetImageProcessor
-from cagnet_hf.prediction import load_model, segment
+from cagnet_hf.model.image_processing_cagnet import CaGNetImageProcessor
+from cagnet_hf.weights.folders import load_model
 
 SCRIPTS = sorted(str(path.relative_to(REPOSITORY / "scripts")) for path in (REPOSITORY / "scripts").rglob("*.py"))
 SCENES = load_benchmark("scenes")

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from cagnet_hf.speed.measuring import Line, Setting, describe, facts_of, markdown, measure
+from scripts.speed.measuring import Line, Setting, describe, facts_of, markdown, measure
 
 
 def rest(seconds: float):

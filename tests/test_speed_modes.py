@@ -7,8 +7,9 @@ from test_modeling import SPNET, TINY, build, images
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, pipeline
 
 from cagnet_hf import CaGNetConfig, CaGNetForSemanticSegmentation, CaGNetImageProcessor
+from cagnet_hf.apps.prediction import segment
 from cagnet_hf.data.scenes import scenes_dataset
-from cagnet_hf.prediction import load_model, segment
+from cagnet_hf.weights.folders import load_model
 
 HALVES = [torch.bfloat16, torch.float16]
 

@@ -9,11 +9,11 @@ import torch.nn.functional as F
 from tiny import NUM_CLASSES, NUM_SEEN, gradients, new_model, noise_batch, tiny_recipe
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from cagnet_hf.modeling_cagnet import resize_labels, scale_maximum
-from cagnet_hf.training import steps
+from cagnet_hf.methods import steps
+from cagnet_hf.methods.steps import draw_label_maps, label_ignored_pixels, real_step, synthetic_step, updates
+from cagnet_hf.model.maps_cagnet import resize_labels, scale_maximum
 from cagnet_hf.training.recipe import PseudoLabelRecipe, Recipe
 from cagnet_hf.training.setup import label_map_source
-from cagnet_hf.training.steps import draw_label_maps, label_ignored_pixels, real_step, synthetic_step, updates
 
 
 @pytest.fixture

@@ -9,10 +9,10 @@ import torch
 from datasets import Dataset, Features, Image, Value
 from PIL import Image as PilImage
 
-from cagnet_hf.benchmarks import load_benchmark
+from cagnet_hf.data.benchmarks import load_benchmark
 from cagnet_hf.data.stream import EndlessBatches, LabelledImages, TrainingBatches, TrainingExamples
 from cagnet_hf.data.transforms import TrainingTransform
-from cagnet_hf.image_processing_cagnet import CaGNetImageProcessor
+from cagnet_hf.model.image_processing_cagnet import CaGNetImageProcessor
 
 SCENES = load_benchmark("scenes")
 NUM_SEEN = len(SCENES.seen_ids)

@@ -8,7 +8,7 @@ from datasets import Dataset
 from miniature_archives import write_jpeg, write_png
 from PIL import Image
 
-from cagnet_hf.benchmarks import Benchmark
+from cagnet_hf.data.benchmarks import Benchmark
 from cagnet_hf.data.examples import Example
 from cagnet_hf.data.prepared import open_prepared, write_prepared
 from cagnet_hf.data.survey import format_survey, survey, telling_images, warnings

@@ -9,7 +9,7 @@ import torch
 from tiny_encoders import write_bert, write_clip
 from transformers import AutoModel, AutoTokenizer, CLIPModel
 
-from cagnet_hf.text_encoders import encode_names, encoder_files
+from cagnet_hf.vectors.text_encoders import encode_names, encoder_files
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from test_architecture import TRAVELLING
 from trained import FINETUNE, PRETRAIN, arguments
 
-from cagnet_hf.benchmarks import format_class_table, load_benchmark
+from cagnet_hf.data.benchmarks import format_class_table, load_benchmark
 from cagnet_hf.data.scenes import scenes_class_embeddings
 
 CONTRACT = {"hIoU", "mIoU", "PA", "MA", "S-mIoU", "U-mIoU", "U-PA", "U-MA", "protocol", "num_images", "per_class"}

@@ -5,8 +5,8 @@ import pytest
 from matplotlib.axes import Axes
 from PIL import Image
 
-from cagnet_hf.charts import class_comparison, loss_curves, per_class_bars
-from cagnet_hf.visualization import (
+from cagnet_hf.apps.charts import class_comparison, loss_curves, per_class_bars
+from cagnet_hf.apps.pictures import (
     class_palette,
     contact_sheet,
     legend,

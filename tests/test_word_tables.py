@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from word_tables import write_fasttext, write_glove, write_vec, write_word2vec
 
-from cagnet_hf.word_vectors.fasttext import ngram_buckets
-from cagnet_hf.word_vectors.tables import find_words
+from cagnet_hf.vectors.fasttext import ngram_buckets
+from cagnet_hf.vectors.word_tables import find_words
 
 TABLE = {"the": [1.0, 2.0, 3.0], "zebra": [0.25, -1.5, 4.0], "Überfluss": [7.0, 0.1, 9.0], "last": [1.0, 1.0, 1e-8]}
 

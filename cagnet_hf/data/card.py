@@ -1,13 +1,11 @@
-"""The card of a prepared dataset, and its way to the Hub."""
+"""The card of a prepared dataset."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import NamedTuple
 
-from huggingface_hub import DatasetCardData, HfApi, constants
+from huggingface_hub import DatasetCardData
 
-from ..benchmarks import CLASS_TABLE, Benchmark
-from ..repositories import claim_repository, told_in_one_line
+from .benchmarks import Benchmark
 from .report import SplitReport, format_report
 
 CARD, ID2LABEL = "README.md", "id2label.json"  # beside the data of a prepared dataset
@@ -99,24 +97,3 @@ def dataset_card(benchmark: Benchmark, reports: Mapping[str, SplitReport], origi
         labels=format_report(benchmark, reports),
         citation=citation,
     )
-
-
-def push_dataset(folder: Path, repo_id: str) -> str:
-    """Upload a prepared dataset to the Hub, where its repository is made if need be; returns its address.
-
-    Parquet files that an earlier upload had and this one has not are deleted: they would be rows of a split.
-
-    Raises:
-        ValueError: See `claim_repository`; or the upload was refused or interrupted.
-    """
-    full_id = claim_repository(repo_id, repo_type="dataset")
-    with told_in_one_line(full_id):
-        HfApi().upload_folder(
-            repo_id=full_id,
-            repo_type="dataset",
-            folder_path=folder,
-            allow_patterns=[CARD, CLASS_TABLE, ID2LABEL, "data/*.parquet"],
-            delete_patterns="data/*.parquet",
-            commit_message="Prepared dataset, class table, card",
-        )
-    return f"{constants.ENDPOINT}/datasets/{full_id}"

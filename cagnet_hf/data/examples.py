@@ -10,8 +10,8 @@ from typing import Protocol
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-from ..benchmarks import LabelMap
-from ..image_processing_cagnet import eight_bit
+from ..model.image_processing_cagnet import eight_bit
+from .benchmarks import LabelMap
 from .threads import map_in_order
 
 

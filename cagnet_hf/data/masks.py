@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 from PIL import Image
 
-from ..benchmarks import IGNORE_INDEX, Benchmark
+from .benchmarks import IGNORE_INDEX, Benchmark
 
 _COLORS = ("RGB", "RGBA")
 _IDS = ("L", "P", "I", "I;16")

@@ -14,8 +14,8 @@ import zlib
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from ..benchmarks import CLASS_TABLE, Benchmark, parse_class_table
 from .archives import AnyPath, open_source, require
+from .benchmarks import CLASS_TABLE, Benchmark, parse_class_table
 from .examples import Example, File, encode_mask, pair_by_stem, read_encoded
 from .masks import MaskReader
 from .pascal_voc import read_list

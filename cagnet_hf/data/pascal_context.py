@@ -14,8 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ..benchmarks import Benchmark
 from .archives import AnyPath, open_source, require
+from .benchmarks import Benchmark
 from .card import Origin
 from .examples import Example
 from .mat_files import MatMask, import_loadmat

@@ -21,7 +21,7 @@ from datasets import Dataset, config, get_dataset_split_names, load_dataset_buil
 from datasets.exceptions import DatasetGenerationError
 from tqdm import tqdm
 
-from ..benchmarks import CLASS_TABLE, Benchmark, format_class_table
+from .benchmarks import CLASS_TABLE, Benchmark, format_class_table
 from .card import CARD, ID2LABEL, Origin, dataset_card
 from .examples import BrokenFileError, Example, check_examples
 from .report import SplitReport

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ..benchmarks import IGNORE_INDEX, Benchmark
+from .benchmarks import IGNORE_INDEX, Benchmark
 from .examples import CheckedExample
 
 

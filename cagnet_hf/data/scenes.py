@@ -14,7 +14,7 @@ by hash. The benchmark is frozen: changing an image is changing the benchmark.
 import numpy as np
 from PIL import Image
 
-from ..benchmarks import Benchmark, load_benchmark
+from .benchmarks import Benchmark, load_benchmark
 
 IMAGE_SIZE = 96
 NUM_TRAIN, NUM_TEST = 480, 160

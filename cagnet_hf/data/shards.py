@@ -16,8 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Features, Image, Value
 
-from ..benchmarks import Benchmark, format_class_table
 from ..files import write_text_whole
+from .benchmarks import Benchmark, format_class_table
 from .examples import CheckedExample, Example
 from .report import SplitReport
 

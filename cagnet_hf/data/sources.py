@@ -5,7 +5,7 @@ from pathlib import Path
 import yaml
 from datasets import Dataset
 
-from ..benchmarks import CLASS_TABLE, Benchmark, load_benchmark
+from .benchmarks import CLASS_TABLE, Benchmark, load_benchmark
 from .masks import MaskReader
 from .prepared import check_split, open_prepared
 from .rows import StreamedRows, decoded, open_streamed

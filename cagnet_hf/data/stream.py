@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from ..benchmarks import LabelMap
+from .benchmarks import LabelMap
 from .rows import StreamedRows
 from .transforms import TrainingTransform, image_tensor
 

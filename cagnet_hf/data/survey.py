@@ -9,7 +9,7 @@ import numpy as np
 from datasets import Dataset, Image, get_dataset_split_names
 from tqdm import tqdm
 
-from ..benchmarks import IGNORE_INDEX, Benchmark
+from .benchmarks import IGNORE_INDEX, Benchmark
 from .examples import CheckedExample, Example, check_examples
 from .prepared import BadPairsError, open_prepared
 from .report import SplitReport, format_report

@@ -6,7 +6,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..image_processing_cagnet import CaGNetImageProcessor, resize_image, resize_label_map
+from ..model.image_processing_cagnet import CaGNetImageProcessor
+from ..model.maps_cagnet import resize_image, resize_labels
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ class TrainingTransform:
         prepared_size, crop, scale = pixels.shape[1:], self.crop_size, augmentation.scale
         size = tuple(max(1, round(side * scale)) for side in prepared_size)
         pixels = resize_image(pixels, size, scale)
-        labels = resize_label_map(resize_label_map(labels, prepared_size), size, scale)
+        labels = resize_labels(resize_labels(labels, prepared_size), size, scale)
 
         # The crop of the padded image, without padding what lies outside of the crop.
         padded = [max(side, full, crop) for side, full in zip(size, prepared_size, strict=True)]

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 
-from ..benchmarks import Benchmark
+from ..data.benchmarks import Benchmark
 from .scoring import load_metric, scored_batches, summarize
 
 GAMMAS = tuple(round(0.05 * i, 2) for i in range(20))

@@ -10,10 +10,10 @@ from accelerate import Accelerator
 from tqdm import tqdm
 from transformers.utils import ModelOutput
 
-from ..benchmarks import Benchmark, LabelMap
-from ..class_embeddings import plain_name
+from ..data.benchmarks import Benchmark, LabelMap
 from ..data.rows import StreamedRows
-from ..image_processing_cagnet import resize_label_map
+from ..model.maps_cagnet import resize_labels
+from ..vectors.class_embeddings import plain_name
 from . import METRIC_PATH
 
 PROTOCOLS = ("full", "paper")
@@ -141,7 +141,7 @@ def scored_batches(
             references = [labels for _, labels in batch]
             if protocol == "paper" and model.config.classifier != "projection":
                 size = tuple(outputs.logits.shape[-2:])
-                references = [resize_label_map(labels, size) for labels in references]
+                references = [resize_labels(labels, size) for labels in references]
             yield outputs, references
             bar.update(len(batch))
     model.train(training)

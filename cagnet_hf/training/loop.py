@@ -19,12 +19,13 @@ from ..data.stream import EndlessBatches, LabelledImages, StreamedBatches, Train
 from ..data.transforms import TrainingTransform
 from ..evaluation.scoring import score
 from ..files import write_text_whole
-from ..modeling_cagnet import freeze_batch_norm
-from ..peak_memory import forget_peak_memory, peak_memory
+from ..methods.steps import LabelMapSource, updates
+from ..model.modeling_cagnet import freeze_batch_norm
 from .checkpoints import RunState, checkpoints, load_run_state, record_scores, save_checkpoint
 from .interruption import Stopped, StopSignal
 from .measurements import Measurements, NotFinite, gradient_norms, total_norm
 from .optimizers import PARTS, build_optimizers, set_learning_rates
+from .peak_memory import forget_peak_memory, peak_memory
 from .recipe import Recipe, RecipeError, StageRecipe, changed_keys
 from .record import RECORD_FILE, run_record
 from .setup import (
@@ -37,7 +38,6 @@ from .setup import (
     patches_of,
     use_deterministic_algorithms,
 )
-from .steps import LabelMapSource, updates
 
 RECIPE_FILE, PATCHES = "recipe.yaml", "patches"
 

@@ -5,9 +5,9 @@ from typing import Any, Literal, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from ..benchmarks import did_you_mean
-from ..configuration_cagnet import CaGNetConfig
-from ..image_processing_cagnet import CaGNetImageProcessorKwargs
+from ..data.benchmarks import did_you_mean
+from ..model.configuration_cagnet import CaGNetConfig
+from ..model.image_processing_cagnet import CaGNetImageProcessorKwargs
 
 # What the benchmark says, not the recipe.
 _FACTS = {"id2label", "label2id", "num_labels", "seen_ids", "unseen_ids", "dataset_ids", "ignored_dataset_ids"}

@@ -9,7 +9,7 @@ from pathlib import Path
 import yaml
 from pydantic import ValidationError
 
-from ..benchmarks import did_you_mean
+from ..data.benchmarks import did_you_mean
 from .recipe import (
     AugmentationRecipe,
     GaussianRecipe,
@@ -23,7 +23,7 @@ from .recipe import (
     StageRecipe,
 )
 
-RECIPES_DIR = Path(__file__).resolve().parents[2] / "scripts" / "recipes"
+RECIPES_DIR = Path(__file__).resolve().parents[1] / "recipes"
 METHODS = "methods"
 DEFAULT_METHOD = "cagnet_pi"  # `--recipe scenes` means scenes/cagnet_pi
 

@@ -9,22 +9,23 @@ import torch
 from datasets import Dataset
 from huggingface_hub.errors import StrictDataclassError
 
-from ..benchmarks import Benchmark, LabelMap, load_benchmark
-from ..class_embeddings import load_class_embeddings
-from ..configuration_cagnet import CaGNetConfig
+from ..data.benchmarks import Benchmark, LabelMap, load_benchmark
 from ..data.masks import MaskReader
 from ..data.rows import StreamedRows
 from ..data.scenes import scenes_class_embeddings
 from ..data.sources import open_dataset
-from ..image_processing_cagnet import CaGNetImageProcessor, fit_size, resize_label_map
-from ..modeling_cagnet import CaGNetForSemanticSegmentation
-from ..new_class_embeddings import ATTRIBUTES, describe_source
-from ..patches import PatchSource, class_odds
-from ..pixel_cnn import PatchPixelCNNConfig
-from ..pretrained_weights import is_own, load_backbone_weights
-from .patch_bank import PatchFit, open_patch_bank
+from ..methods.steps import LabelMapSource, draw_label_maps
+from ..model.configuration_cagnet import CaGNetConfig
+from ..model.image_processing_cagnet import CaGNetImageProcessor, fit_size
+from ..model.maps_cagnet import resize_labels
+from ..model.modeling_cagnet import CaGNetForSemanticSegmentation
+from ..patches.bank import PatchFit, open_patch_bank
+from ..patches.layouts import PatchSource, class_odds
+from ..patches.pixel_cnn import PatchPixelCNNConfig
+from ..vectors.class_embeddings import load_class_embeddings
+from ..vectors.new_classes import ATTRIBUTES, describe_source
+from ..weights.backbones import is_own, load_backbone_weights
 from .recipe import Recipe, RecipeError, StageRecipe
-from .steps import LabelMapSource, draw_label_maps
 
 
 def use_deterministic_algorithms(deterministic: bool) -> None:
@@ -237,4 +238,4 @@ class LabelMapsAtFeatureStride:
                 np.asarray(example["mask"]), hide_unseen=True, source=f"mask of {example['image_id']}"
             )
             sides = fit_size(*labels.shape, self.size)
-            yield torch.from_numpy(resize_label_map(labels, tuple(-(-side // self.stride) for side in sides)))
+            yield torch.from_numpy(resize_labels(labels, tuple(-(-side // self.stride) for side in sides)))

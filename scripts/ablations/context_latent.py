@@ -31,7 +31,7 @@ def main(argv: list[str] | None = None) -> int:
     from cagnet_hf.data.sources import open_with_classes
     from cagnet_hf.evaluation.scoring import check_classes
     from cagnet_hf.files import write_text_whole
-    from cagnet_hf.prediction import load_model
+    from cagnet_hf.weights.folders import load_model
 
     def measure():
         dataset, classes = open_with_classes(args.dataset, args.split)
@@ -77,7 +77,7 @@ def watch_latent(context):
     """Gather statistics of the latent while a model in evaluation mode runs; the value returns them."""
     import torch.nn.functional as F
 
-    from cagnet_hf.losses import kl_to_standard_normal
+    from cagnet_hf.methods.losses import kl_to_standard_normal
 
     sums = {"cells": 0, "divergence": 0.0, "variance": 0.0, "mean": 0.0, "square": 0.0}
 

@@ -42,8 +42,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def compare_layouts(recipe) -> dict:
     """Likelihoods and drawn patches of both networks, by what they are conditioned on."""
-    from cagnet_hf.patches import collect_patches, fill_ignored
-    from cagnet_hf.training.patch_bank import fit_pixel_cnn, held_out_nats, make_patch_bank
+    from cagnet_hf.patches.bank import fit_pixel_cnn, held_out_nats, make_patch_bank
+    from cagnet_hf.patches.layouts import collect_patches, fill_ignored
     from cagnet_hf.training.setup import (
         LabelMapsAtFeatureStride,
         benchmark_of,

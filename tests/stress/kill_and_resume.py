@@ -32,7 +32,7 @@ sys.path.insert(0, str(TESTS))
 
 from trained import assert_equal_runs, write_dataset  # noqa: E402
 
-import cagnet_hf.training.report  # noqa: E402, F401 - imported for the commands to come
+import cagnet_hf.apps.report  # noqa: E402, F401 - imported for the commands to come
 
 SCRIPT = TESTS.parent / "scripts" / "train.py"
 FORK = multiprocessing.get_context("fork")

@@ -1,0 +1,1 @@
+"""What users do with a model: train, predict, show, export."""

@@ -1,0 +1,157 @@
+"""Charts of training and scores: loss curves, bars per class, seen against unseen classes, systems side by side."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import cycle, groupby
+from pathlib import Path
+
+import numpy as np
+
+from .pictures import class_palette
+
+SEEN_COLOR, UNSEEN_COLOR = "#4477aa", "#ee7733"
+
+
+def _panels(lines: int, columns: int, *, size: tuple[float, float]) -> tuple:
+    """A matplotlib figure and its plain panels; `size` in inches. It needs no global state of matplotlib."""
+    from matplotlib.figure import Figure  # an optional dependency
+
+    figure = Figure(figsize=size, layout="constrained")
+    panels = figure.subplots(lines, columns, squeeze=False).ravel()
+    for panel in panels:
+        panel.spines[["top", "right"]].set_visible(False)
+        panel.grid(axis="y", color="#dddddd", linewidth=0.6)
+        panel.set_axisbelow(True)
+        panel.tick_params(labelsize=8)
+    return figure, panels
+
+
+def loss_curves(history: Sequence[dict], path: str | Path) -> None:
+    """Write one panel per loss (values faint, running mean strong), the stages told apart by shading.
+
+    Args:
+        history: Entries `{"iteration": 120, "stage": "pretrain", "loss/NAME": 1.2, ...}` in order. A stage
+            that counts its iterations from the start is put after the stage before.
+    """
+    names = sorted({key for entry in history for key in entry if key.startswith("loss/")})
+    if not names:
+        raise ValueError(f"no loss to draw: none of the {len(history)} entries has a key loss/NAME")
+    columns = min(len(names), 2 if len(names) == 4 else 3)
+    lines = -(-len(names) // columns)
+    figure, panels = _panels(lines, columns, size=(4.6 * columns, 3.1 * lines))
+    for panel, name in zip(panels, names, strict=False):
+        for number, (stage, start, x, entries) in enumerate(_stages(history)):
+            present = [name in entry for entry in entries]
+            y = np.array([entry[name] for entry in entries if name in entry], float)
+            if y.size:
+                window = np.ones(1 + y.size // 30)
+                mean = np.convolve(y, window, "same") / np.convolve(np.ones_like(y), window, "same")
+                style = {"color": SEEN_COLOR, "marker": "." if y.size < 20 else None}
+                panel.plot(x[present], y, alpha=0.3, linewidth=1, **style)
+                panel.plot(x[present], mean, linewidth=1.6, **style)
+            panel.axvspan(start, x[-1], color="#888888", alpha=0.16 if number % 2 else 0, linewidth=0)
+            # Names of neighbours stand on two levels, for stages may be short.
+            place = ((start + x[-1]) / 2, 1.02 + 0.06 * (number % 2))
+            panel.text(*place, stage, transform=panel.get_xaxis_transform(), ha="center", fontsize=7)
+        panel.set_title(name.removeprefix("loss/").replace("_", " "), fontsize=10, pad=22)
+        panel.set_xlabel("iteration", fontsize=8)
+    for panel in panels[len(names) :]:
+        panel.remove()
+    figure.savefig(path, dpi=130)
+
+
+def _stages(history: Sequence[dict]) -> Iterable[tuple[str, int, np.ndarray, list[dict]]]:
+    """(name, start, positions on one axis of iterations, entries) of each stage."""
+    end = 0
+    for name, group in groupby(history, key=lambda entry: entry["stage"]):
+        entries = list(group)
+        x = np.array([entry["iteration"] for entry in entries])
+        x = x + end if x[0] <= end else x
+        yield name, end, x, entries
+        end = int(x[-1])
+
+
+def per_class_bars(metrics: dict, path: str | Path, *, title: str = "") -> None:
+    """Write the IoU of every class as bars, seen then unseen, best first, with S-mIoU and U-mIoU as lines.
+
+    Args:
+        metrics: The dictionary the metric computes. A class whose IoU is None is marked n/a.
+    """
+    classes = [(name, entry["iou"], entry["seen"]) for name, entry in metrics["per_class"].items()]
+    classes.sort(key=lambda entry: (not entry[2], entry[1] is None, -(entry[1] or 0)))
+    lines = -(-len(classes) // 64)
+    per_line = -(-len(classes) // lines)
+    figure, panels = _panels(lines, 1, size=(max(6, 1.2 + 0.2 * per_line), 0.6 + 3 * lines))
+    for number, panel in enumerate(panels):
+        chunk = classes[number * per_line : (number + 1) * per_line]
+        for x, (_, iou, seen) in enumerate(chunk):
+            look = {"color": SEEN_COLOR} if seen else {"color": UNSEEN_COLOR, "hatch": "///"}
+            panel.bar(x, iou or 0, width=0.75, edgecolor="white", linewidth=0, **look)
+            if iou is None:
+                panel.text(x, 0.01, "n/a", rotation=90, ha="center", va="bottom", fontsize=7, color="grey")
+        for name, color in (("S-mIoU", "#223c58"), ("U-mIoU", "#a34208")):
+            if metrics[name] is not None:
+                label = f"{name} {100 * metrics[name]:.1f} %"
+                panel.axhline(metrics[name], color=color, linestyle="--", linewidth=1.2, label=label)
+        panel.set_xticks(range(len(chunk)), [name for name, *_ in chunk], rotation=90)
+        panel.set_xlim(-0.7, per_line - 0.3)
+        panel.set_ylim(0, 1)
+        panel.set_ylabel("IoU", fontsize=8)
+    panels[0].legend(loc="upper right", ncols=2, frameon=False, fontsize=8)
+    figure.suptitle(title, fontsize=11)
+    figure.savefig(path, dpi=130)
+
+
+def seen_unseen_scatter(
+    points: Mapping[str, Sequence[tuple[float, float]]], path: str | Path, *, title: str = ""
+) -> None:
+    """Write S-mIoU against U-mIoU, a marker per run and a colour per system, over lines of equal hIoU.
+
+    Args:
+        points: system -> (S-mIoU, U-mIoU) of its runs, fractions.
+    """
+    figure, (panel,) = _panels(1, 1, size=(6.4, 5))
+    seen = np.linspace(1, 100, 400)
+    for level in range(10, 100, 10):  # U = h S / (2 S - h)
+        line = seen > level / 2 + 0.5
+        unseen = level * seen[line] / (2 * seen[line] - level)
+        panel.plot(seen[line], unseen, color="#dddddd", linewidth=0.8, zorder=1)
+    palette = class_palette(len(points)) / 255
+    for (system, values), color, marker in zip(points.items(), palette, cycle("osD^vP*X"), strict=False):
+        x, y = 100 * np.array(values, float).T
+        panel.scatter(x, y, s=46, color=color, marker=marker, edgecolor="black", linewidth=0.5, label=system, zorder=3)
+    every = 100 * np.array([value for values in points.values() for value in values], float)
+    panel.set_xlim(max(0, every[:, 0].min() - 5), min(100, every[:, 0].max() + 5))
+    panel.set_ylim(-1, min(100, every[:, 1].max() + 5))
+    panel.set_xlabel("S-mIoU (%)")
+    panel.set_ylabel("U-mIoU (%); grey: equal hIoU in steps of 10")
+    panel.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
+    panel.set_title(title, fontsize=11)
+    figure.savefig(path, dpi=130)
+
+
+def class_comparison(
+    systems: Mapping[str, Mapping[str, float | None]], unseen: Sequence[str], path: str | Path, *, title: str = ""
+) -> None:
+    """Write the IoU of every class as a group of bars, one per system: unseen classes above seen ones.
+
+    Args:
+        systems: system -> class name -> IoU, a fraction; None and absent classes have no bar.
+        unseen: Names of the unseen classes; the others are seen.
+    """
+    seen = [name for name in next(iter(systems.values())) if name not in unseen]
+    widest = max(len(unseen), len(seen))
+    figure, panels = _panels(2, 1, size=(max(6.4, 1.5 + 0.09 * widest * (len(systems) + 2)), 6.4))
+    palette = class_palette(len(systems)) / 255
+    for panel, kind, names in zip(panels, ("unseen", "seen"), (unseen, seen), strict=True):
+        for number, (system, values) in enumerate(systems.items()):
+            offset = (number + 0.5) / (len(systems) + 2) - 0.5 + 1 / (len(systems) + 2)
+            heights = [values.get(name) or 0 for name in names]
+            x = np.arange(len(names)) + offset
+            panel.bar(x, heights, width=1 / (len(systems) + 2), color=palette[number], label=system)
+        panel.set_xticks(range(len(names)), names, rotation=90 if widest > 8 else 15)
+        panel.set_xlim(-0.6, len(names) - 0.4)
+        panel.set_ylim(0, 1)
+        panel.set_ylabel(f"IoU, {kind} classes", fontsize=8)
+    panels[0].legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
+    figure.suptitle(title, fontsize=11)
+    figure.savefig(path, dpi=130)

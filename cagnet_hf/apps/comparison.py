@@ -1,0 +1,205 @@
+"""Several systems on one benchmark: run what is missing, share what rows have in common, tabulate."""
+
+import json
+import shutil
+from collections.abc import Iterable, Sequence
+from functools import cache
+from hashlib import sha256
+from itertools import combinations
+from pathlib import Path
+
+import yaml
+from accelerate import Accelerator
+
+from ..files import write_text_whole, write_whole
+from ..training.checkpoints import checkpoints, forget_scores
+from ..training.loop import PATCHES, RECIPE_FILE, Trainer
+from ..training.recipe import Recipe, changed_keys
+from .report import write_report
+
+TITLES = {
+    "spnet": "SPNet",
+    "spnet_c": "SPNet-c",
+    "zs3net": "ZS3Net",
+    "cagnet_pi": "CaGNet(pi)",
+    "cagnet_pa": "CaGNet(pa)",
+    "zs3net_st": "ZS3Net+ST",
+    "cagnet_pi_st": "CaGNet(pi)+ST",
+    "cagnet_pa_st": "CaGNet(pa)+ST",
+    "gaussian": "Gaussian generator",
+}
+COLUMNS = ("hIoU", "mIoU", "PA", "MA", "S-mIoU", "U-mIoU", "U-PA", "U-MA")
+
+
+@cache
+def published_results() -> dict[str, dict[str, dict[str, float]]]:
+    """benchmark -> row -> column -> fraction, as printed in CaGNetv2 (arXiv 2009.12232)."""
+    path = Path(__file__).with_name("published_results.json")
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def continues(recipe: Recipe, other: Recipe) -> bool:
+    """Whether a run of `recipe` starts with all of a run of `other`: its stages first, and nothing else different.
+
+    A calibration acts at test time alone, so it makes no difference where only the last of these stages, which can be
+    scored again, has another.
+    """
+    names, other_names = list(recipe.stages), list(other.stages)
+    if names[: len(other_names)] != other_names:
+        return False
+    changed = changed_keys(other, recipe.first_stages(other_names))
+    before = other_names[:-1]
+    return set(changed) <= {"method", "model.calibration"} and _gammas(recipe, before) == _gammas(other, before)
+
+
+def _gammas(recipe: Recipe, stages: Iterable[str]) -> list[float]:
+    return [recipe.model_of(stage).get("calibration") or 0.0 for stage in stages]
+
+
+def common_starts(recipes: Iterable[Recipe]) -> dict[str, Recipe]:
+    """The longest runs that two rows both start with and that are no row themselves, by names made of what they do."""
+    starts: dict[str, Recipe] = {}
+    recipes = list(recipes)
+    for recipe, other in combinations(recipes, 2):
+        names = list(recipe.stages)
+        prefixes = (recipe.first_stages(names[:count]) for count in range(len(names), 0, -1))
+        start = next((prefix for prefix in prefixes if continues(other, prefix)), None)
+        known = [*recipes, *starts.values()]
+        if start is not None and not any(continues(start, one) and continues(one, start) for one in known):
+            # Told by what it does, whichever of the rows comes first.
+            last = list(start.stages)[-1]
+            model = {key: value for key, value in start.model.items() if key != "calibration"}
+            start = start.model_copy(update={"method": last, "model": model})
+            content = json.dumps(start.model_dump(mode="json"), sort_keys=True)
+            starts[f"{last}_{sha256(content.encode()).hexdigest()[:8]}"] = start
+    return starts
+
+
+def run_rows(recipes: dict[str, Recipe], folder: Path) -> dict[str, dict]:
+    """Train and score every row in `folder/ROW`; a finished row is read, a started one resumed.
+
+    A row whose stages begin with all of another finished row's goes on from that one's last checkpoint: to the same
+    weights as a run of its own. First stages that rows share without one of them being just these are a run of their
+    own, `folder/STAGE_DIGEST`.
+
+    Returns:
+        The rows' metrics.
+    """
+    accelerator, results = Accelerator(), {}  # not a PartialState, which knows no processes on CPUs by itself
+    asked, recipes = recipes, recipes | _starts_to_run(recipes, folder)
+    for row, recipe in sorted(recipes.items(), key=lambda item: len(item[1].stages)):
+        output = folder / row
+        if accelerator.is_main_process and not (output / RECIPE_FILE).is_file():
+            shorter = [
+                done
+                for done in results
+                if continues(recipe, recipes[done]) and checkpoints(folder / done / "checkpoints")
+            ]
+            if shorter:
+                start = max(shorter, key=lambda done: len(recipes[done].stages))
+                last = list(recipes[start].stages)[-1:]
+                other_gamma = _gammas(recipe, last) != _gammas(recipes[start], last)
+                _start_from(folder / start, output, recipe, score_again=other_gamma)
+        accelerator.wait_for_everyone()
+        trainer = Trainer(recipe, output, resume=True)
+        if not (output / "metrics.json").is_file():
+            trainer.accelerator.print(f"{row} -> {output}")
+            trainer.run()
+            write_report(trainer)
+        trainer.accelerator.wait_for_everyone()
+        results[row] = json.loads((output / "metrics.json").read_text(encoding="utf-8"))
+    return {row: results[row] for row in asked}
+
+
+def _starts_to_run(recipes: dict[str, Recipe], folder: Path) -> dict[str, Recipe]:
+    """The common starts that several rows are still to go on from, or one where there is such a run already."""
+    new = [recipe for row, recipe in recipes.items() if not (folder / row / RECIPE_FILE).is_file()]
+    starts = common_starts(recipes.values())
+    rows = {name: sum(continues(recipe, start) for recipe in new) for name, start in starts.items()}
+    started = {name: (folder / name / RECIPE_FILE).is_file() for name in starts}
+    return {name: start for name, start in starts.items() if rows[name] > (0 if started[name] else 1)}
+
+
+def _start_from(finished: Path, output: Path, recipe: Recipe, *, score_again: bool = False) -> None:
+    """Make `output` a run of `recipe` that was interrupted where `finished` ends, before or after it was scored."""
+    last = checkpoints(finished / "checkpoints")[-1]
+
+    def write(aside: Path) -> None:
+        shutil.copytree(last, aside / "checkpoints" / last.name)
+        if score_again:
+            forget_scores(aside / "checkpoints" / last.name)
+        if (finished / PATCHES).is_dir():
+            shutil.copytree(finished / PATCHES, aside / PATCHES)
+        text = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
+        (aside / RECIPE_FILE).write_text(text, encoding="utf-8")
+
+    write_whole(output, write)
+
+
+def published_rows(recipe: Recipe) -> dict[str, dict[str, float]]:
+    """What was published for the recipe's benchmark: row -> column -> fraction; empty where it cannot be compared."""
+    comparable = recipe.split == "test" and not recipe.supervised
+    return published_results().get(recipe.benchmark, {}) if comparable else {}
+
+
+def write_comparison(
+    benchmark: str,
+    runs: dict[int, dict[str, dict]],
+    folder: Path,
+    published: dict[str, dict[str, float]],
+    variants: dict[str, list[str]] | None = None,
+) -> str:
+    """Write `comparison.json` and `comparison.md`; returns the table.
+
+    Args:
+        runs: seed -> row -> metrics.
+        published: From `published_rows`.
+        variants: Where changed rows are compared: name -> row and the keys that were changed.
+    """
+    rows = {row: {str(seed): _summary(run[row]) for seed, run in runs.items()} for row in next(iter(runs.values()))}
+    compared = {"benchmark": benchmark} | ({"variants": variants} if variants else {}) | {"rows": rows}
+    write_text_whole(folder / "comparison.json", json.dumps(compared, indent=1) + "\n")
+    table = comparison_table(benchmark, rows, published)
+    write_text_whole(folder / "comparison.md", table)
+    return table
+
+
+def _summary(metrics: dict) -> dict:
+    kept = {column: metrics[column] for column in COLUMNS}
+    return kept | {key: metrics[key] for key in ("protocol", "num_images", "seconds")}
+
+
+def comparison_table(benchmark: str, rows: dict[str, dict[str, dict]], published: dict[str, dict[str, float]]) -> str:
+    """Markdown: the published columns in percent, mean (lowest–highest) over seeds, the published numbers below.
+
+    These were measured by protocol `paper` on the full benchmark with a ResNet-101, whatever the rows above them are.
+    """
+    run = next(iter(next(iter(rows.values())).values()))
+    title = f"{benchmark}, protocol {run['protocol']}, {run['num_images']} images"
+    lines = [f"| {title} | " + " | ".join(COLUMNS) + " | seconds |", "|---" * (2 + len(COLUMNS)) + "|"]
+    for row, runs in rows.items():
+        cells = [_cell([run[column] for run in runs.values()]) for column in COLUMNS]
+        seconds = [run["seconds"] for run in runs.values()]
+        cells.append(f"{sum(seconds) / len(seconds):.0f}")
+        lines.append(f"| {TITLES.get(row, row)} | " + " | ".join(cells) + " |")
+        if row in published:
+            cells = [f"*{100 * published[row][column]:.1f}*" for column in COLUMNS]
+            lines.append("| *published, full benchmark* | " + " | ".join(cells) + " | |")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(values: Sequence[float | None]) -> str:
+    defined = [100 * value for value in values if value is not None]
+    if not defined:
+        return "–"
+    mean = f"{sum(defined) / len(defined):.1f}"
+    return mean if len(defined) == 1 else f"{mean} ({min(defined):.1f}–{max(defined):.1f})"
+
+
+def points(runs: Iterable[dict[str, dict]]) -> dict[str, list[tuple[float, float]]]:
+    """title -> (S-mIoU, U-mIoU) of every seed, for the figure."""
+    found: dict[str, list[tuple[float, float]]] = {}
+    for run in runs:
+        for row, metrics in run.items():
+            found.setdefault(TITLES.get(row, row), []).append((metrics["S-mIoU"], metrics["U-mIoU"]))
+    return found

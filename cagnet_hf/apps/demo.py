@@ -1,0 +1,359 @@
+"""A web page to play with a trained model: an image in, its classes out, a slider and new classes by name.
+
+Gradio serves it (`pip install 'cagnet-hf[demo]'`). Everything the page needs comes from this machine. `serve` opens
+it; an `app.py` that calls `serve("DIR_OR_ID")` makes it a Space of the Hub.
+"""
+
+import copy
+import os
+import tempfile
+import time
+from html import escape
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from ..cli import one_line
+from ..data.examples import read_image
+from ..model.image_processing_cagnet import eight_bit
+from ..vectors.new_classes import embed_new_classes
+from ..weights.folders import load_model
+from .pictures import class_palette, overlay
+from .prediction import Prediction, segment
+
+MAX_BYTES, MAX_PIXELS = 20 * 2**20, 50_000_000  # of an image file that the page accepts
+MAX_SIDE = 2048  # of what it keeps of one
+SHOWN_SIDE = 480  # a smaller image is enlarged by whole pixels
+MAX_NEW_CLASSES = 20
+FORGOTTEN_AFTER = 1800  # seconds after which a visitor's image and classes are dropped
+
+# The browser itself refuses whatever is not from the page's own server.
+_POLICY = "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:"
+
+
+class Visit:
+    """A visitor's image and classes.
+
+    The network is everybody's; what new classes change (class head, embeddings, configuration) is a copy.
+    """
+
+    def __init__(self, model, processor, class_embeddings: str | None = None, encoder: str | None = None):
+        self.original, self.model, self.processor = model, model, processor
+        self.source = {"source": class_embeddings, "encoder": encoder}
+        self.image: Image.Image | None = None
+        self.prediction: Prediction | None = None
+
+    def open(self, path: str | None) -> None:
+        """Take an image file, or none.
+
+        Raises:
+            ValueError: It is larger than the page accepts, no image, or damaged.
+        """
+        self.image = self.prediction = None
+        if path is not None:
+            self.image = open_image(Path(path))
+
+    def segment(self, gamma: float) -> None:
+        if self.image is not None:
+            (self.prediction,) = segment(self.model, self.processor, [self.image], gamma=gamma)
+
+    def add_class(self, name: str) -> None:
+        """Teach this visitor's model a class by its name.
+
+        Raises:
+            ValueError: The name is empty or taken, or has no vector from the source of the model's own.
+        """
+        name = name.strip()
+        if not name:
+            raise ValueError("type the name of a class")
+        if len(self.model.config.id2label) - len(self.original.config.id2label) >= MAX_NEW_CLASSES:
+            raise ValueError(f"{MAX_NEW_CLASSES} new classes are enough here: forget them to go on")
+        vectors = embed_new_classes(self.model, [name], **self.source)
+        generator = self.original.generator
+        # Of a generator its layers: it may keep statistics of every class.
+        shared = (self.original.cagnet, *(() if generator is None else generator.children()))
+        model = copy.deepcopy(self.model, {id(part): part for part in shared})
+        model.add_classes([name], vectors)
+        self.model = model
+
+    def forget_classes(self) -> None:
+        self.model = self.original
+
+    def shown(self) -> Image.Image | None:
+        """The overlay, enlarged where it is small."""
+        if self.prediction is None:
+            return None
+        picture = self.prediction.picture
+        factor = self._enlargement()
+        size = (factor * picture.width, factor * picture.height)
+        label_map = Image.fromarray(self.prediction.label_map).resize(size, Image.Resampling.NEAREST)
+        config = self.prediction.config
+        return overlay(
+            picture.resize(size, Image.Resampling.NEAREST),
+            np.asarray(label_map),
+            class_palette(config.num_labels),
+            unseen_ids=config.unseen_ids,
+        )
+
+    def _enlargement(self) -> int:
+        return max(1, SHOWN_SIDE // max(self.prediction.picture.size))
+
+    def describe_pixel(self, x: int, y: int) -> str:
+        """The class and score at a position of `shown`, as HTML."""
+        height, width = self.prediction.label_map.shape
+        factor = self._enlargement()
+        row, column = min(y // factor, height - 1), min(x // factor, width - 1)
+        label, score = int(self.prediction.label_map[row, column]), float(self.prediction.scores[row, column])
+        config = self.prediction.config
+        group = "unseen" if label in config.unseen_ids else "seen"
+        return f"{_swatch(config, label)} <b>{escape(config.id2label[label])}</b>, {group}, score {score:.2f}"
+
+    def legend(self) -> str:
+        """The classes that occur, seen and unseen apart, with area and mean score, as HTML."""
+        if self.prediction is None:
+            return ""
+        config, groups = self.prediction.config, {"Seen classes": [], "Unseen classes": []}
+        for found in self.prediction.classes:
+            swatch = _swatch(config, config.label2id[found.name])
+            share = "&lt; 1 %" if found.area < 0.01 else f"{found.area:.0%}".replace("%", " %")
+            groups["Seen classes" if found.seen else "Unseen classes"].append(
+                f"<tr><td>{swatch} {escape(found.name)}</td><td>{share}</td><td>{found.score:.2f}</td></tr>"
+            )
+        heads = "<th>area</th><th>score</th></tr>"
+        tables = [f"<tr><th>{name}</th>{heads}{''.join(rows)}" for name, rows in groups.items() if rows]
+        return f"<table>{''.join(tables)}</table>"
+
+
+def open_image(path: Path) -> Image.Image:
+    """An image file as RGB, upright, its longer side no more than `MAX_SIDE`; its header is judged before its pixels.
+
+    Raises:
+        ValueError: It has more than `MAX_BYTES` or `MAX_PIXELS`, is no image, or damaged.
+    """
+    if path.stat().st_size > MAX_BYTES:
+        raise ValueError(f"{path.name}: larger than {MAX_BYTES // 2**20} MB; make it smaller")
+    try:
+        with Image.open(path) as header:
+            width, height = header.size
+    except Image.DecompressionBombError:
+        width, height = MAX_PIXELS, 2
+    except OSError as error:
+        raise ValueError(f"{path.name}: not an image that can be read") from error
+    if width * height > MAX_PIXELS:
+        raise ValueError(f"{path.name}: more than {MAX_PIXELS // 10**6} megapixels; make it smaller")
+    try:
+        image = read_image(path)
+    except ValueError as error:
+        raise ValueError(str(error).replace(str(path), path.name)) from None
+    image = eight_bit(ImageOps.exif_transpose(image)).convert("RGB")
+    image.thumbnail((MAX_SIDE, MAX_SIDE))
+    return image
+
+
+def build_page(model_path: str, *, class_embeddings: str | None = None, encoder: str | None = None):
+    """The page as `gradio.Blocks`, not yet served.
+
+    Args:
+        model_path: A model folder or Hub id.
+        class_embeddings, encoder: Where the vectors of typed names come from (see `embed_new_classes`).
+    """
+    model, processor = load_model(model_path)
+
+    import gradio as gr  # seconds, so after what may be refused
+
+    def visit_of(visit: Visit | None) -> Visit:
+        return visit or Visit(model, processor, class_embeddings, encoder)
+
+    def views(visit: Visit, message: str = "", *, is_error: bool = False):
+        """What changes on the page: (visit, overlay, legend, message)."""
+        tone = "error" if is_error else "note"
+        return visit, visit.shown(), visit.legend(), f'<p class="{tone}" role="status">{message}</p>'
+
+    def open_file(path, gamma, visit):
+        visit = visit_of(visit)
+        try:
+            visit.open(path)
+        except (ValueError, OSError) as error:
+            return views(visit, escape(one_line(error)), is_error=True)
+        visit.segment(gamma)
+        return views(visit, "Click a pixel to see its class and score." if visit.prediction else "")
+
+    def calibrate(gamma, visit):
+        visit = visit_of(visit)
+        visit.segment(gamma)
+        return views(visit)
+
+    def add_class(name, gamma, visit):
+        visit = visit_of(visit)
+        started = time.monotonic()
+        try:
+            visit.add_class(name)
+        except (ValueError, OSError) as error:
+            return name, *views(visit, escape(one_line(error)), is_error=True)
+        seconds = time.monotonic() - started
+        visit.segment(gamma)
+        message = f"Learnt <b>{escape(name.strip())}</b> from its vector in {seconds:.1f} s."
+        if visit.prediction and name.strip() not in {found.name for found in visit.prediction.classes}:
+            message += " It is nowhere in this image."
+        return "", *views(visit, message)
+
+    def forget(gamma, visit):
+        visit = visit_of(visit)
+        visit.forget_classes()
+        visit.segment(gamma)
+        return views(visit, "The model has its own classes again.")
+
+    def point(visit, event: gr.SelectData):
+        told = visit.describe_pixel(*event.index) if visit else "Forgotten meanwhile: drop the image again."
+        return f'<p class="note" role="status">{told}</p>'
+
+    config = model.config
+    limits = f"up to {MAX_BYTES // 2**20} MB and {MAX_PIXELS // 10**6} megapixels"
+    known = "It will know only by a vector of their name"
+    if config.unseen_ids:
+        known = f"It knows {len(config.unseen_ids)} more only by a vector of their name, as it will know"
+    introduction = (
+        f"# Zero-shot segmentation\nThis model learnt {len(config.seen_ids)} classes from labelled pixels. "
+        f"{known} the ones you add. These are **hatched**."
+    )
+    with gr.Blocks(title="Zero-shot segmentation", analytics_enabled=False, delete_cache=(600, 3600)) as page:
+        state = gr.State(time_to_live=FORGOTTEN_AFTER)
+        gr.Markdown(introduction)
+        with gr.Row():
+            upload = gr.Image(
+                type="filepath",
+                image_mode=None,
+                label="Image",
+                sources=["upload", "clipboard"],
+                placeholder=f"# Drop an image\n{limits}",
+                height=440,
+                elem_id="upload",
+            )
+            # Unread: gradio would decode an image of any size before `open_image` judges it.
+            upload.preprocess = lambda payload: None if payload is None else payload.path
+            result = gr.Image(
+                label="Classes", interactive=False, format="png", height=440, buttons=["download"], elem_id="overlay"
+            )
+        message = gr.HTML(elem_id="message")
+        with gr.Row():
+            with gr.Column():
+                gamma = gr.Slider(
+                    0,
+                    1,
+                    config.calibration,
+                    step=0.05,
+                    label="Calibration γ",
+                    info="Is taken from the scores of seen classes.",
+                    elem_id="gamma",
+                )
+                name = gr.Textbox(
+                    label="New class",
+                    info="The model learns it from a vector of its name, without an image.",
+                    placeholder="zebra",
+                    max_length=60,
+                    elem_id="name",
+                )
+                with gr.Row():
+                    add = gr.Button("Add class", variant="primary", size="md", elem_id="add")
+                    reset = gr.Button("Forget new classes", size="md", elem_id="forget")
+            legend = gr.HTML(elem_id="legend")
+        outputs = [state, result, legend, message]
+        hidden = {"api_visibility": "private", "show_progress": "minimal"}
+        upload.change(open_file, [upload, gamma, state], outputs, **hidden)
+        gamma.change(calibrate, [gamma, state], outputs, trigger_mode="always_last", **hidden)
+        gr.on([add.click, name.submit], add_class, [name, gamma, state], [name, *outputs], **hidden)
+        reset.click(forget, [gamma, state], outputs, **hidden)
+        result.select(point, [state], [message], **hidden)
+    return page
+
+
+def serve(
+    model_path: str,
+    *,
+    class_embeddings: str | None = None,
+    encoder: str | None = None,
+    port: int | None = None,
+    block: bool = True,
+):
+    """Serve the page until interrupted; uploads lie in a temporary folder that goes with it.
+
+    Args:
+        model_path, class_embeddings, encoder: See `build_page`.
+        port: Where to listen; the first free one from 7860 when None.
+        block: Come back only when interrupted; else return the page at once, to be closed with `close()`.
+
+    Raises:
+        ValueError: Gradio is not installed, or there is no such model.
+    """
+    if find_spec("gradio") is None:
+        raise ValueError("the page needs Gradio: pip install 'cagnet-hf[demo]'")
+    uploads = tempfile.TemporaryDirectory(prefix="cagnet_demo_")
+    # Gradio reads these when it is imported.
+    os.environ.update(GRADIO_TEMP_DIR=uploads.name, GRADIO_ANALYTICS_ENABLED="False", HF_HUB_DISABLE_TELEMETRY="1")
+    page = build_page(model_path, class_embeddings=class_embeddings, encoder=encoder)
+    page.uploads = uploads  # as long as the page
+
+    from gradio.themes import Default
+    from starlette.middleware import Middleware
+
+    try:
+        page.launch(
+            server_port=port,
+            max_file_size=MAX_BYTES,
+            state_session_capacity=100,
+            ssr_mode=False,
+            share=False,
+            pwa=False,
+            footer_links=[],
+            enable_monitoring=False,
+            theme=Default(primary_hue="blue", neutral_hue="gray", font=["system-ui", "sans-serif"]),
+            css=_STYLE,
+            app_kwargs={"middleware": [Middleware(_OwnServerOnly)]},
+            prevent_thread_lock=not block,
+        )
+    finally:
+        if block:
+            uploads.cleanup()
+    return page
+
+
+class _OwnServerOnly:
+    """Adds `_POLICY` to every answer (an ASGI middleware)."""
+
+    def __init__(self, app):
+        self.app = app
+
+    async def __call__(self, scope, receive, send):
+        async def send_with_policy(event):
+            if event["type"] == "http.response.start":
+                event["headers"] = [*event["headers"], (b"content-security-policy", _POLICY.encode())]
+            await send(event)
+
+        await self.app(scope, receive, send_with_policy)
+
+
+def _swatch(config, label: int) -> str:
+    colour = "#" + bytes(class_palette(config.num_labels)[label]).hex()
+    kind = "swatch unseen" if label in config.unseen_ids else "swatch"
+    return f'<span class="{kind}" style="background-color: {colour}"></span>'
+
+
+_STYLE = """
+.gradio-container { max-width: 1040px !important; margin: auto; }
+:is(#upload, #overlay) img { width: 100%; height: 100%; object-fit: contain; }
+#upload img { image-rendering: pixelated; }
+#overlay img { cursor: crosshair; }
+#message, #message > div, #legend { padding: 0 !important; }
+#message p { min-height: 1.6em; margin: 0; }
+#message .error { color: #b42318; }
+#legend table { width: 100%; border-collapse: collapse; }
+#legend :is(table, tr, th, td) { border: none; background: none; }
+#legend th { text-align: left; padding: 0.7em 0 0.2em; font-weight: 600; }
+#legend td { padding: 0.15em 0; }
+#legend tr > :not(:first-child) { text-align: right; width: 5em; font-weight: 400; }
+#legend td:not(:first-child) { font-variant-numeric: tabular-nums; }
+.swatch { display: inline-block; width: 1.5em; height: 0.9em; vertical-align: -0.05em; margin-right: 0.4em; }
+.swatch.unseen { background-image: repeating-linear-gradient(135deg, transparent 0 3px, white 3px 4.5px); }
+"""

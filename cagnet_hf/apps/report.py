@@ -1,0 +1,63 @@
+"""What a finished run leaves behind: the model folder, the metrics, the pictures."""
+
+import json
+from itertools import islice
+
+import numpy as np
+
+from ..data.benchmarks import LabelMap
+from ..files import write_text_whole
+from ..hub.cards.trained import model_card
+from ..hub.models import FIGURES, METRICS, figure_titles, published_recipe
+from ..training.loop import Trainer, metrics_json
+from ..weights.folders import save_model_folder
+from .charts import loss_curves, per_class_bars
+from .pictures import prediction_grid
+from .prediction import segment
+
+NUM_PICTURES = 4
+
+
+def write_report(trainer: Trainer) -> None:
+    """Write `model/`, `metrics.json` and `figures/` into the run's folder (main process only)."""
+    if not trainer.accelerator.is_main_process:
+        return
+    folder, state = trainer.output_dir, trainer.state
+    metrics = metrics_json(state)
+    figures = folder / FIGURES
+    figures.mkdir(exist_ok=True)
+    title = f"{trainer.recipe.method} on {trainer.benchmark.name}"
+    if trainer.recipe.benchmark == "scenes":
+        title += " (synthetic images)"
+    if state.history:
+        loss_curves(state.history, figures / "losses.png")
+    per_class_bars(state.stages[-1]["metrics"], figures / "per_class_iou.png", title=title)
+    _predictions(trainer, title).save(figures / "predictions.png")
+    card = model_card(
+        published_recipe(trainer.recipe),
+        json.loads(metrics),
+        class_embeddings=trainer.recipe.class_embeddings,
+        figures=figure_titles(figures, f"../{FIGURES}"),
+    )
+    save_model_folder(trainer.model, trainer.processor, folder / "model", card)
+    # Last: a folder with metrics.json holds a finished run.
+    write_text_whole(folder / METRICS, metrics)
+
+
+def _predictions(trainer: Trainer, title: str):
+    """Test images with many classes, unseen ones first, beside truth and prediction."""
+    config, to_model_order = trainer.model.config, LabelMap.of(trainer.model.config).to_model_order
+    candidates = []
+    for index, example in enumerate(islice(trainer.test_set, 200)):
+        labels = to_model_order(np.asarray(example["mask"]))
+        present = set(np.unique(labels).tolist()) - {config.ignore_index}
+        candidates.append((len(present & set(config.unseen_ids)), len(present), -index, labels, example["image"]))
+        candidates = sorted(candidates, key=lambda c: c[:3], reverse=True)[:NUM_PICTURES]
+    rows = []
+    trainer.model.eval()
+    for *_, labels, image in candidates:
+        image = image.convert("RGB")
+        (prediction,) = segment(trainer.model, trainer.processor, [image])
+        rows.append((image, labels, prediction.label_map))
+    names = [config.id2label[i] for i in range(config.num_labels)]
+    return prediction_grid(rows, names, config.seen_ids, config.unseen_ids, title=title)

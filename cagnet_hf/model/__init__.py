@@ -1,0 +1,1 @@
+"""What travels to the Hub with the weights: configuration, networks, image processing. One flat folder."""

@@ -1,0 +1,65 @@
+"""Maps of pixels: resizing, joining scales, picking pixels, and the masked loss over them.
+
+Shapes: B batch, C channels, H x W image, h x w feature map, N classes, P pixels.
+"""
+
+import torch
+import torch.nn.functional as F
+
+
+def resize_image(image: torch.Tensor, size: tuple[int, int], scale: float | None = None) -> torch.Tensor:
+    """Bilinear without antialiasing (as OpenCV and the published pipeline): `(C, H, W)` -> float32 `(C, *size)`.
+
+    `scale`, when given, is the exact zoom that `size` was rounded from; pixel positions follow it.
+    """
+    image = image.to(torch.float32, memory_format=torch.contiguous_format)
+    if image.shape[1:] == tuple(size):
+        return image
+    return torch.ops.aten.upsample_bilinear2d(image[None], list(size), False, scale, scale)[0]
+
+
+def resize_labels(labels, size: tuple[int, int], scale: float | None = None):
+    """Nearest by source index floor(i * in / out), or floor(i / scale): `(..., H, W)` -> `(..., *size)`.
+
+    Args:
+        labels: An array or a tensor.
+        scale: The exact zoom that `size` was rounded from, where it is not their ratio.
+    """
+    if scale is None and tuple(labels.shape[-2:]) == tuple(size):
+        return labels
+    device = labels.device if isinstance(labels, torch.Tensor) else "cpu"
+    rows, columns = (
+        torch.arange(new, device=device) * old // new
+        if scale is None
+        else (torch.arange(new, device=device, dtype=torch.float64) / scale).long().clamp(max=old - 1)
+        for new, old in zip(size, labels.shape[-2:], strict=True)
+    )
+    if not isinstance(labels, torch.Tensor):
+        rows, columns = rows.numpy(), columns.numpy()
+    return labels[..., rows[:, None], columns]
+
+
+def scale_maximum(maps: list[torch.Tensor]) -> torch.Tensor:
+    """Pixel-wise maximum of maps `(B, C, h, w)` of several sizes, each brought to the size of the first (bilinear)."""
+    size = maps[0].shape[-2:]
+    upsampled = [F.interpolate(m, size, mode="bilinear", align_corners=False) for m in maps[1:]]
+    return torch.stack([maps[0], *upsampled]).amax(dim=0)
+
+
+def to_pixel_list(maps: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """The pixels of `(B, C, h, w)` where the mask `(B, h, w)` holds, as a map of one row: `(1, C, 1, P)`."""
+    return maps.permute(0, 2, 3, 1)[mask].t()[None, :, None]
+
+
+def mean_cross_entropy(logits, labels, *, ignore_index: int = 255, class_weights=None):
+    """Mean cross-entropy `()` of labelled pixels, 0 where there is none: logits `(B, N, h, w)`, labels `(B, h, w)`.
+
+    With `class_weights` `(N,)` the weighted mean. Pixels are summed up after their losses: on a GPU, PyTorch's own sum
+    over maps adds in any order, and refuses to where algorithms must be deterministic.
+    """
+    labelled = labels != ignore_index
+    losses = F.cross_entropy(logits, labels, class_weights, ignore_index=ignore_index, reduction="none")
+    if class_weights is None:
+        return losses.sum() / labelled.sum().clamp_min(1)
+    total_weight = (class_weights[labels.where(labelled, 0)] * labelled).sum()
+    return losses.sum() / total_weight.clamp_min(torch.finfo(total_weight.dtype).tiny)

@@ -1,0 +1,283 @@
+"""The model: pixel features, a classifier over them, and a generator that makes features from class embeddings.
+
+Shapes: B batch, H x W image, h x w feature map, D feature size, E class-embedding size, N classes.
+Sources: CaGNet (arXiv 2008.06893), CaGNetv2 (arXiv 2009.12232).
+"""
+
+from dataclasses import dataclass
+from fractions import Fraction
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.utils import ModelOutput
+
+from .backbones_cagnet import build_backbone, freeze_batch_norm, start_batch_norm
+from .configuration_cagnet import CaGNetConfig
+from .gaussian_cagnet import GaussianGenerator
+from .maps_cagnet import mean_cross_entropy, resize_labels, scale_maximum
+from .new_classes_cagnet import EditableClasses
+from .parts_cagnet import (
+    AtrousConvolution,
+    ContextualModule,
+    XavierConvolution,
+    build_classifier,
+    build_generator,
+    build_spatial_pyramid,
+)
+
+
+@dataclass
+class CaGNetModelOutput(ModelOutput):
+    """Pixel features and what they were made from; all but `features` are None without a contextual module.
+
+    Attributes:
+        features: `(B, D, h, w)`; sigmoid outputs in (0, 1) with a contextual module, the raw ASPP map without.
+        latent: `(B, D, h, w)` contextual latent z: sampled in training mode, its mean in evaluation mode.
+        latent_mean: `(B, D, h, w)` mean μ of the latent.
+        latent_log_variance: `(B, D, h, w)` log σ² of the latent, never negative.
+    """
+
+    features: torch.FloatTensor | None = None
+    latent: torch.FloatTensor | None = None
+    latent_mean: torch.FloatTensor | None = None
+    latent_log_variance: torch.FloatTensor | None = None
+
+
+@dataclass
+class CaGNetSegmenterOutput(ModelOutput):
+    """Scores per class.
+
+    Attributes:
+        loss: Cross-entropy over labelled pixels, when labels are given.
+        logits: `(B, N, h, w)` at feature resolution, classes in model order.
+        calibration: `(B, N)` what is subtracted from the softmax probabilities before the argmax; None when nothing.
+    """
+
+    loss: torch.FloatTensor | None = None
+    logits: torch.FloatTensor | None = None
+    calibration: torch.FloatTensor | None = None
+
+
+class CaGNetPreTrainedModel(PreTrainedModel):
+    config_class = CaGNetConfig
+    base_model_prefix = "cagnet"
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    supports_gradient_checkpointing = False
+    # What `device_map` keeps on one device: inside these, maps of several layers are added up.
+    _no_split_modules = (
+        *("CaGNetModel", "PixelClassifier"),
+        *("ContextualGenerator", "MomentMatchingGenerator", "GaussianGenerator"),
+    )
+
+    @torch.no_grad()
+    def _init_weights(self, module):
+        """Convolutions Kaiming-normal (fan-in), biases 0; the full ASPP N(0, 0.01); a GMMN Xavier-uniform, 0.01."""
+        if isinstance(module, AtrousConvolution):
+            init.normal_(module.weight, std=0.01)
+            init.zeros_(module.bias)
+        elif isinstance(module, XavierConvolution):
+            init.xavier_uniform_(module.weight)
+            init.constant_(module.bias, 0.01)
+        elif isinstance(module, nn.Conv2d):
+            init.kaiming_normal_(module.weight, nonlinearity="relu")
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, nn.BatchNorm2d):
+            start_batch_norm(module)
+        elif isinstance(module, GaussianGenerator):  # after its convolutions: nothing observed
+            for tensor in (module.mean.weight, module.mean.bias, *module.buffers(recurse=False)):
+                init.zeros_(tensor)
+            init.dirac_(module.deviation.weight)
+        elif isinstance(module, CaGNetForSemanticSegmentation):
+            init.zeros_(module.class_embeddings)
+
+    def save_pretrained(self, save_directory, **kwargs):
+        """Save weights, configuration and the code that opens them with `trust_remote_code=True`."""
+        self.config.auto_map = {
+            "AutoConfig": "configuration_cagnet.CaGNetConfig",
+            "AutoModel": "modeling_cagnet.CaGNetModel",
+            "AutoModelForSemanticSegmentation": "modeling_cagnet.CaGNetForSemanticSegmentation",
+        }
+        super().save_pretrained(save_directory, **kwargs)
+
+
+class CaGNetModel(CaGNetPreTrainedModel):
+    """Backbone, ASPP and (optionally) the contextual module: an image -> pixel features."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.backbone = build_backbone(config)
+        self.aspp = build_spatial_pyramid(config, self.backbone.num_channels)
+        self.context = ContextualModule(config) if config.contextual else None
+        self.post_init()
+
+    def train(self, mode: bool = True):
+        super().train(mode)
+        if self.config.freeze_batch_norm:
+            freeze_batch_norm(self)
+        return self
+
+    def forward(self, pixel_values, latent_noise=None, return_dict=None, **kwargs):
+        """Pixel features of a batch of images.
+
+        Args:
+            pixel_values: `(B, 3, H, W)` from `CaGNetImageProcessor`, of any floating type.
+            latent_noise: `(B, D, h, w)` standard normal noise of the latent in training mode; drawn when None.
+        """
+        hidden = self.aspp(self.backbone(pixel_values.to(self.dtype)))
+        if self.context is None:
+            output = CaGNetModelOutput(features=hidden)
+        else:
+            latent, mean, log_variance = self.context(hidden, latent_noise)
+            features = torch.sigmoid(hidden + hidden * torch.sigmoid(latent))
+            output = CaGNetModelOutput(features, latent, mean, log_variance)
+        return output if return_dict is not False else output.to_tuple()
+
+    def multi_scale(self, pixel_values, scales=(1.0, 0.5, 0.75)):
+        """Features of the image at several scales, as in training (DeepLabV2's multi-scale input).
+
+        Returns:
+            The output at scale 1 (the first scale) and the list of feature maps, one per scale, each at its own size.
+        """
+        first = self(pixel_values)
+        maps = [first.features]
+        for scale in scales[1:]:
+            part = Fraction(scale).limit_denominator(1000)  # whole numbers, which an export can keep as a formula
+            smaller = [torch.sym_max(1, side * part.numerator // part.denominator) for side in pixel_values.shape[-2:]]
+            resized = F.interpolate(pixel_values, smaller, mode="bilinear", align_corners=False)
+            maps.append(self(resized).features)
+        return first, maps
+
+
+class CaGNetForSemanticSegmentation(EditableClasses, CaGNetPreTrainedModel):
+    """Zero-shot segmentation: scores of seen and unseen classes at every pixel."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.cagnet = CaGNetModel(config)
+        self.classifier = build_classifier(config)
+        self.generator = build_generator(config)
+        self.register_buffer("class_embeddings", torch.zeros(config.num_labels, config.embedding_size))
+        self.post_init()
+
+    def classify(self, features):
+        """`(B, D, h, w)` features -> class logits `(B, N, h, w)`."""
+        if self.classifier is not None:
+            return self.classifier(features)
+        return F.conv2d(features, F.normalize(self.class_embeddings.to(features.device), dim=1)[:, :, None, None])
+
+    def classify_scales(self, maps):
+        """Class logits of the feature maps of several scales and, after them, of their pixel-wise maximum.
+
+        A learnt classifier scores the maximum of the features; a projection scores first, its maximum is that of the
+        scores (SPNet).
+        """
+        logit_maps = [self.classify(m) for m in maps]
+        if len(maps) > 1:
+            learnt = self.classifier is not None
+            logit_maps.append(self.classify(scale_maximum(maps)) if learnt else scale_maximum(logit_maps))
+        return logit_maps
+
+    def forward(self, pixel_values, labels=None, return_dict=None, **kwargs):
+        """Segment a batch of images.
+
+        Args:
+            pixel_values: `(B, 3, H, W)` from `CaGNetImageProcessor`.
+            labels: `(B, H, W)` class indices in model order, `config.ignore_index` where there is none.
+
+        In evaluation mode the logits are the pixel-wise maximum over `config.test_scales` (SPNet), in training mode
+        those of scale 1.
+        """
+        scales = self.config.test_scales
+        if self.training or len(scales) == 1:
+            logits = self.classify(self.cagnet(pixel_values).features)
+        else:
+            logits = scale_maximum([self.classify(m) for m in self.cagnet.multi_scale(pixel_values, scales)[1]])
+        loss = None
+        if labels is not None:
+            labels = resize_labels(labels, logits.shape[-2:])
+            loss = mean_cross_entropy(logits.float(), labels, ignore_index=self.config.ignore_index)
+        calibration = None
+        if self.config.calibration:
+            calibration = torch.zeros(logits.shape[0], self.config.num_labels, device=logits.device)
+            calibration[:, list(self.config.seen_ids)] = self.config.calibration
+        output = CaGNetSegmenterOutput(loss=loss, logits=logits, calibration=calibration)
+        return output if return_dict is not False else output.to_tuple()
+
+    def embed_classes(self, class_ids):
+        """Embeddings of class maps: `(B, h, w)` -> `(B, E, h, w)`."""
+        return self.class_embeddings[class_ids].movedim(-1, 1)
+
+    def synthesize_features(self, class_ids, generator=None):
+        """Make pixel features of the given classes; no image is involved.
+
+        Args:
+            class_ids: `(B, h, w)` class indices in model order; with `patch_size` k, tiled with k x k patches.
+            generator: Random generator of the latent, which the pixels of a patch share.
+
+        Returns:
+            Features `(B, D, h, w)`.
+
+        Raises:
+            ValueError: The model has no generator, or `class_ids` cannot be tiled with patches.
+        """
+        return self._synthesize(class_ids, generator, self.config.patch_size)
+
+    def _synthesize(self, class_ids, generator, patch_size):
+        if self.generator is None:
+            raise ValueError("this model has no generator: SPNet does not synthesise features")
+        batch, *sides = class_ids.shape
+        for side in sides:
+            if side % patch_size:
+                fitting = max(1, round(side / patch_size)) * patch_size
+                raise ValueError(f"{side} pixels are no whole number of patches of {patch_size}; {fitting} are")
+        latent = self.generator.draw_latent(
+            (batch, self.generator.latent_size, *(side // patch_size for side in sides)),
+            generator=generator,
+            device=self.class_embeddings.device,
+            dtype=self.class_embeddings.dtype,
+        )
+        for dim in (2, 3):
+            latent = latent.repeat_interleave(patch_size, dim)
+        return self.generator(self.embed_classes(class_ids), latent)
+
+    def synthetic_loss(self, class_ids, generator=None, train_generator: bool = False):
+        """Cross-entropy of the classifier on synthetic features (the synthetic step of CaGNet, section 3.5).
+
+        With patches the loss is taken at their centres (CaGNetv2, section 3.4): only the 3x3 pixels that a centre's
+        score depends on are made.
+
+        Args:
+            class_ids: `(B, h, w)` class indices in model order, the truth of the synthetic pixels.
+            generator: Random generator of the latent.
+            train_generator: Let the loss reach the feature generator; its graph is not built otherwise.
+        """
+        patch_size = self.config.patch_size
+        if patch_size == 1:
+            classify, made, truth = self.classify, class_ids, class_ids
+        else:
+            classify, made = self.classifier.classify_centres, _patch_cores(class_ids, patch_size)
+            truth = made[:, 1::3, 1::3]
+        with torch.set_grad_enabled(train_generator and torch.is_grad_enabled()):
+            features = self._synthesize(made, generator, 1 if patch_size == 1 else 3)
+        # The mean is taken afterwards: on a GPU the kernel's own is not deterministic.
+        return F.cross_entropy(classify(features), truth, reduction="none").mean()
+
+
+def _patch_cores(class_ids, patch_size):
+    """The central 3x3 pixels of every patch: `(B, kn, km)` -> `(B, 3n, 3m)`."""
+    rim = (patch_size - 3) // 2
+    for dim in (1, 2):
+        patches = class_ids.unflatten(dim, (-1, patch_size))
+        class_ids = patches.narrow(dim + 1, rim, 3).flatten(dim, dim + 1)
+    return class_ids
+
+
+CaGNetModel.register_for_auto_class("AutoModel")
+CaGNetForSemanticSegmentation.register_for_auto_class("AutoModelForSemanticSegmentation")
+
+__all__ = ["CaGNetForSemanticSegmentation", "CaGNetModel", "CaGNetPreTrainedModel"]

