@@ -17,7 +17,7 @@ from PIL import Image, ImageOps
 
 from ..cli import one_line
 from ..data.examples import read_image
-from ..model.image_processing_cagnet import eight_bit
+from ..model.decoding_cagnet import eight_bit
 from ..vectors.new_classes import embed_new_classes
 from ..weights.folders import load_model
 from .pictures import class_palette, overlay

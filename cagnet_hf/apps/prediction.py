@@ -13,8 +13,9 @@ from itertools import islice
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 
+from ..model.decoding_cagnet import rgb_image
 from ..model.image_processing_cagnet import label_bands
 from .pictures import overlay_with_legend
 
@@ -117,8 +118,7 @@ def segment(
 
 def _prepare(processor, image: Image.Image) -> tuple[torch.Tensor, tuple[int, int], Image.Image]:
     """(pixel values `(3, H', W')`, height and width, the image for an overlay)."""
-    image = ImageOps.exif_transpose(image)
-    image = image if image.mode == "RGB" else image.convert("RGB")
+    image = rgb_image(image)
     size = (image.height, image.width)
     image = _at_most(image, INPUT_PIXELS)
     pixel_values = torch.from_numpy(np.asarray(processor(images=image, return_tensors=None)["pixel_values"][0]))

@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-from ..model.image_processing_cagnet import eight_bit
+from ..model.decoding_cagnet import eight_bit
 from .benchmarks import LabelMap
 from .threads import map_in_order
 

@@ -14,7 +14,7 @@ from datasets import Dataset, Features, Image, IterableDataset, load_dataset_bui
 from fsspec.core import url_to_fs
 from PIL import Image as PilImage
 
-from ..model.image_processing_cagnet import eight_bit
+from ..model.decoding_cagnet import eight_bit
 from .examples import check_sizes, decoding
 from .masks import MaskReader
 

@@ -8,9 +8,10 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from ..model.decoding_cagnet import image_tensor
 from .benchmarks import LabelMap
 from .rows import StreamedRows
-from .transforms import TrainingTransform, image_tensor
+from .transforms import TrainingTransform
 
 
 class LabelledImages:

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from PIL import Image
 
+from ..model.decoding_cagnet import image_tensor
 from ..model.image_processing_cagnet import CaGNetImageProcessor
 from ..model.maps_cagnet import resize_image, resize_labels
 
@@ -95,12 +95,3 @@ class TrainingTransform:
             example[key][(..., *target)] = values[(..., *source)]
         example["padding"][tuple(target)] = False
         return {key: values.flip(-1) for key, values in example.items()} if augmentation.flip else example
-
-
-def image_tensor(image) -> torch.Tensor:
-    """A PIL image or array `(H, W, 3)` -> tensor `(3, H, W)`; a tensor stays as it is."""
-    if isinstance(image, torch.Tensor):
-        return image
-    if isinstance(image, Image.Image):
-        image = image.convert("RGB")
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1)

@@ -11,17 +11,8 @@ from transformers.image_processing_utils import BatchFeature
 from transformers.image_utils import ChannelDimension, PILImageResampling
 from transformers.processing_utils import ImagesKwargs
 
+from .decoding_cagnet import rgb_image
 from .maps_cagnet import resize_image, resize_labels
-
-
-def eight_bit(image):
-    """A PIL image of 16-bit grey values with its values scaled to 8 bits, where Pillow would cut them off at 255.
-
-    Any other image, of whatever kind, is given back as it is.
-    """
-    if not getattr(image, "mode", "").startswith("I;16"):
-        return image
-    return Image.fromarray(np.round(np.asarray(image) / 257).astype(np.uint8))
 
 
 def fit_size(height: int, width: int, size) -> tuple[int, int]:
@@ -116,7 +107,9 @@ class CaGNetImageProcessor(PilBackend):
         super().__init__(**kwargs)
 
     def convert_to_rgb(self, image, input_data_format=None):
-        return super().convert_to_rgb(eight_bit(image), input_data_format=input_data_format)
+        if isinstance(image, Image.Image):
+            return rgb_image(image)
+        return super().convert_to_rgb(image, input_data_format=input_data_format)
 
     def preprocess(self, images, segmentation_maps=None, **kwargs) -> BatchFeature:
         """Prepare images, and label maps along with them.
