@@ -48,8 +48,8 @@ def predict(args: argparse.Namespace) -> None:
     from tqdm import tqdm
 
     from cagnet_hf.apps.prediction import segment
-    from cagnet_hf.data.examples import BrokenFileError, read_image
     from cagnet_hf.data.image_inputs import find_images
+    from cagnet_hf.data.samples import BrokenFileError, read_image
     from cagnet_hf.weights.folders import load_model
 
     if args.batch_size < 1:
@@ -104,10 +104,10 @@ def write(prediction, file, output: Path) -> None:
     from PIL import Image
 
     from cagnet_hf.apps.pictures import class_palette
-    from cagnet_hf.data.benchmarks import LabelMap
+    from cagnet_hf.data.label_space import LabelSpace
     from cagnet_hf.files import write_text_whole
 
-    label_map = LabelMap.of(prediction.config).to_stored_ids(prediction.label_map)
+    label_map = LabelSpace.of(prediction.config).to_stored_ids(prediction.label_map)
     stored = Image.fromarray(label_map, mode="P")
     stored.putpalette(class_palette(255).tobytes())
     pictures = (stored, prediction.overlay(), prediction.confidence_map())

@@ -141,7 +141,7 @@ def check(args: argparse.Namespace) -> None:
 
     from cagnet_hf.apps.pictures import contact_sheet
     from cagnet_hf.data.benchmarks import load_benchmark
-    from cagnet_hf.data.prepared import open_prepared
+    from cagnet_hf.data.sources import open_prepared
     from cagnet_hf.data.survey import format_survey, survey, telling_images
     from cagnet_hf.hub.repositories import claim_repository
 
@@ -157,7 +157,7 @@ def check(args: argparse.Namespace) -> None:
     for split, index in telling_images(surveys, 12):
         row = rows[split][index]
         pairs.append(
-            (row["image"], benchmark.label_map.to_model_order(np.asarray(row["mask"])), f"{split} {row['image_id']}")
+            (row["image"], benchmark.label_space.to_model_order(np.asarray(row["mask"])), f"{split} {row['image_id']}")
         )
     sheet = args.sheet or args.prepared / "contact_sheet.png"
     fields = benchmark.config_fields()
@@ -180,8 +180,8 @@ def _push(args: argparse.Namespace, folder: Path) -> None:
 
 def _read(args: argparse.Namespace) -> tuple:
     """(examples by split, benchmark, origin of the data, official number of images by split)."""
-    from cagnet_hf.data import coco_stuff, own_folder, pascal_context, pascal_voc
     from cagnet_hf.data.benchmarks import load_benchmark
+    from cagnet_hf.data.builders import BUILDERS, own_folder
     from cagnet_hf.data.card import Origin
 
     if args.dataset == "folder":
@@ -190,15 +190,9 @@ def _read(args: argparse.Namespace) -> tuple:
         if args.license != "unknown":
             origin = origin._replace(terms=args.license)
         return examples, benchmark, origin, {}
-    benchmark = load_benchmark(args.dataset)
-    if args.dataset == "pascal_voc":
-        module, examples = pascal_voc, pascal_voc.pascal_voc_examples(args.source, args.sbd)
-    elif args.dataset == "pascal_context":
-        module = pascal_context
-        examples = pascal_context.pascal_context_examples(args.source, args.labels, benchmark)
-    else:
-        module, examples = coco_stuff, coco_stuff.coco_stuff_examples(args.source)
-    return examples, benchmark, module.ORIGIN, module.OFFICIAL_IMAGES
+    builder = BUILDERS[args.dataset]
+    examples = builder.read(args.source, **{option: getattr(args, option) for option in builder.options})
+    return examples, load_benchmark(args.dataset), builder.origin, builder.official_images
 
 
 def _positive(text: str) -> int:

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tqdm.auto import tqdm
 
-from ..data.benchmarks import IGNORE_INDEX
+from ..data.label_space import UNLABELLED
 from ..files import write_whole
 from .layouts import SAMPLING_RULES, accept_patches, collect_patches, fill_ignored, swap_in_unseen
 from .pixel_cnn import PatchPixelCNN, PatchPixelCNNConfig, RasterNetwork, log_likelihood
@@ -119,7 +119,7 @@ def _check(patches, config, class_embeddings):
         raise ValueError(
             f"class_embeddings have the shape {tuple(class_embeddings.shape)}, the network needs {expected}"
         )
-    for label in patches[patches != IGNORE_INDEX].unique().tolist():
+    for label in patches[patches != UNLABELLED].unique().tolist():
         if label in config.unseen_ids:
             raise ValueError(f"the patches show class {label}, which is unseen: hide it in the label maps")
         if label >= config.num_classes:

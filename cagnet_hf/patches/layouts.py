@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import torch
 
-from ..data.benchmarks import IGNORE_INDEX
+from ..data.label_space import UNLABELLED
 
 
 class SamplingRules(NamedTuple):
@@ -40,7 +40,7 @@ def cut_patches(label_maps: torch.Tensor, patch_size: int) -> torch.Tensor:
     label_maps = label_maps[:, : height * patch_size, : width * patch_size]
     blocks = label_maps.unflatten(2, (width, patch_size)).unflatten(1, (height, patch_size)).transpose(2, 3)
     blocks = blocks.flatten(0, 2)
-    return blocks[(blocks != IGNORE_INDEX).flatten(1).any(dim=1)]
+    return blocks[(blocks != UNLABELLED).flatten(1).any(dim=1)]
 
 
 def collect_patches(label_maps: Iterable, patch_size: int, max_patches: int | None = None) -> torch.Tensor:
@@ -77,7 +77,7 @@ def fill_ignored(patches: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """
     side = patches.shape[-1]
     positions = torch.arange(side * side, device=patches.device).view(side, side)
-    source = torch.where(patches != IGNORE_INDEX, positions, -1)  # where a pixel's class comes from
+    source = torch.where(patches != UNLABELLED, positions, -1)  # where a pixel's class comes from
     for _ in range(side // 2):
         for shift, dim in ((-1, 1), (-1, 2), (1, 1), (1, 2)):
             source = torch.where(source < 0, source.roll(shift, dim), source)
@@ -87,7 +87,7 @@ def fill_ignored(patches: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     )
     shown_early = (earliest < positions.flatten()).view_as(patches)
     filled = patches.flatten(1).gather(1, source).view_as(patches)
-    return filled, torch.where(shown_early, IGNORE_INDEX, patches)
+    return filled, torch.where(shown_early, UNLABELLED, patches)
 
 
 def swap_in_unseen(
@@ -110,7 +110,7 @@ def swap_in_unseen(
     old = filled.flatten(1).gather(1, torch.randint(side * side, (number, 1), device=filled.device))[:, :, None]
     swapped = (filled == old) & (torch.rand(number, 1, 1, device=filled.device) < share)
     filled = torch.where(swapped, new[:, None, None], filled)
-    return filled, torch.where(swapped & (labels != IGNORE_INDEX), new[:, None, None], labels)
+    return filled, torch.where(swapped & (labels != UNLABELLED), new[:, None, None], labels)
 
 
 def accept_patches(patches: torch.Tensor, unseen_ids: Sequence[int]) -> torch.Tensor:

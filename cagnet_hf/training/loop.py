@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from accelerate.utils import ProjectConfiguration, broadcast, gather_object, set_seed
 from tqdm import tqdm
 
+from ..data.label_space import LabelSpace
 from ..data.memory import hold
 from ..data.rows import StreamedRows
 from ..data.stream import EndlessBatches, LabelledImages, StreamedBatches, TrainingBatches, TrainingExamples
@@ -67,7 +68,8 @@ class Trainer:
         self.processor = build_processor(recipe)
         self.models = build_stage_models(recipe, self.benchmark)  # of the stages to come
         self.model = self.models[list(recipe.stages)[self.state.stage]]
-        self.train_images = LabelledImages(self.train_set, self.benchmark.label_map, hide_unseen=not recipe.supervised)
+        labels = LabelSpace.of(self.model.config)
+        self.train_images = LabelledImages(self.train_set, labels, hide_unseen=not recipe.supervised)
         if recipe.in_memory:
             self.train_images = hold(self.train_images, self.accelerator.device)
         if self.accelerator.process_index:  # the model starts equal everywhere; noise and label maps must differ
@@ -215,7 +217,10 @@ class Trainer:
         """Training batches of the stage from iteration `start` on; only real steps take one."""
         recipe, accelerator = self.recipe, self.accelerator
         augmentation = stage.augmentation or recipe.augmentation
-        transform = TrainingTransform(self.processor, stage.crop_size, **augmentation.model_dump())
+        ignore_index = self.model.config.ignore_index
+        transform = TrainingTransform(
+            self.processor, stage.crop_size, **augmentation.model_dump(), ignore_index=ignore_index
+        )
         # What is on the device already needs no workers.
         num_workers = 0 if recipe.in_memory else recipe.num_workers
         pin_memory = accelerator.device.type == "cuda" and not recipe.in_memory
@@ -240,9 +245,7 @@ class Trainer:
             return []
         batches = islice(self._order_of_batches(self.state.stage, stage, iteration), stage.accumulate)
         rows = [row for batch in batches for _position, row in batch]
-        if isinstance(self.train_set, StreamedRows):
-            return [str(row["image_id"]) for row in rows]
-        return [str(image_id) for image_id in self.train_set.select_columns("image_id")[rows]["image_id"]]
+        return self.train_set.image_ids(rows)
 
     def _seed_of_batches(self, index: int) -> int:
         return self.recipe.seed * 1000 + index

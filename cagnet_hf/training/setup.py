@@ -1,17 +1,17 @@
 """From a recipe to its parts: benchmark, data, embeddings, image processor, model, label maps of synthetic steps."""
 
 import os
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from datasets import Dataset
 from huggingface_hub.errors import StrictDataclassError
 
-from ..data.benchmarks import Benchmark, LabelMap, load_benchmark
-from ..data.masks import MaskReader
-from ..data.rows import StreamedRows
+from ..data.benchmarks import Benchmark, load_benchmark
+from ..data.label_space import LabelSpace
+from ..data.rows import Rows, StreamedRows
 from ..data.scenes import scenes_class_embeddings
 from ..data.sources import open_dataset
 from ..methods.steps import LabelMapSource, draw_label_maps
@@ -40,7 +40,7 @@ def benchmark_of(recipe: Recipe) -> Benchmark:
     return benchmark.for_tuning() if recipe.split == "tuning" else benchmark
 
 
-def dataset_of(recipe: Recipe, split: str) -> Dataset | StreamedRows:
+def dataset_of(recipe: Recipe, split: str) -> Rows | StreamedRows:
     """A split: drawn from the recipe's seed for `scenes`, opened otherwise.
 
     A benchmark that is the folder of a prepared dataset is its own dataset.
@@ -59,7 +59,7 @@ def dataset_of(recipe: Recipe, split: str) -> Dataset | StreamedRows:
         split,
         image_column=recipe.image_column,
         mask_column=recipe.mask_column,
-        masks=MaskReader(load_benchmark(recipe.benchmark), recipe.label_map),
+        labels=replace(load_benchmark(recipe.benchmark).label_space, label_map=recipe.label_map),
         streaming=recipe.streaming,
         shuffle_buffer=recipe.shuffle_buffer,
     )
@@ -183,13 +183,13 @@ def patches_of(
     recipe: Recipe,
     model: CaGNetForSemanticSegmentation,
     benchmark: Benchmark,
-    dataset: Dataset | StreamedRows,
+    dataset: Rows | StreamedRows,
     folder: Path,
 ) -> torch.Tensor:
     """The bank of category patches `(M, k, k)` in `folder`, made from the label maps of `dataset` if need be."""
     bank, _report = open_patch_bank(
         folder,
-        LabelMapsAtFeatureStride(dataset, benchmark.label_map, recipe, model.config.output_stride),
+        LabelMapsAtFeatureStride(dataset, benchmark.label_space, recipe, model.config.output_stride),
         pixel_cnn_config(model.config),
         model.class_embeddings,
         patch_fit(recipe),
@@ -221,21 +221,14 @@ class LabelMapsAtFeatureStride:
     Unseen classes are hidden, even from the upper bound: patches are sampled for them.
     """
 
-    def __init__(self, dataset: Dataset | StreamedRows, label_map: LabelMap, recipe: Recipe, stride: int):
-        self.dataset, self.label_map, self.seed = dataset, label_map, recipe.seed
+    def __init__(self, dataset: Rows | StreamedRows, labels: LabelSpace, recipe: Recipe, stride: int):
+        self.dataset, self.labels, self.seed = dataset, labels, recipe.seed
         self.size, self.stride = build_processor(recipe).size, stride
 
     def __iter__(self):
-        if isinstance(self.dataset, StreamedRows):
-            masks = self.dataset.without_images()
-            rows = masks.shuffled(self.seed)
-        else:
-            masks = self.dataset.select_columns(["mask", "image_id"])
-            rows = np.random.default_rng(self.seed).permutation(len(masks)).tolist()
-        for row in rows:
-            example = masks[row]
-            labels = self.label_map.to_model_order(
-                np.asarray(example["mask"]), hide_unseen=True, source=f"mask of {example['image_id']}"
-            )
+        masks = self.dataset.without_images()
+        for row in masks.shuffled(self.seed):
+            sample = masks[row]
+            labels = self.labels.to_model_order(sample.labels, hide_unseen=True, source=f"mask of {sample.id}")
             sides = fit_size(*labels.shape, self.size)
             yield torch.from_numpy(resize_labels(labels, tuple(-(-side // self.stride) for side in sides)))
