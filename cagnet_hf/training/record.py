@@ -9,7 +9,7 @@ import torch
 from accelerate import Accelerator
 
 from ..data.rows import Rows, StreamedRows
-from .recipe import Recipe, RecipeError
+from ..methods.options import Recipe, RecipeError
 
 RECORD_FILE = "run.json"
 _PACKAGES = ("cagnet-hf", "torch", "transformers", "datasets", "accelerate", "safetensors", "numpy", "pillow")
