@@ -22,7 +22,7 @@ def build_parser() -> argparse.ArgumentParser:
         action="append",
         type=lambda source: ("word_vectors", source),
         metavar="FILE",
-        help="word2vec .bin; fastText .vec or .bin; GloVe .txt; or these as .gz, .zip or FILE.zip:MEMBER",
+        help="word2vec .bin; fastText .vec; GloVe .txt; or these as .gz, .zip or FILE.zip:MEMBER",
     )
     parser.add_argument(
         "--encoder",
@@ -50,11 +50,6 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="YAML of what to look up in word vectors instead, `tv: television`, or `tv: [television, set]` for the "
         "mean; once for all --word_vectors, or once for each in their order",
-    )
-    parser.add_argument(
-        "--subwords",
-        action="store_true",
-        help="build words that a fastText .bin lacks from their character n-grams instead of refusing them",
     )
     parser.add_argument(
         "--pooling",
@@ -98,8 +93,8 @@ def write_table(args: argparse.Namespace) -> None:
         raise ValueError(f"--output {args.output}: the name of a table ends in .safetensors")
     if args.output.exists() and not args.overwrite:
         raise FileExistsError(f"--output {args.output} exists; choose another or pass --overwrite")
-    if not num_tables and (args.synonyms or args.subwords):
-        raise ValueError("--synonyms and --subwords are for --word_vectors, but there are none")
+    if not num_tables and args.synonyms:
+        raise ValueError("--synonyms are for --word_vectors, but there are none")
     if not num_encoders and (args.pooling or args.prompt != "{}"):
         raise ValueError("--pooling and --prompt are for an --encoder, but there is none")
     if len(args.synonyms or []) not in (0, 1, num_tables):
@@ -171,11 +166,9 @@ def look_up(source: str, names: list[str], optional: set[str], synonyms: dict, a
     from cagnet_hf.vectors.word_names import look_up_names
     from cagnet_hf.vectors.word_streams import split_archive
 
-    found = look_up_names(names, source, synonyms=synonyms, optional=optional, subwords=args.subwords)
+    found = look_up_names(names, source, synonyms=synonyms, optional=optional)
     means = sum(len(words) > 1 for words in found.words.values())
     print(f"{source}: {len(found.words) - means} names are entries of the table, {means} means of several")
-    if found.composed:
-        print(f"{source}: built from character n-grams: {', '.join(found.composed)}")
     path, member = split_archive(source)
     file = path.name if member is None else f"{path.name}:{member}"
     return found.vectors, {"file": file, "sha256": sha256(path), "words": found.words}
