@@ -112,7 +112,7 @@ def prepare(args: argparse.Namespace) -> None:
 
     if args.push_to_hub:  # before the work
         claim_repository(args.push_to_hub, repo_type="dataset")
-    examples, benchmark, origin, official_images = _read(args)
+    examples, benchmark, origin = _read(args)
     try:
         reports = write_prepared(
             examples,
@@ -129,7 +129,7 @@ def prepare(args: argparse.Namespace) -> None:
         raise
     print(format_report(benchmark, reports))
     print()
-    for split, number in official_images.items():
+    for split, number in origin.images.items():
         if reports[split].num_images != number:
             print(f"Note: {split} has {reports[split].num_images:,} images, the official one {number:,}.")
     print(f"Wrote {args.output}")
@@ -179,20 +179,20 @@ def _push(args: argparse.Namespace, folder: Path) -> None:
 
 
 def _read(args: argparse.Namespace) -> tuple:
-    """(examples by split, benchmark, origin of the data, official number of images by split)."""
-    from cagnet_hf.data.benchmarks import load_benchmark
+    """(examples by split, benchmark, origin of the data)."""
+    from cagnet_hf.data.benchmarks import Origin, load_benchmark
     from cagnet_hf.data.builders import BUILDERS, own_folder
-    from cagnet_hf.data.card import Origin
 
     if args.dataset == "folder":
         examples, benchmark = own_folder.folder_examples(args.source, args.test_share)
-        origin = Origin(f"Photographs and masks of the folder {args.source.name}.", license=args.license)
+        origin = benchmark.origin or Origin(f"Photographs and masks of the folder {args.source.name}.")
         if args.license != "unknown":
-            origin = origin._replace(terms=args.license)
-        return examples, benchmark, origin, {}
+            origin = origin._replace(license=args.license, terms=args.license)
+        return examples, benchmark, origin
     builder = BUILDERS[args.dataset]
     examples = builder.read(args.source, **{option: getattr(args, option) for option in builder.options})
-    return examples, load_benchmark(args.dataset), builder.origin, builder.official_images
+    benchmark = load_benchmark(args.dataset)
+    return examples, benchmark, benchmark.origin
 
 
 def _positive(text: str) -> int:

@@ -4,10 +4,9 @@ import pytest
 from huggingface_hub import DatasetCard
 from miniature_voc import MiniatureVoc
 
-from cagnet_hf.data.benchmarks import load_benchmark
+from cagnet_hf.data.benchmarks import Origin, load_benchmark
 from cagnet_hf.data.builders import BUILDERS
-from cagnet_hf.data.card import Origin, dataset_card
-from cagnet_hf.data.report import SplitReport
+from cagnet_hf.data.report import SplitReport, dataset_card
 
 VOC = load_benchmark("pascal_voc")
 
@@ -22,14 +21,14 @@ def reports() -> dict[str, SplitReport]:
 
 @pytest.mark.parametrize("name", BUILDERS)
 def test_official_data_name_their_source_licence_and_papers(name, reports):
-    card = DatasetCard(dataset_card(VOC, reports, BUILDERS[name].origin))
+    card = DatasetCard(dataset_card(VOC, reports, load_benchmark(name).origin))
     assert (card.data.license, card.data.task_categories) == ("other", ["image-segmentation"])
     assert "- Source: http" in card.text and "Flickr" in card.text
     assert "@inproceedings{" in card.text and "```bibtex" in card.text
 
 
 def test_the_header_tells_the_files_of_each_split(reports):
-    card = DatasetCard(dataset_card(VOC, reports, BUILDERS["pascal_voc"].origin))
+    card = DatasetCard(dataset_card(VOC, reports, VOC.origin))
     (config,) = card.data.configs
     assert config["data_files"] == [
         {"split": "train", "path": "data/train-*"},
@@ -38,12 +37,12 @@ def test_the_header_tells_the_files_of_each_split(reports):
 
 
 def test_splits_are_counted(reports):
-    text = dataset_card(VOC, reports, BUILDERS["pascal_voc"].origin)
+    text = dataset_card(VOC, reports, VOC.origin)
     assert "| train | 3 | 1,200 | 1 |\n| test | 1 | 9 | 0 |" in text  # background and borders have no label
 
 
 def test_labels_are_marked_as_seen_unseen_or_ignored(reports):
-    text = dataset_card(VOC, reports, BUILDERS["pascal_voc"].origin)
+    text = dataset_card(VOC, reports, VOC.origin)
     assert "Of 20 classes 15 are seen, 5 unseen." in text
     assert "| 0 | background | ignored |" in text
     assert "| 1 | aeroplane | seen |" in text

@@ -9,7 +9,10 @@ The published ones lie in `class_tables/`; a dataset of one's own brings a class
     - {id: 2, name: cow}
     seen: [sheep]             # by name or by id
     unseen: [cow]
-    ignored: [nothing]        # may be left out, as may tuning: the seen classes that play unseen ones
+    ignored: [nothing]        # may be left out, as may what follows
+    tuning: [sheep]           # seen classes that play unseen ones
+    unannotated: [cow]        # classes that no mask shows
+    origin: {description: Photographs of a farm.}  # also source, license, terms, citation (see `Origin`)
 
 Ids are those that masks store (see `label_space`).
 """
@@ -18,6 +21,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from pathlib import Path
+from types import MappingProxyType
+from typing import NamedTuple
 
 import yaml
 
@@ -36,6 +41,26 @@ _GROUPS = {
 }
 
 
+class Origin(NamedTuple):
+    """Where a dataset comes from.
+
+    Attributes:
+        description: A sentence on what it is.
+        source: Where it is distributed, or what it was made from.
+        license: The Hub's name of a licence; "other" where `terms` are none of these.
+        terms: What the licence says, in words.
+        citation: BibTeX of what to cite.
+        images: How many images the official splits have.
+    """
+
+    description: str
+    source: str = "images and masks of its owner"
+    license: str = "unknown"
+    terms: str = "not stated by its owner"
+    citation: str = ""
+    images: Mapping[str, int] = MappingProxyType({})
+
+
 @dataclass(frozen=True)
 class Benchmark:
     """Label names by stored id ("" where there is no such class) and the split into seen and unseen classes.
@@ -52,6 +77,7 @@ class Benchmark:
     seen_ids_for_tuning: tuple[int, ...] = ()
     unannotated_ids: tuple[int, ...] = ()
     colors: Mapping[int, tuple[int, int, int]] = field(default_factory=dict, hash=False)
+    origin: Origin | None = field(default=None, compare=False)
     table: str = field(default="", compare=False)
 
     def __post_init__(self):
@@ -185,7 +211,7 @@ def parse_class_table(text: str, where: str, name: str) -> Benchmark:
 
 def _parse_class_table(text: str, name: str) -> Benchmark:
     table = yaml.safe_load(text)
-    known = ["name", "classes", *_GROUPS]
+    known = ["name", "classes", *_GROUPS, "origin"]
     if not isinstance(table, dict):
         raise ValueError(f"not a mapping of {', '.join(known)}")
     for key in table:
@@ -194,7 +220,7 @@ def _parse_class_table(text: str, name: str) -> Benchmark:
     for key in ("classes", "seen", "unseen"):
         if not table.get(key):
             raise ValueError(f"no {key}; a class table has classes, seen and unseen")
-    for key in table.keys() - {"name"}:
+    for key in table.keys() - {"name", "origin"}:
         if not isinstance(table[key], list):
             raise ValueError(f"{key} is a list, got {table[key]!r}")
     names, colors = _parse_classes(table["classes"])
@@ -210,7 +236,17 @@ def _parse_class_table(text: str, name: str) -> Benchmark:
         if stored_id not in groups["seen_ids"]:
             raise ValueError(f"tuning: {names[stored_id]!r} is no seen class")
     label_names = tuple(names.get(i, "") for i in range(max(names) + 1))
-    return Benchmark(name=str(table.get("name", name)), label_names=label_names, colors=colors, **groups)
+    origin = _parse_origin(table["origin"]) if "origin" in table else None
+    return Benchmark(str(table.get("name", name)), label_names, **groups, colors=colors, origin=origin)
+
+
+def _parse_origin(entry: object) -> Origin:
+    try:
+        return Origin(**entry)
+    except TypeError:
+        raise ValueError(
+            f"origin {entry!r}: write a description, and any of {', '.join(Origin._fields[1:])}"
+        ) from None
 
 
 def _parse_classes(entries: list) -> tuple[dict[int, str], dict[int, tuple[int, int, int]]]:

@@ -20,13 +20,12 @@ from datasets import Features, Image, Value
 from tqdm.auto import tqdm
 
 from ..files import write_whole
-from .benchmarks import CLASS_TABLE, Benchmark, format_class_table
-from .card import CARD, ID2LABEL, Origin, dataset_card
+from .benchmarks import CLASS_TABLE, Benchmark, Origin, format_class_table
 from .examples import CheckedExample, Example, check_examples
-from .label_space import LabelSpace
-from .report import SplitReport
+from .report import SplitReport, dataset_card
 from .samples import BrokenFileError
 
+CARD, ID2LABEL = "README.md", "id2label.json"  # beside the data
 FEATURES = Features({"image": Image(), "mask": Image(), "image_id": Value("string")})
 MAX_FILE_BYTES = 500_000_000
 ROWS_PER_GROUP = 100  # what a reader must load to reach one row
@@ -46,6 +45,12 @@ class BadPairsError(ValueError):
         super().__init__(f"{len(problems)} bad pairs of image and mask, {way_out}: {shown}{more}")
 
 
+def refuse_problems(reports: Mapping[str, SplitReport]) -> None:
+    problems = [problem for report in reports.values() for problem in report.problems]
+    if problems:
+        raise BadPairsError(problems)
+
+
 def write_prepared(
     examples_by_split: Mapping[str, Sequence[Example]],
     output_dir: str | Path,
@@ -63,7 +68,7 @@ def write_prepared(
         examples_by_split: The pairs by split name.
         output_dir: The folder to make.
         benchmark: The label set of the masks.
-        origin: What the dataset card says of where the data comes from.
+        origin: What the dataset card says of where the data comes from; what the class table says by default.
         overwrite: Replace a prepared dataset that is there already (never a folder of another kind).
         skip_broken: Leave out pairs with an unreadable file instead of refusing.
         num_proc: How many pairs to check at once; default: the number of cores.
@@ -84,60 +89,24 @@ def write_prepared(
     reports = {split: SplitReport() for split in examples_by_split}
 
     def write(folder: Path) -> None:
-        problems: list[ValueError] = []
         (folder / "data").mkdir()
         for split, examples in examples_by_split.items():
-            valid = checked_examples(
-                split,
-                examples,
-                benchmark.label_space,
-                reports[split],
-                problems,
-                total=len(examples),
-                skip_broken=skip_broken,
-                num_proc=num_proc,
-            )
+            results = check_examples(examples, benchmark.label_space, num_proc)
+            results = tqdm(results, total=len(examples), desc=split, unit="image")
+            valid = reports[split].enter(results, skip_broken=skip_broken)
             _write_split(folder / "data", split, valid, max_file_bytes)
-        if problems:
-            raise BadPairsError(problems)
+        refuse_problems(reports)
         for split, report in reports.items():
             if not report.num_images:
                 raise ValueError(f"split {split!r} is empty: every file is broken (first: {report.skipped[0]})")
         id2label = {str(i): name for i, name in enumerate(benchmark.label_names) if name}
         (folder / ID2LABEL).write_text(json.dumps(id2label, indent=2) + "\n", encoding="utf-8")
         (folder / CLASS_TABLE).write_text(format_class_table(benchmark), encoding="utf-8")
-        card = dataset_card(benchmark, reports, origin or Origin(f"Images and masks of {benchmark.name}."))
-        (folder / CARD).write_text(card, encoding="utf-8")
+        described = origin or benchmark.origin or Origin(f"Images and masks of {benchmark.name}.")
+        (folder / CARD).write_text(dataset_card(benchmark, reports, described), encoding="utf-8")
 
     write_whole(output_dir, write)
     return reports
-
-
-def checked_examples(
-    split: str,
-    examples: Iterable[Example],
-    labels: LabelSpace,
-    report: SplitReport,
-    problems: list[ValueError],
-    *,
-    total: int,
-    skip_broken: bool = False,
-    num_proc: int | None = None,
-) -> Iterator[CheckedExample]:
-    """The valid ones of a split's examples, each entered into the report; what is skipped goes there, too.
-
-    Everything else goes to `problems`. Once there is one, examples are looked at, but no more are given.
-    """
-    results = check_examples(examples, labels, num_proc)
-    for result in tqdm(results, total=total, desc=split, unit="image"):
-        if isinstance(result, CheckedExample):
-            report.add(result)
-            if not problems:
-                yield result
-        elif skip_broken and isinstance(result, BrokenFileError):
-            report.skipped.append(str(result))
-        else:
-            problems.append(result)
 
 
 def _write_split(folder: Path, split: str, examples: Iterable[CheckedExample], max_file_bytes: int) -> None:

@@ -1,14 +1,17 @@
-"""What is in a split, class by class."""
+"""What is in each split of a dataset, class by class: the report, and the card that lies beside the data."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
+from huggingface_hub import DatasetCard, DatasetCardData
 
-from .benchmarks import Benchmark
+from .benchmarks import Benchmark, Origin
 from .examples import CheckedExample
 from .label_space import UNLABELLED
+from .samples import BrokenFileError
 
 
 @dataclass
@@ -22,6 +25,7 @@ class SplitReport:
         present: Which stored ids the mask holds, `(256,)` bool.
         num_pixels: Of all masks, by stored id, `(256,)`.
         skipped: What was left out, and why.
+        problems: What is to be refused.
     """
 
     image_ids: list[str] = field(default_factory=list)
@@ -30,6 +34,7 @@ class SplitReport:
     present: list[np.ndarray] = field(default_factory=list)
     num_pixels: np.ndarray = field(default_factory=lambda: np.zeros(256, np.int64))
     skipped: list[str] = field(default_factory=list)
+    problems: list[ValueError] = field(default_factory=list)
 
     @property
     def num_images(self) -> int:
@@ -40,7 +45,21 @@ class SplitReport:
         """How many masks hold each stored id, `(256,)`."""
         return np.sum(self.present or [np.zeros(256, bool)], axis=0)
 
-    def add(self, example: CheckedExample) -> None:
+    def enter(
+        self, results: Iterable[CheckedExample | ValueError], *, skip_broken: bool = False
+    ) -> Iterator[CheckedExample]:
+        """Enter what `check_examples` gives; the valid examples are handed on until there is a problem."""
+        for result in results:
+            if isinstance(result, CheckedExample):
+                self._add(result)
+                if not self.problems:
+                    yield result
+            elif skip_broken and isinstance(result, BrokenFileError):
+                self.skipped.append(str(result))
+            else:
+                self.problems.append(result)
+
+    def _add(self, example: CheckedExample) -> None:
         self.image_ids.append(example.image_id)
         self.digests.append(hashlib.blake2b(example.image_bytes, digest_size=16).digest())
         self.sizes.append(example.size)
@@ -66,3 +85,26 @@ def format_report(benchmark: Benchmark, reports: Mapping[str, SplitReport]) -> s
             lines += ["", f"Skipped in {split}: {len(report.skipped)}"]
             lines += [f"- {reason}" for reason in report.skipped]
     return "\n".join(lines)
+
+
+def dataset_card(benchmark: Benchmark, reports: Mapping[str, SplitReport], origin: Origin) -> str:
+    """The card in Markdown; its YAML header tells `datasets` which files make which split."""
+    files = [{"split": split, "path": f"data/{split}-*"} for split in reports]
+    metadata = DatasetCardData(
+        pretty_name=benchmark.name,
+        license=origin.license,
+        task_categories=["image-segmentation"],
+        tags=["zero-shot-segmentation"],
+        configs=[{"config_name": "default", "data_files": files}],
+    )
+    card = DatasetCard.from_template(
+        metadata,
+        template_path=Path(__file__).with_name("dataset_card.md"),
+        benchmark=benchmark,
+        class_ids=list(benchmark.class_ids),
+        origin=origin,
+        reports=reports,
+        labels=format_report(benchmark, reports),
+        number="{:,}".format,
+    )
+    return str(card)

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import numpy as np
 from datasets import Dataset, get_dataset_split_names
+from tqdm.auto import tqdm
 
 from .benchmarks import Benchmark
-from .examples import Example
+from .examples import Example, check_examples
 from .label_space import UNLABELLED
-from .prepared import BadPairsError, checked_examples
+from .prepared import refuse_problems
 from .report import SplitReport, format_report
 from .rows import undecoded
 from .samples import MadeFile
@@ -25,15 +26,13 @@ def survey(folder: str | Path, benchmark: Benchmark, num_proc: int | None = None
         ValueError: A file cannot be decoded, a mask does not fit its image, or holds an id that is no class's.
     """
     open_prepared(folder, split="train")  # says best what is wrong with a folder
-    surveys, problems = {}, []
+    surveys: dict[str, SplitReport] = {}
     for split in get_dataset_split_names(str(folder)):
-        rows = open_prepared(folder, split=split)
-        surveys[split] = SplitReport()
-        examples = _stored(rows, split), benchmark.label_space, surveys[split], problems
-        for _ in checked_examples(split, *examples, total=len(rows), num_proc=num_proc):
+        rows, surveys[split] = open_prepared(folder, split=split), SplitReport()
+        results = check_examples(_stored(rows, split), benchmark.label_space, num_proc)
+        for _ in surveys[split].enter(tqdm(results, total=len(rows), desc=split, unit="image")):
             pass
-    if problems:
-        raise BadPairsError(problems)
+    refuse_problems(surveys)
     return surveys
 
 

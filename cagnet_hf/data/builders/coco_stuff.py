@@ -9,28 +9,9 @@ The value of a pixel is its id, 0 to 181; 255 is unlabelled.
 
 from pathlib import Path
 
-from ..card import Origin
 from ..examples import Example, pair_by_stem
 from .archives import AnyPath, find_root, open_source, refuse_shared
 
-ORIGIN = Origin(
-    "COCO-Stuff (164k): train2017 and val2017 of COCO, label maps of things and stuff.",
-    source="https://cocodataset.org and https://github.com/nightrome/cocostuff",
-    license="other",
-    terms="the photographs are from Flickr, under its terms of use; the masks are under CC BY 4.0",
-    citation="""
-@inproceedings{caesar2018coco,
-  title={{COCO-Stuff}: Thing and Stuff Classes in Context},
-  author={Caesar, Holger and Uijlings, Jasper and Ferrari, Vittorio},
-  booktitle={CVPR}, year={2018}
-}
-@inproceedings{lin2014microsoft,
-  title={{Microsoft COCO}: Common Objects in Context},
-  author={Lin, Tsung-Yi and Maire, Michael and Belongie, Serge and Hays, James and Perona, Pietro and Ramanan, Deva
-    and Doll{\\'a}r, Piotr and Zitnick, C. Lawrence},
-  booktitle={ECCV}, year={2014}
-}""",
-)
 FOLDERS = {"train": "train2017", "test": "val2017"}
 MAPS = "stuffthingmaps_trainval2017"
 

@@ -15,25 +15,11 @@ from pathlib import Path
 import numpy as np
 
 from ..benchmarks import Benchmark, load_benchmark
-from ..card import Origin
 from ..examples import Example
 from .archives import AnyPath, open_source, read_list, refuse_shared, require
 from .mat_files import import_loadmat, mat_mask
 from .pascal_voc import voc_root
 
-ORIGIN = Origin(
-    "Pascal-Context, 33 classes, on the images of Pascal VOC 2010: its lists train and val.",
-    source="https://cs.stanford.edu/~roozbeh/pascal-context/ and http://host.robots.ox.ac.uk/pascal/VOC/voc2010/",
-    license="other",
-    terms="the photographs are from Flickr, under its terms of use; the masks as their authors distribute them",
-    citation="""
-@inproceedings{mottaghi2014role,
-  title={The Role of Context for Object Detection and Semantic Segmentation in the Wild},
-  author={Mottaghi, Roozbeh and Chen, Xianjie and Liu, Xiaobai and Cho, Nam-Gyu and Lee, Seong-Whan and Fidler, Sanja
-    and Urtasun, Raquel and Yuille, Alan},
-  booktitle={CVPR}, year={2014}
-}""",
-)
 LISTS = {"train": "train.txt", "test": "val.txt"}
 # What labels.txt calls a class, where that is not our name.
 _ALIASES = {"diningtable": "table", "tv": "tvmonitor"}

@@ -19,29 +19,10 @@ from pathlib import Path
 
 import numpy as np
 
-from ..card import Origin
 from ..examples import Example
 from .archives import AnyPath, find_root, open_source, read_list, refuse_shared, require
 from .mat_files import import_loadmat, mat_mask
 
-ORIGIN = Origin(
-    "Pascal VOC 2012, train_aug (VOC train and SBD, without VOC val) and val.",
-    source="http://host.robots.ox.ac.uk/pascal/VOC/voc2012/ and the Semantic Boundaries Dataset (SBD), "
-    "http://home.bharathh.info/pubs/codes/SBD/download.html",
-    license="other",
-    terms="the photographs are from Flickr, under its terms of use; the masks as their authors distribute them",
-    citation="""
-@article{everingham2010pascal,
-  title={The PASCAL Visual Object Classes (VOC) Challenge},
-  author={Everingham, Mark and Van Gool, Luc and Williams, Christopher K. I. and Winn, John and Zisserman, Andrew},
-  journal={International Journal of Computer Vision}, volume={88}, pages={303--338}, year={2010}
-}
-@inproceedings{hariharan2011semantic,
-  title={Semantic Contours from Inverse Detectors},
-  author={Hariharan, Bharath and Arbel{\\'a}ez, Pablo and Bourdev, Lubomir and Maji, Subhransu and Malik, Jitendra},
-  booktitle={ICCV}, year={2011}
-}""",
-)
 LISTS = {"train": "train_aug.txt", "test": "val.txt"}
 
 

@@ -1,4 +1,8 @@
-"""The scores of generalised zero-shot semantic segmentation as an `evaluate` metric.
+"""The scores of generalised zero-shot semantic segmentation, over seen and unseen classes together, as a metric.
+
+Mean IoU, mean recall and pixel accuracy over all classes and over the unseen ones, and hIoU, the harmonic mean of
+S-mIoU and U-mIoU (Xian et al., "Semantic Projection Network for Zero- and Few-Label Semantic Segmentation", CVPR 2019;
+Gu et al., "Context-aware Feature Generation for Zero-shot Semantic Segmentation", ACM Multimedia 2020).
 
 Label maps are counted into one confusion matrix the moment they are added; no map is kept or cached on disk. This
 file is the only one that imports `evaluate`, which copies it and the module beside it.
@@ -10,64 +14,46 @@ import numpy as np
 
 from .confusion_matrix import ConfusionMatrix
 
-_DESCRIPTION = """
-Scores label maps over seen and unseen classes together ("generalised" zero-shot segmentation): mean IoU, mean
-recall and pixel accuracy over all classes and over the unseen ones, and hIoU, the harmonic mean of S-mIoU and
-U-mIoU.
-"""
-
+_LABEL_SET = {"seen_ids", "unseen_ids", "id2label", "ignore_index"}
 _CITATION = """
 @inproceedings{Xian2019SPNet,
   title={Semantic Projection Network for Zero- and Few-Label Semantic Segmentation},
   author={Xian, Yongqin and Choudhury, Subhabrata and He, Yang and Schiele, Bernt and Akata, Zeynep},
   booktitle={CVPR}, year={2019}
 }
-@inproceedings{Gu2020CaGNet,
-  title={Context-aware Feature Generation for Zero-shot Semantic Segmentation},
-  author={Gu, Zhangxuan and Zhou, Siyuan and Niu, Li and Zhao, Zihan and Zhang, Liqing},
-  booktitle={ACM Multimedia}, year={2020}
-}
-"""
-
-_LABEL_SET = {"seen_ids", "unseen_ids", "id2label", "ignore_index"}
-
-_INPUTS = """
-Args:
-    predictions: Integer label maps: one map `(H, W)`, a batch `(B, H, W)` or a list of maps of any sizes, as
-        arrays, tensors or nested lists. Every value is a class index, 0 <= value < num_labels.
-    references: The true label maps, of the same shapes. `ignore_index` marks pixels that are not scored, as does
-        the mask of a masked array.
-    num_labels, seen_ids, unseen_ids, id2label, ignore_index: The label set, where the metric was loaded without one:
-        the number of classes, the indices of seen and of unseen classes (all are seen where none is named), class
-        names by index, and the value of reference pixels that are not scored (default: 255).
-
-Returns:
-    Fractions `hIoU mIoU PA MA S-mIoU U-mIoU U-PA U-MA`, and `per_class: {name: {iou, recall, seen, pixels}}`
-    with the number of true pixels. What is undefined is None and leaves the means: the IoU of a class absent
-    from truth and prediction, the recall of a class absent from the truth, a mean over nothing. hIoU is
-    always a number: 0 unless S-mIoU and U-mIoU are both positive.
-
-Example:
-    >>> metric = evaluate.load(METRIC_PATH, num_labels=3, seen_ids=[0, 1], unseen_ids=[2])
-    >>> metric.add_batch(predictions=[[[0, 1], [2, 2]]], references=[[[0, 1], [2, 255]]])
-    >>> metric.compute()["hIoU"]
-    1.0
-    >>> evaluate.load(METRIC_PATH).compute(predictions=[[[0, 1]]], references=[[[0, 1]]], num_labels=2)["mIoU"]
-    1.0
 """
 
 
-@evaluate.utils.file_utils.add_start_docstrings(_DESCRIPTION, _INPUTS)
 class ZeroShotSegmentation(evaluate.Metric):
     """Metric over a label set that is split into seen and unseen classes.
 
-    Several processes share the work by summing their matrices:
-    `total = accelerator.reduce(torch.from_numpy(metric.confusion_matrix), "sum")`, then `metric.reset()` and
-    `metric.merge(total)`.
+    Loaded with a label set, it counts what is added until `compute`; several processes share the work by summing
+    their matrices: `total = accelerator.reduce(torch.from_numpy(metric.confusion_matrix), "sum")`, then
+    `metric.reset()` and `metric.merge(total)`. Loaded without, `compute` takes the maps and the label set at once.
 
     Args:
-        num_labels: Number of classes; None where `compute` is to be told.
-        label_set: `seen_ids`, `unseen_ids`, `id2label`, `ignore_index`.
+        predictions: Integer label maps: one map `(H, W)`, a batch `(B, H, W)` or a list of maps of any sizes, as
+            arrays, tensors or nested lists. Every value is a class index, 0 <= value < num_labels.
+        references: The true label maps, of the same shapes. `ignore_index` marks pixels that are not scored, as does
+            the mask of a masked array.
+        num_labels: Number of classes.
+        seen_ids, unseen_ids: Class indices; all classes are seen where none is named.
+        id2label: Class names by index; the index itself where not given.
+        ignore_index: Value of reference pixels that are not scored (default: 255).
+
+    Returns:
+        Fractions `hIoU mIoU PA MA S-mIoU U-mIoU U-PA U-MA`, and `per_class: {name: {iou, recall, seen, pixels}}`
+        with the number of true pixels. What is undefined is None and leaves the means: the IoU of a class absent
+        from truth and prediction, the recall of a class absent from the truth, a mean over nothing. hIoU is
+        always a number: 0 unless S-mIoU and U-mIoU are both positive.
+
+    Example:
+        >>> metric = evaluate.load(METRIC_PATH, num_labels=3, seen_ids=[0, 1], unseen_ids=[2])
+        >>> metric.add_batch(predictions=[[[0, 1], [2, 2]]], references=[[[0, 1], [2, 255]]])
+        >>> metric.compute()["hIoU"]
+        1.0
+        >>> evaluate.load(METRIC_PATH).compute(predictions=[[[0, 1]]], references=[[[0, 1]]], num_labels=2)["mIoU"]
+        1.0
     """
 
     def __init__(self, *args, num_labels: int | None = None, **options):
@@ -79,9 +65,9 @@ class ZeroShotSegmentation(evaluate.Metric):
 
     def _info(self) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(
-            description=_DESCRIPTION,
+            description=__doc__,
             citation=_CITATION,
-            inputs_description=_INPUTS,
+            inputs_description=self.__doc__,
             features=datasets.Features({"predictions": datasets.Image(), "references": datasets.Image()}),
         )
 
