@@ -54,14 +54,7 @@ class EndlessBatches(Sampler):
     """Batches of (position, row) from iteration `start` on: every epoch a new permutation, no state to save."""
 
     def __init__(
-        self,
-        num_rows: int,
-        batch_size: int,
-        seed: int,
-        *,
-        start: int = 0,
-        process: int = 0,
-        processes: int = 1,
+        self, num_rows: int, batch_size: int, seed: int, *, start: int = 0, process: int = 0, processes: int = 1
     ):
         if num_rows == 0:
             raise ValueError("the training split is empty")
