@@ -38,9 +38,9 @@ class ZS3NetRecipe(Recipe):
 class ZS3Net(Method):
     """Pre-training by real steps; then joint steps of the generator and the classifier, while the network rests."""
 
-    titles = {"zs3net": "ZS3Net"}  # noqa: RUF012
+    titles = {"zs3net": "ZS3Net"}
     paper = "Bucher et al., Zero-Shot Semantic Segmentation, NeurIPS 2019 (arXiv 1906.00817)"
-    parts = {"generator": "moment_matching"}  # noqa: RUF012
+    parts = {"generator": "moment_matching"}
     recipe_class = ZS3NetRecipe
 
     @classmethod
