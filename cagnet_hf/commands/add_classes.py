@@ -25,8 +25,8 @@ def add_classes(
 ) -> None:
     """Add classes to a trained model by their names, remove or rename some.
 
-    No image is needed. New classes are unseen ones: the model's generator makes features of them from vectors of their names, and the
-    classifier learns these within seconds.
+    No image is needed. New classes are unseen ones: the model's generator makes features of them from vectors of their
+    names, and the classifier learns these within seconds.
 
     Args:
         model: A model folder, a Hub id, or ID@REVISION.

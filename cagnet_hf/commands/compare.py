@@ -17,9 +17,9 @@ def compare(
 ) -> None:
     """Train and score several systems on one benchmark.
 
-    The scores are put into one table. Rows share the first stages that they have in common, finished rows are kept, and the same command resumes after an
-    interruption. Writes OUTPUT_DIR/seed_N/ROW (as `cagnet-hf train` does), comparison.json, comparison.md and
-    comparison.png.
+    The scores are put into one table. Rows share the first stages that they have in common, finished rows are kept,
+    and the same command resumes after an interruption. The command writes OUTPUT_DIR/seed_N/ROW (as `cagnet-hf train`
+    does), comparison.json, comparison.md and comparison.png.
 
     Args:
         benchmark: A folder of recipes, such as scenes or pascal_voc_edge.
