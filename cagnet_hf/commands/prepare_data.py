@@ -1,6 +1,6 @@
-"""Check a dataset of images and masks, and write it as Parquet files.
+"""Write a dataset of images and masks as Parquet files.
 
-`datasets.load_dataset` opens these files, and so do training and evaluation. The first word names the dataset:
+Every pair is checked. `datasets.load_dataset` opens the files, and so do training and evaluation. The first word names the dataset:
 `cagnet-hf prepare_data pascal_voc --help` tells what it is read from. Archives are read where they lie, not unpacked.
 `cagnet-hf prepare_data check DIR` looks at a prepared dataset.
 """

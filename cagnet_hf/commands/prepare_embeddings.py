@@ -20,7 +20,7 @@ def prepare_embeddings(
     license: str = "unknown",
     overwrite: bool = False,
 ) -> None:
-    """Make a table of class embeddings from word vectors and text encoders.
+    """Make class embeddings from word vectors and text encoders.
 
     Class names are looked up or encoded; the table is a .safetensors file. Several --word_vectors and --encoder are
     joined in the order in which they are given. Give one of --benchmark, --names and --names_file.
