@@ -9,9 +9,9 @@ logger = getLogger(__name__)
 def export_onnx(*, model: str, output: Path) -> None:
     """Write a trained model as an ONNX file.
 
-    The file is for runtimes without Python. Batch, height and width of images are free. Class names, ids and the preparation of images are in the file as
-    metadata. The file is compared with PyTorch in onnxruntime before it gets its name. This needs
-    `pip install 'cagnet-hf[onnx]'`.
+    The file is for runtimes without Python. Batch, height and width of images are free. Class names, ids and the
+    preparation of images are in the file as metadata. The file is compared with PyTorch in onnxruntime before it gets
+    its name. This needs `pip install 'cagnet-hf[onnx]'`.
 
     Args:
         model: A model folder, a Hub id, or ID@REVISION.

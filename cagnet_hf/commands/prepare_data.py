@@ -1,8 +1,8 @@
 """Write a dataset of images and masks as Parquet files.
 
-Every pair is checked. `datasets.load_dataset` opens the files, and so do training and evaluation. The first word names the dataset:
-`cagnet-hf prepare_data pascal_voc --help` tells what it is read from. Archives are read where they lie, not unpacked.
-`cagnet-hf prepare_data check DIR` looks at a prepared dataset.
+Every pair is checked. `datasets.load_dataset` opens the files, and so do training and evaluation. The first word names
+the dataset: `cagnet-hf prepare_data pascal_voc --help` tells what it is read from. Archives are read where they lie,
+not unpacked. `cagnet-hf prepare_data check DIR` looks at a prepared dataset.
 """
 
 from collections.abc import Mapping
