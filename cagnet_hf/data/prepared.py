@@ -19,7 +19,7 @@ from pathlib import Path
 
 from datasets import Dataset, config, get_dataset_split_names, load_dataset_builder
 from datasets.exceptions import DatasetGenerationError
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from .benchmarks import CLASS_TABLE, Benchmark, format_class_table
 from .card import CARD, ID2LABEL, Origin, dataset_card
@@ -169,7 +169,7 @@ def check_split(name: str, split: str) -> None:
     # `data/voc` may be a Hub id, unless a folder `data` is here: then it is a typo, not worth asking the Hub.
     may_be_hub_id = name.count("/") == 1 and not Path(name).parent.is_dir()
     if not Path(name).is_dir() and not may_be_hub_id:
-        raise FileNotFoundError(f"{name}: no such folder; scripts/prepare_data.py makes one")
+        raise FileNotFoundError(f"{name}: no such folder; `cagnet-hf prepare_data` makes one")
     try:
         splits = get_dataset_split_names(name)
     except (OSError, ValueError) as error:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 from datasets import Dataset, Image, get_dataset_split_names
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from .benchmarks import IGNORE_INDEX, Benchmark
 from .examples import CheckedExample, Example, check_examples

@@ -7,7 +7,7 @@ import evaluate
 import numpy as np
 import torch
 from accelerate import Accelerator
-from tqdm import tqdm
+from tqdm.auto import tqdm
 from transformers.utils import ModelOutput
 
 from ..data.benchmarks import Benchmark, LabelMap

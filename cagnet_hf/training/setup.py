@@ -48,7 +48,7 @@ def dataset_of(recipe: Recipe, split: str) -> Dataset | StreamedRows:
         source = recipe.benchmark
     if source is None:
         raise ValueError(
-            f"the recipe needs dataset=DIR: a folder made by scripts/prepare_data.py {recipe.benchmark}, or a Hub id"
+            f"the recipe needs dataset=DIR: a folder made by `cagnet-hf prepare_data {recipe.benchmark}`, or a Hub id"
         )
     return open_dataset(
         source,

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 BLOCK = 1 << 18  # bytes in memory at a time
 MAX_WORD = 4096  # bytes; a longer "word" means that numbers are read as text
