@@ -14,27 +14,20 @@ sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != Path(__fi
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description="Turn a checkpoint into a folder that from_pretrained opens: CaGNet, CaGNetv2 or SPNet of the "
-        "original authors (for predict.py and evaluate.py, too), a backbone alone (DeepLabV2, or an ImageNet ResNet "
-        "of torchvision or transformers) or the PixelCNN of CaGNetv2. Sizes and classes are read off the file; a file "
-        "with a tensor that has no place in the model is refused, and no code in it is ever run.",
-        epilog="Files of an SPNet or a PixelCNN hold no classes: name them with --benchmark and --class_embeddings. "
-        "Without them an SPNet is a backbone. A recipe also starts from a backbone's file as it is, "
-        "backbone_weights=FILE.",
+        "original authors (for predict.py and evaluate.py, too), or a backbone alone (DeepLabV2, or an ImageNet "
+        "ResNet of torchvision or transformers). Sizes and classes are read off the file; a file with a tensor that "
+        "has no place in the model is refused, and no code in it is ever run.",
+        epilog="Files of an SPNet hold no classes: name them with --benchmark and --class_embeddings. Without them an "
+        "SPNet is a backbone. A recipe also starts from a backbone's file as it is, backbone_weights=FILE.",
     )
     parser.add_argument("checkpoint", type=Path, metavar="CKPT", help="the checkpoint: a .pth or .safetensors file")
     parser.add_argument("--output", type=Path, required=True, help="the model folder to make")
     parser.add_argument("--source", help="where the checkpoint came from, for the model card (default: its name)")
-    parser.add_argument("--benchmark", metavar="NAME", help="SPNet, PixelCNN: the benchmark it was trained on")
+    parser.add_argument("--benchmark", metavar="NAME", help="SPNet: the benchmark it was trained on")
     parser.add_argument(
         "--class_embeddings",
         metavar="FILE",
-        help="SPNet, PixelCNN: the class embeddings it was trained with, such as FASTTEXT.npy,WORD2VEC.npy",
-    )
-    parser.add_argument(
-        "--patch_size",
-        type=int,
-        choices=(3, 5, 7),
-        help="PixelCNN: side of a patch (default: 3 when the kernels are 7x7; smaller kernels do not tell)",
+        help="SPNet: the class embeddings it was trained with, such as FASTTEXT.npy,WORD2VEC.npy",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace a folder at --output")
     return parser
@@ -62,7 +55,7 @@ def convert(args: argparse.Namespace) -> None:
     if args.output.exists() and not args.overwrite:
         raise FileExistsError(f"--output {args.output} exists; choose another or pass --overwrite")
     if (args.benchmark is None) != (args.class_embeddings is None):
-        raise ValueError("--benchmark and --class_embeddings go together: give both (SPNet, PixelCNN) or neither")
+        raise ValueError("--benchmark and --class_embeddings go together: give both (SPNet) or neither")
     classes = ()
     if args.benchmark is not None:
         benchmark = load_benchmark(args.benchmark)
@@ -75,17 +68,11 @@ def convert(args: argparse.Namespace) -> None:
             args.source or args.checkpoint.name,
             hashlib.sha256(args.checkpoint.read_bytes()).hexdigest(),
         )
-        if match.layout == "PixelCNN":
-            processor = None
-            model, card, summary = convert_patch_model(tensors, classes, args.patch_size, origin)
-        elif args.patch_size is not None:
-            raise ValueError(f"a {match.layout} file: --patch_size is for a PixelCNN")
+        processor = CaGNetImageProcessor(**match.processor_fields)
+        if match.is_trunk and not classes:
+            model, card, summary = convert_trunk(tensors, processor, origin)
         else:
-            processor = CaGNetImageProcessor(**match.processor_fields)
-            if match.is_trunk and not classes:
-                model, card, summary = convert_trunk(tensors, processor, origin)
-            else:
-                model, card, summary = convert_segmenter(tensors, classes, processor, origin)
+            model, card, summary = convert_segmenter(tensors, classes, processor, origin)
     except ValueError as error:
         raise ValueError(f"{args.checkpoint}: {error}") from None
     model.config.weights_from = origin.source
@@ -133,25 +120,6 @@ def convert_trunk(tensors, processor, origin):
         converted_backbone_card(config, processor, origin, has_aspp=has_aspp),
         f"A backbone of {sum(config.depths)} blocks and {aspp}; no classes "
         "(for an SPNet give --benchmark and --class_embeddings)",
-    )
-
-
-def convert_patch_model(tensors, classes, patch_size, origin):
-    """(model, card, one line about it) of a PixelCNN."""
-    from cagnet_hf.hub.cards.converted import converted_pixel_cnn_card
-    from cagnet_hf.patches.pixel_cnn import PatchPixelCNN
-    from cagnet_hf.weights.conversion import convert_pixelcnn
-
-    if not classes:
-        raise ValueError(
-            "a PixelCNN file holds no class embeddings: give --benchmark and --class_embeddings it was trained with"
-        )
-    config, weights = convert_pixelcnn(tensors, *classes, patch_size)
-    names = ", ".join(config.id2label.values())
-    return (
-        with_weights(PatchPixelCNN, config, weights),
-        converted_pixel_cnn_card(config, origin),
-        f"A PixelCNN over {config.patch_size} x {config.patch_size} patches of {config.num_classes} classes: {names}",
     )
 
 

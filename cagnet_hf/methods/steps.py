@@ -120,7 +120,7 @@ def real_step(model, batch: dict[str, torch.Tensor], recipe: Recipe, stage: Stag
 
 def _trained_columns(model, logits, recipe: Recipe):
     """A projection is trained over the seen columns alone (SPNet); a learnt head over all."""
-    if model.classifier is not None or recipe.supervised:
+    if model.classifier.learns or recipe.supervised:
         return logits
     return logits[:, : len(model.config.seen_ids)]
 
@@ -211,7 +211,9 @@ def joint_steps(
         return
     class_weights = torch.ones(config.num_labels, device=features.device)
     class_weights[list(config.unseen_ids)] = rule.unseen_class_weight
-    loss = mean_cross_entropy(model.classify(inputs), truth[None, None], class_weights=class_weights)
+    loss = mean_cross_entropy(
+        model.classify(inputs), truth[None, None], ignore_index=config.ignore_index, class_weights=class_weights
+    )
     yield StepResult(loss, {"classification": loss.detach()}, ("classifier",))
 
 

@@ -149,8 +149,8 @@ def check_stage(name: str, stage: StageRecipe, model: CaGNetForSemanticSegmentat
         RecipeError: It trains a part that the model lacks, or sizes do not fit.
     """
     num_labels, patch_size = model.config.num_labels, model.config.patch_size
-    for part in ("classifier", "generator"):
-        if getattr(stage, part) is not None and getattr(model, part) is None:
+    for part, is_there in (("classifier", model.classifier.learns), ("generator", model.generator is not None)):
+        if getattr(stage, part) is not None and not is_there:
             raise RecipeError(f"stages.{name} trains the {part}, but this model has none")
     gaussian = model.config.generator == "gaussian"
     if gaussian and stage.generator is not None:
@@ -189,10 +189,11 @@ def patches_of(
     """The bank of category patches `(M, k, k)` in `folder`, made from the label maps of `dataset` if need be."""
     bank, _report = open_patch_bank(
         folder,
-        LabelMapsAtFeatureStride(dataset, benchmark.label_map, recipe, model.config.output_stride),
+        LabelMapsAtFeatureStride(dataset, benchmark.label_map, recipe, model.cagnet.feature_stride),
         pixel_cnn_config(model.config),
         model.class_embeddings,
         patch_fit(recipe),
+        ignore_index=model.config.ignore_index,
         device=model.device,
         progress=True,
     )
