@@ -16,6 +16,17 @@ import yaml
 REPOSITORY = Path(__file__).resolve().parents[1]
 CARDS = REPOSITORY / "model_cards"
 SUPERVISED = "supervised"
+ROWS = [
+    "spnet",
+    "spnet_c",
+    "zs3net",
+    "cagnet_pi",
+    "cagnet_pa",
+    "zs3net_st",
+    "cagnet_pi_st",
+    "cagnet_pa_st",
+    "gaussian",
+]
 COLUMNS = ("S-mIoU", "U-mIoU", "hIoU", "PA")
 STUDY_COLUMNS = ("S-mIoU", "U-mIoU", "hIoU", "PA", "MA")
 _FILE = re.compile(r"(?P<row>.+)_(?:seed(?P<seed>\d+)(?P<paper>_paper)?|(?P<tuning>tuning))\.json")
@@ -33,22 +44,20 @@ def build_parser() -> argparse.ArgumentParser:
 
 def results_of(folder: Path) -> dict[str, dict[str, list[dict]]]:
     """row -> "full", "paper" or "tuning" -> metrics of its runs; rows in the order of the published tables."""
-    from cagnet_hf.apps.comparison import TITLES
-
     found: dict[str, dict[str, list[dict]]] = defaultdict(lambda: {"full": [], "paper": [], "tuning": []})
     for path in sorted(folder.glob("*.json")):
         match = _FILE.fullmatch(path.name)
         if match:
             kind = "tuning" if match["tuning"] else "paper" if match["paper"] else "full"
             found[match["row"]][kind].append(json.loads(path.read_text(encoding="utf-8")))
-    order = [*TITLES, SUPERVISED]
+    order = [*ROWS, SUPERVISED]
     return {row: found[row] for row in sorted(found, key=lambda row: order.index(row) if row in order else len(order))}
 
 
 def title_of(row: str) -> str:
-    from cagnet_hf.apps.comparison import TITLES
+    from cagnet_hf import methods
 
-    return {SUPERVISED: "supervised (upper bound)"}.get(row) or TITLES.get(row, row)
+    return {SUPERVISED: "supervised (upper bound)"}.get(row) or methods.title_of(row)
 
 
 def results_table(cards: Path) -> str:

@@ -90,7 +90,7 @@ class CaGNetImageProcessor(PilBackend):
 
     valid_kwargs = CaGNetImageProcessorKwargs
     model_input_names = ("pixel_values",)
-    size = {"height": 513, "width": 513}  # noqa: RUF012
+    size = {"height": 513, "width": 513}
     default_to_square = False
     resample = PILImageResampling.BILINEAR
     do_resize = True
@@ -100,15 +100,15 @@ class CaGNetImageProcessor(PilBackend):
     rescale_factor = 1 / 255
     do_normalize = True
     # DeepLabV2's means, in the order the network sees the channels (BGR)
-    image_mean = [104.008, 116.669, 122.675]  # noqa: RUF012
-    image_std = [1.0, 1.0, 1.0]  # noqa: RUF012
+    image_mean = [104.008, 116.669, 122.675]
+    image_std = [1.0, 1.0, 1.0]
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
 
     def convert_to_rgb(self, image, input_data_format=None):
         if isinstance(image, Image.Image):
-            return rgb_image(image)
+            return np.asarray(rgb_image(image))
         return super().convert_to_rgb(image, input_data_format=input_data_format)
 
     def preprocess(self, images, segmentation_maps=None, **kwargs) -> BatchFeature:

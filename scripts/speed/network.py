@@ -5,15 +5,15 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
+from cagnet_hf.methods.steps import LabelMapSource, updates, weights_fixed
 from torch.utils.flop_counter import FlopCounterMode
 
-from cagnet_hf.methods.steps import LabelMapSource, updates, weights_fixed
+from cagnet_hf.methods.options import Recipe, StageRecipe
 from cagnet_hf.model.configuration_cagnet import CaGNetConfig
 from cagnet_hf.model.maps_cagnet import resize_labels, to_pixel_list
 from cagnet_hf.model.modeling_cagnet import CaGNetForSemanticSegmentation
 from cagnet_hf.training.optimizers import build_optimizers
 from cagnet_hf.training.peak_memory import forget_peak_memory, peak_memory
-from cagnet_hf.training.recipe import Recipe, StageRecipe
 from cagnet_hf.training.recipe_files import load_recipe
 from cagnet_hf.training.setup import label_map_source
 
