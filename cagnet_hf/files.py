@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 from safetensors import SafetensorError
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 
 def write_whole(target: Path, write) -> None:

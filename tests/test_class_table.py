@@ -62,7 +62,7 @@ def test_a_folder_without_a_table_is_refused(tmp_path):
     with pytest.raises(ValueError) as refused:
         load_benchmark(str(tmp_path))
     assert str(refused.value) == (
-        f"{tmp_path}: no classes.yaml in it; scripts/prepare_data.py makes folders that have one"
+        f"{tmp_path}: no classes.yaml in it; `cagnet-hf prepare_data` makes folders that have one"
     )
 
 

@@ -149,7 +149,7 @@ def test_a_class_that_is_both_seen_and_unseen(farm, refused):
     [
         (
             {"sheep": [1.0, 0.0]},
-            "no embedding of class 'cow' among its 1 names; scripts/prepare_embeddings.py makes a table of any names",
+            "no embedding of class 'cow' among its 1 names; `cagnet-hf prepare_embeddings` makes a table of any names",
         ),
         (
             {"sheep": [1.0, 0.0], "cow": [1.0, 0.0, 2.0]},

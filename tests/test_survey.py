@@ -143,5 +143,5 @@ def test_a_missing_folder_is_refused(tmp_path, load_script, capsys):
 def test_a_folder_that_was_not_prepared_is_refused(tmp_path, load_script, capsys):
     assert load_script("prepare_data").main(["check", str(tmp_path)]) == 2
     assert capsys.readouterr().err == (
-        f"error: {tmp_path}: no classes.yaml in it; scripts/prepare_data.py makes folders that have one\n"
+        f"error: {tmp_path}: no classes.yaml in it; `cagnet-hf prepare_data` makes folders that have one\n"
     )

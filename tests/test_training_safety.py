@@ -362,7 +362,7 @@ def test_sigterm_while_scoring_ends_at_once_and_loses_nothing(train, tmp_path, m
     monkeypatch.setattr(loop.Trainer, "_score", lambda trainer, model: os.kill(os.getpid(), signal.SIGTERM))
     code, printed, _ = train(tmp_path / "run", "evaluate_every=5", "checkpoint_every=1000")
     assert code == 0
-    assert "Stopped; to go on: python " in printed
+    assert "Stopped; to go on: cagnet-hf train --resume " in printed
     assert [folder.name for folder in checkpoints(tmp_path / "run" / "checkpoints")] == ["step-00-00000005"]
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 

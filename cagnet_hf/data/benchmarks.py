@@ -162,7 +162,7 @@ def load_benchmark(name: str | Path) -> Benchmark:
     if table.suffix in (".yaml", ".yml") and table.is_file():
         return read_class_table(table, table.absolute().parent.name)
     if path.is_dir():
-        raise ValueError(f"{path}: no {CLASS_TABLE} in it; scripts/prepare_data.py makes folders that have one")
+        raise ValueError(f"{path}: no {CLASS_TABLE} in it; `cagnet-hf prepare_data` makes folders that have one")
     raise ValueError(
         f"unknown benchmark {str(name)!r}{did_you_mean(str(name), known)}; known: {', '.join(known)}, and folders "
         "of prepared datasets"

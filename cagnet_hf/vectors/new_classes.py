@@ -135,8 +135,8 @@ def _no_vector(missing: Sequence[str], source: str | None, record: dict) -> str:
     named = f" (the model's are from {record['source']})" if record else ""
     return (
         f"no embedding of class {', '.join(map(repr, missing))}{where}{named}; make a table with "
-        "scripts/prepare_embeddings.py from the source of the model's own, with one of its classes in it, and give it "
-        "as class embeddings"
+        "`cagnet-hf prepare_embeddings` from the source of the model's own, with one of its classes in it, and give "
+        "it as class embeddings"
     )
 
 
