@@ -6,27 +6,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..data.benchmarks import Benchmark, load_benchmark
+from ..data.benchmarks import load_benchmark
 from ..files import sha256
-from ..hub.cards.converted import (
-    UNTRAINED_ASPP,
-    Origin,
-    converted_backbone_card,
-    converted_model_card,
-    converted_pixel_cnn_card,
-)
+from ..hub.cards.converted import UNTRAINED_ASPP, Origin, converted_backbone_card, converted_model_card
 from ..model.image_processing_cagnet import CaGNetImageProcessor
 from ..model.modeling_cagnet import CaGNetForSemanticSegmentation, CaGNetModel
-from ..patches.pixel_cnn import PatchPixelCNN
 from ..vectors.class_embeddings import load_class_embeddings
-from ..weights.conversion import (
-    convert_backbone,
-    convert_pixelcnn,
-    convert_spnet,
-    convert_state_dict,
-    match_keys,
-    read_checkpoint,
-)
+from ..weights.conversion import convert_backbone, convert_spnet, convert_state_dict, match_keys, read_checkpoint
 from ..weights.folders import save_model_folder
 
 logger = getLogger(__name__)
@@ -39,7 +25,6 @@ def convert(
     source: str | None = None,
     benchmark: str | None = None,
     class_embeddings: str | None = None,
-    patch_size: int | None = None,
 ) -> None:
     """Write the model folder of a checkpoint.
 
@@ -47,9 +32,8 @@ def convert(
         checkpoint: A `.pth` or `.safetensors` file.
         output: The folder to write; a folder that is there is replaced.
         source: Where the checkpoint came from; its name when None.
-        benchmark: The benchmark of an SPNet or a PixelCNN.
-        class_embeddings: The class embeddings that these were trained with.
-        patch_size: The side of a PixelCNN's patches; read off the kernels when None.
+        benchmark: The benchmark of an SPNet.
+        class_embeddings: The class embeddings that the SPNet was trained with.
 
     Raises:
         ValueError: The file is damaged, or holds a tensor that has no place in a model of this package.
@@ -62,17 +46,11 @@ def convert(
     try:
         match = match_keys(tensors)
         origin = Origin(match.layout, source or checkpoint.name, sha256(checkpoint))
-        processor = None
-        if match.layout == "PixelCNN":
-            model, card, summary = _pixel_cnn(tensors, classes, patch_size, origin)
-        elif patch_size is not None:
-            raise ValueError(f"a {match.layout} file: --patch_size is for a PixelCNN")
+        processor = CaGNetImageProcessor(**match.processor_fields)
+        if match.is_trunk and not classes:
+            model, card, summary = _backbone(tensors, processor, origin)
         else:
-            processor = CaGNetImageProcessor(**match.processor_fields)
-            if match.is_trunk and not classes:
-                model, card, summary = _backbone(tensors, processor, origin)
-            else:
-                model, card, summary = _segmenter(tensors, classes, processor, origin)
+            model, card, summary = _segmenter(tensors, classes, processor, origin)
     except ValueError as error:
         raise ValueError(f"{checkpoint}: {error}") from None
     model.config.weights_from = origin.source
@@ -107,20 +85,6 @@ def _backbone(
     hint = "(for an SPNet give --benchmark and --class_embeddings)"
     summary = f"A backbone of {sum(config.depths)} blocks and {aspp}; no classes {hint}"
     return model, converted_backbone_card(config, processor, origin, has_aspp=has_aspp), summary
-
-
-def _pixel_cnn(
-    tensors: dict[str, Tensor], classes: tuple[Benchmark, object] | tuple, patch_size: int | None, origin: Origin
-) -> tuple[nn.Module, str, str]:
-    """(model, card, one line about it) of a PixelCNN."""
-    if not classes:
-        raise ValueError(
-            "a PixelCNN file holds no class embeddings: give --benchmark and --class_embeddings it was trained with"
-        )
-    config, weights = convert_pixelcnn(tensors, *classes, patch_size)
-    side, names = config.patch_size, ", ".join(config.id2label.values())
-    summary = f"A PixelCNN over {side} x {side} patches of {config.num_classes} classes: {names}"
-    return _with_weights(PatchPixelCNN, config, weights), converted_pixel_cnn_card(config, origin), summary
 
 
 def _with_weights(kind: type[nn.Module], config, weights: dict[str, Tensor]) -> nn.Module:

@@ -40,6 +40,8 @@ def published_recipe(recipe: Recipe, *, exclude_defaults: bool = True) -> dict:
 
     tree = recipe.model_dump(mode="json", exclude_defaults=exclude_defaults)
     paths = {key: last_name(tree[key]) for key in ("dataset", "class_embeddings", "backbone_weights") if tree.get(key)}
+    if "backbone" in recipe.model:
+        paths["model"] = recipe.model | {"backbone": last_name(recipe.model["backbone"])}
     own = Path(recipe.benchmark)
     return tree | paths | {"benchmark": load_benchmark(own).name if own.exists() else own.name}
 

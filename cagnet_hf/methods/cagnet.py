@@ -98,12 +98,12 @@ class CaGNetRecipe(Recipe):
 class CaGNet(Method):
     """Real steps train network, classifier, critic and generator together; synthetic steps teach the classifier."""
 
-    titles = {"cagnet_pi": "CaGNet(pi)", "cagnet_pa": "CaGNet(pa)"}  # noqa: RUF012
+    titles = {"cagnet_pi": "CaGNet(pi)", "cagnet_pa": "CaGNet(pa)"}
     paper = (
         "Gu et al., Context-aware Feature Generation for Zero-shot Semantic Segmentation, ACM MM 2020 "
         "(arXiv 2008.06893); From Pixel to Patch, TMM 2022 (arXiv 2009.12232)"
     )
-    parts = {"generator": "contextual"}  # noqa: RUF012
+    parts = {"generator": "contextual"}
     recipe_class = CaGNetRecipe
     prepared = (PATCHES,)
 
@@ -137,6 +137,7 @@ class CaGNet(Method):
             pixel_cnn_config(self.model.config),
             self.model.class_embeddings,
             patch_fit(self.recipe),
+            ignore_index=self.model.config.ignore_index,
             device=self.model.device,
             progress=True,
         )

@@ -38,9 +38,9 @@ class GaussianMethodRecipe(CaGNetRecipe):
 class Gaussian(CaGNet):
     """CaGNet's pre-training; then the network rests, and everything else follows in closed form."""
 
-    titles = {"gaussian": "Gaussian generator"}  # noqa: RUF012
+    titles = {"gaussian": "Gaussian generator"}
     paper = "this package's own"
-    parts = {"generator": "gaussian"}  # noqa: RUF012
+    parts = {"generator": "gaussian"}
     recipe_class = GaussianMethodRecipe
 
     @classmethod

@@ -10,9 +10,9 @@ from .base import Method
 class SPNet(Method):
     """logits = features · Wᵀ with the normalised class embeddings W, which nothing trains (SPNet, section 3.2)."""
 
-    titles = {"spnet": "SPNet", "spnet_c": "SPNet-c"}  # noqa: RUF012
+    titles = {"spnet": "SPNet", "spnet_c": "SPNet-c"}
     paper = "Xian et al., Semantic Projection Network for Zero- and Few-Label Semantic Segmentation, CVPR 2019"
-    parts = {"classifier": "projection", "generator": None}  # noqa: RUF012
+    parts = {"classifier": "projection", "generator": None}
 
     def trained_columns(self, logits: torch.Tensor) -> torch.Tensor:
         """The seen columns alone, unless some pixel may have the label of an unseen class."""

@@ -38,9 +38,9 @@ class ZS3NetRecipe(Recipe):
 class ZS3Net(Method):
     """Pre-training by real steps; then joint steps of the generator and the classifier, while the network rests."""
 
-    titles = {"zs3net": "ZS3Net"}  # noqa: RUF012
+    titles = {"zs3net": "ZS3Net"}
     paper = "Bucher et al., Zero-Shot Semantic Segmentation, NeurIPS 2019 (arXiv 1906.00817)"
-    parts = {"generator": "moment_matching"}  # noqa: RUF012
+    parts = {"generator": "moment_matching"}
     recipe_class = ZS3NetRecipe
 
     @classmethod
@@ -94,7 +94,12 @@ class ZS3Net(Method):
         if truth.numel():
             class_weights = torch.ones(config.num_labels, device=features.device)
             class_weights[list(config.unseen_ids)] = rule.unseen_class_weight
-            loss = mean_cross_entropy(model.classify(inputs), truth[None, None], class_weights=class_weights)
+            loss = mean_cross_entropy(
+                model.classify(inputs),
+                truth[None, None],
+                ignore_index=config.ignore_index,
+                class_weights=class_weights,
+            )
             terms["classification"] = loss.detach()
         else:
             loss = _zero(model.classifier)

@@ -136,7 +136,7 @@ class StageRun:
         with closing(self.batches.start(state.iteration)) as batches:
             with accelerator.main_process_first():
                 label_maps = LabelMapsAtFeatureStride(
-                    rows, trainer.benchmark.label_map, self.recipe, self.model.config.output_stride
+                    rows, trainer.benchmark.label_map, self.recipe, self.model.cagnet
                 )
                 self.method.prepare(label_maps, trainer.output_dir)
             if self.folder.checkpoint is not None:

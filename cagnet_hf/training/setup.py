@@ -18,7 +18,7 @@ from ..methods.options import Recipe, RecipeError
 from ..model.configuration_cagnet import CaGNetConfig
 from ..model.image_processing_cagnet import CaGNetImageProcessor, fit_size
 from ..model.maps_cagnet import resize_labels
-from ..model.modeling_cagnet import CaGNetForSemanticSegmentation
+from ..model.modeling_cagnet import CaGNetForSemanticSegmentation, CaGNetModel
 from ..vectors.class_embeddings import load_class_embeddings
 from ..vectors.new_classes import ATTRIBUTES, describe_source
 from ..weights.backbones import is_own, load_backbone_weights
@@ -145,11 +145,12 @@ class LabelMapsAtFeatureStride:
     Unseen classes are hidden, even from the upper bound: patches are sampled for them.
     """
 
-    def __init__(self, dataset: Dataset | StreamedRows, label_map: LabelMap, recipe: Recipe, stride: int):
+    def __init__(self, dataset: Dataset | StreamedRows, label_map: LabelMap, recipe: Recipe, network: CaGNetModel):
         self.dataset, self.label_map, self.seed = dataset, label_map, recipe.seed
-        self.size, self.stride = build_processor(recipe).size, stride
+        self.size, self.network = build_processor(recipe).size, network
 
     def __iter__(self):
+        stride = self.network.feature_stride
         if isinstance(self.dataset, StreamedRows):
             masks = self.dataset.without_images()
             rows = masks.shuffled(self.seed)
@@ -162,4 +163,4 @@ class LabelMapsAtFeatureStride:
                 np.asarray(example["mask"]), hide_unseen=True, source=f"mask of {example['image_id']}"
             )
             sides = fit_size(*labels.shape, self.size)
-            yield torch.from_numpy(resize_labels(labels, tuple(-(-side // self.stride) for side in sides)))
+            yield torch.from_numpy(resize_labels(labels, tuple(-(-side // stride) for side in sides)))

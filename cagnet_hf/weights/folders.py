@@ -84,12 +84,11 @@ def check_model_folder(path: Path) -> None:
 
 
 def save_model_folder(model, processor, target: Path, card: str) -> None:
-    """Write the folder aside and rename it into place; `processor` is None where images are no input."""
+    """Write the folder aside and rename it into place."""
 
     def write(folder: Path) -> None:
         model.save_pretrained(folder)
-        if processor is not None:
-            processor.save_pretrained(folder)
+        processor.save_pretrained(folder)
         (folder / CARD).write_text(card, encoding="utf-8")
 
     write_whole(target, write)

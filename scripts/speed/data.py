@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+from cagnet_hf.methods.steps import updates
 from datasets import Dataset
 from PIL import Image
 
@@ -16,7 +17,6 @@ from cagnet_hf.data.prepared import write_prepared
 from cagnet_hf.data.rows import decoded
 from cagnet_hf.data.stream import EndlessBatches, LabelledImages, TrainingBatches, TrainingExamples
 from cagnet_hf.data.transforms import TrainingTransform
-from cagnet_hf.methods.steps import updates
 from cagnet_hf.training.optimizers import build_optimizers
 from cagnet_hf.training.recipe_files import load_recipe
 from cagnet_hf.training.setup import build_model, build_processor
