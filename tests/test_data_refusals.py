@@ -9,7 +9,7 @@ from miniature_archives import write_jpeg, write_png
 from miniature_voc import MiniatureVoc
 from trained import arguments
 
-from cagnet_hf.data.prepared import open_prepared
+from cagnet_hf.data.sources import open_prepared
 
 CLASSES = "classes: [{id: 1, name: sheep}, {id: 4, name: cow}]\nseen: [sheep]\nunseen: [cow]\n"
 

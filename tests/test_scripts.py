@@ -16,9 +16,10 @@ from transformers import BertConfig, BertModel, SegformerConfig, SegformerForSem
 
 from cagnet_hf.apps.prediction import segment
 from cagnet_hf.apps.prediction_files import check_outputs
-from cagnet_hf.data.benchmarks import LabelMap, load_benchmark
+from cagnet_hf.data.benchmarks import load_benchmark
 from cagnet_hf.data.image_inputs import RemoteFile
-from cagnet_hf.data.sources import open_dataset
+from cagnet_hf.data.label_space import LabelSpace
+from cagnet_hf.data.sources import open_prepared
 from cagnet_hf.model.image_processing_cagnet import CaGNetImageProcessor
 from cagnet_hf.weights.folders import load_model
 
@@ -58,7 +59,7 @@ def evaluate(call, tiny_dataset, tmp_path):
 @pytest.fixture
 def photo(tiny_dataset, tmp_path):
     """A test image, cut to 96 x 64, as a file."""
-    image = open_dataset(str(tiny_dataset), "test")[0]["image"].crop((0, 0, 96, 64))
+    image = open_prepared(tiny_dataset, split="test")[0]["image"].crop((0, 0, 96, 64))
     image.save(tmp_path / "photo.png")
     return tmp_path / "photo.png"
 
@@ -149,7 +150,7 @@ def test_prediction_files_hold_stored_ids_at_the_size_of_the_image(call, photo, 
     assert call("predict", photo, "--output", tmp_path / "out") == (0, [])
     model, processor = load_model(str(trained_run / "model"))
     (prediction,) = segment(model, processor, [Image.open(photo)])
-    expected = LabelMap.of(model.config).to_stored_ids(prediction.label_map)
+    expected = LabelSpace.of(model.config).to_stored_ids(prediction.label_map)
     with Image.open(tmp_path / "out" / "photo.png") as labels:
         assert (labels.mode, labels.size) == ("P", (96, 64))
         assert (np.asarray(labels) == expected).all()

@@ -10,7 +10,8 @@ from PIL import Image
 
 from cagnet_hf.data.benchmarks import Benchmark
 from cagnet_hf.data.examples import Example
-from cagnet_hf.data.prepared import open_prepared, write_prepared
+from cagnet_hf.data.prepared import write_prepared
+from cagnet_hf.data.sources import open_prepared
 from cagnet_hf.data.survey import format_survey, survey, telling_images, warnings
 
 FARM = Benchmark("farm", ("nothing", "dog", "sheep", "cow"), seen_ids=(1, 2), unseen_ids=(3,), ignored_ids=(0,))

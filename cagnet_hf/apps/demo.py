@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ..data.examples import read_image
+from ..data.samples import read_image
 from ..model.decoding_cagnet import rgb_image
 from ..vectors.new_classes import embed_new_classes
 from ..weights.folders import load_model

@@ -55,7 +55,6 @@ def write_table(
     optional: Collection[str] = (),
     *,
     synonyms: Sequence[Path] = (),
-    subwords: bool = False,
     pooling: str | None = None,
     prompt: str = "{}",
     encoder_name: str | None = None,
@@ -70,7 +69,6 @@ def write_table(
         names: The class names.
         optional: Those of the names that are left out where a source lacks them.
         synonyms: A file for each table of word vectors, or none; see `load_synonyms`.
-        subwords: See `look_up_names`.
         pooling: See `encode_names`.
         prompt: See `encode_names`.
         encoder_name: What the table calls the encoder; the folder's name or the id when None.
@@ -89,12 +87,10 @@ def write_table(
                 "sha256": {path.name: sha256(path) for path in encoder_files(source)},
             }
         else:
-            found = look_up_names(names, source, synonyms=next(meant, {}), optional=optional, subwords=subwords)
+            found = look_up_names(names, source, synonyms=next(meant, {}), optional=optional)
             means = sum(len(words) > 1 for words in found.words.values())
             counts = len(found.words) - means, means
             logger.info("%s: %d names are entries of the table, %d means of several", source, *counts)
-            if found.composed:
-                logger.info("%s: built from character n-grams: %s", source, ", ".join(found.composed))
             path, member = split_archive(source)
             file = path.name if member is None else f"{path.name}:{member}"
             vectors, record = found.vectors, {"file": file, "sha256": sha256(path), "words": found.words}

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from ..data.benchmarks import LabelMap
 from ..data.image_inputs import RemoteFile
+from ..data.label_space import LabelSpace
 from ..files import write_text_whole
 from .pictures import class_palette
 from .prediction import Prediction
@@ -31,7 +31,7 @@ def check_outputs(files: Sequence[Path | RemoteFile], output: Path) -> None:
 
 def write_prediction(prediction: Prediction, file: Path | RemoteFile, output: Path) -> None:
     """Write the four files of an image into a folder; the label PNG holds stored ids."""
-    label_map = LabelMap.of(prediction.config).to_stored_ids(prediction.label_map)
+    label_map = LabelSpace.of(prediction.config).to_stored_ids(prediction.label_map)
     stored = Image.fromarray(label_map, mode="P")
     stored.putpalette(class_palette(255).tobytes())
     for suffix, picture in zip(SUFFIXES, (stored, prediction.overlay(), prediction.confidence_map()), strict=False):

@@ -32,8 +32,8 @@ def predict(images: list[str], *, model: str, output: Path, gamma: float | None 
 
     from ..apps.prediction import segment
     from ..apps.prediction_files import SUFFIXES, check_outputs, write_prediction
-    from ..data.examples import BrokenFileError, read_image
     from ..data.image_inputs import find_images
+    from ..data.samples import BrokenFileError, read_image
     from ..weights.folders import load_model
 
     if batch_size < 1:

@@ -5,7 +5,6 @@ the dataset: `cagnet-hf prepare_data pascal_voc --help` tells what it is read fr
 not unpacked. `cagnet-hf prepare_data check DIR` looks at a prepared dataset.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from logging import getLogger
 from pathlib import Path
@@ -37,14 +36,27 @@ class Preparation:
         """Refuse, before the work, what would fail after it."""
         _check(self.num_proc, self.push_to_hub)
 
-    def write(self, examples, benchmark, origin, official_images: Mapping[str, int]) -> None:
+    def write_official(self, name: str, **options) -> None:
+        """Write a dataset as its authors distribute it.
+
+        Args:
+            name: The dataset, which is a benchmark, too.
+            options: What its builder takes beside the source.
+        """
+        from ..data.benchmarks import load_benchmark
+        from ..data.builders import BUILDERS
+
+        self.check()
+        benchmark = load_benchmark(name)
+        self.write(BUILDERS[name].read(self.source, **options), benchmark, benchmark.origin)
+
+    def write(self, examples, benchmark, origin) -> None:
         """Write the dataset, report what went into it, and upload it where that was asked for.
 
         Args:
             examples: Pairs of image and mask by split.
             benchmark: The classes of the masks.
             origin: Where the data come from, for the dataset card.
-            official_images: How many images the splits of the official dataset have.
         """
         from ..data.prepared import NUM_PROBLEMS_SHOWN, BadPairsError, write_prepared
         from ..data.report import format_report
@@ -57,7 +69,7 @@ class Preparation:
                 logger.info("\n".join(error.problems))
             raise
         logger.info("%s\n", format_report(benchmark, reports))
-        for split, number in official_images.items():
+        for split, number in origin.images.items():
             found = reports[split].num_images
             if found != number:
                 logger.info(f"Note: {split} has {found:,} images, the official one {number:,}.")
@@ -74,11 +86,7 @@ def pascal_voc(to: Preparation, *, sbd: Path | None = None) -> None:
     Args:
         sbd: The folder benchmark_RELEASE, or benchmark.tgz (needs scipy).
     """
-    from ..data.benchmarks import load_benchmark
-    from ..data.pascal_voc import OFFICIAL_IMAGES, ORIGIN, pascal_voc_examples
-
-    to.check()
-    to.write(pascal_voc_examples(to.source, sbd), load_benchmark("pascal_voc"), ORIGIN, OFFICIAL_IMAGES)
+    to.write_official("pascal_voc", sbd=sbd)
 
 
 def pascal_context(to: Preparation, *, labels: Path) -> None:
@@ -91,12 +99,7 @@ def pascal_context(to: Preparation, *, labels: Path) -> None:
         labels: Folder or archive: 33_context_labels (*.png), or trainval (*.mat and labels.txt; needs scipy), which is
             reduced to the 33 classes by name.
     """
-    from ..data.benchmarks import load_benchmark
-    from ..data.pascal_context import OFFICIAL_IMAGES, ORIGIN, pascal_context_examples
-
-    to.check()
-    benchmark = load_benchmark("pascal_context")
-    to.write(pascal_context_examples(to.source, labels, benchmark), benchmark, ORIGIN, OFFICIAL_IMAGES)
+    to.write_official("pascal_context", labels=labels)
 
 
 def coco_stuff(to: Preparation) -> None:
@@ -104,11 +107,7 @@ def coco_stuff(to: Preparation) -> None:
 
     --source is the folder that holds train2017, val2017 and stuffthingmaps_trainval2017, each a folder or a .zip.
     """
-    from ..data.benchmarks import load_benchmark
-    from ..data.coco_stuff import OFFICIAL_IMAGES, ORIGIN, coco_stuff_examples
-
-    to.check()
-    to.write(coco_stuff_examples(to.source), load_benchmark("coco_stuff"), ORIGIN, OFFICIAL_IMAGES)
+    to.write_official("coco_stuff")
 
 
 def folder(to: Preparation, *, test_share: float = 0.2, license: str = "unknown") -> None:
@@ -122,16 +121,17 @@ def folder(to: Preparation, *, test_share: float = 0.2, license: str = "unknown"
         test_share: Share of the images to test on where --source does not say which.
         license: The photographs' licence as the Hub calls it, for the dataset card.
     """
-    from ..data.card import Origin
-    from ..data.own_folder import folder_examples
+    from ..data.benchmarks import Origin
+    from ..data.builders.own_folder import folder_examples
 
     if not 0 < test_share < 1:
         raise ValueError(f"--test_share {test_share}: choose a share between 0 and 1")
     to.check()
-    origin = Origin(f"Photographs and masks of the folder {to.source.name}.", license=license)
+    examples, benchmark = folder_examples(to.source, test_share)
+    origin = benchmark.origin or Origin(f"Photographs and masks of the folder {to.source.name}.")
     if license != "unknown":
-        origin = origin._replace(terms=license)
-    to.write(*folder_examples(to.source, test_share), origin, {})
+        origin = origin._replace(license=license, terms=license)
+    to.write(examples, benchmark, origin)
 
 
 def check(
@@ -158,7 +158,7 @@ def check(
 
     from ..apps.pictures import contact_sheet
     from ..data.benchmarks import load_benchmark
-    from ..data.prepared import open_prepared
+    from ..data.sources import open_prepared
     from ..data.survey import format_survey, survey, telling_images
 
     _check(num_proc, push_to_hub)
@@ -171,7 +171,7 @@ def check(
     pairs = []
     for split, index in telling_images(surveys, 12):
         row = rows[split][index]
-        label_map = classes.label_map.to_model_order(np.asarray(row["mask"]))
+        label_map = classes.label_space.to_model_order(np.asarray(row["mask"]))
         pairs.append((row["image"], label_map, f"{split} {row['image_id']}"))
     fields, sheet = classes.config_fields(), sheet or prepared / "contact_sheet.png"
     contact_sheet(pairs, classes.class_names, fields["seen_ids"], fields["unseen_ids"]).save(sheet, "PNG")

@@ -13,7 +13,6 @@ def prepare_embeddings(
     names_file: Path | None = None,
     normalize: Literal["whole", "parts"] = "whole",
     synonyms: list[Path] = (),
-    subwords: bool = False,
     pooling: Literal["mean", "head"] | None = None,
     prompt: str = "{}",
     encoder_name: str | None = None,
@@ -26,8 +25,7 @@ def prepare_embeddings(
     joined in the order in which they are given. Give one of --benchmark, --names and --names_file.
 
     Args:
-        word_vectors (FILE): word2vec .bin; fastText .vec or .bin; GloVe .txt; or these as .gz, .zip or
-            FILE.zip:MEMBER.
+        word_vectors (FILE): word2vec .bin; fastText .vec; GloVe .txt; or these as .gz, .zip or FILE.zip:MEMBER.
         encoder (DIR_OR_ID): A text encoder of transformers or sentence-transformers: a folder or a Hub id.
         output: The table to write (.safetensors).
         benchmark (NAME): The benchmarks to take names from.
@@ -36,7 +34,6 @@ def prepare_embeddings(
         normalize: Vectors get length 1 once they are joined (whole), or each part before, too (parts).
         synonyms (FILE): YAML of what to look up in word vectors instead, `tv: television`, or `tv: [television, set]`
             for the mean; once for all --word_vectors, or once for each in their order.
-        subwords: Build words that a fastText .bin lacks from their character n-grams instead of refusing them.
         pooling: Of encoders: the mean over a text's tokens, or the model's own head (default: the head of a text tower
             such as CLIP's, what a sentence-transformers folder says, else the mean).
         prompt: The text around a name for encoders, such as "a photo of a {}.".
@@ -58,8 +55,8 @@ def prepare_embeddings(
         raise ValueError(f"--output {output}: the name of a table ends in .safetensors")
     if output.exists() and not overwrite:
         raise FileExistsError(f"--output {output} exists; choose another or pass --overwrite")
-    if not num_tables and (synonyms or subwords):
-        raise ValueError("--synonyms and --subwords are for --word_vectors, but there are none")
+    if not num_tables and synonyms:
+        raise ValueError("--synonyms are for --word_vectors, but there are none")
     if not num_encoders and (pooling or prompt != "{}"):
         raise ValueError("--pooling and --prompt are for an --encoder, but there is none")
     if len(synonyms) not in (0, 1, num_tables):
@@ -75,7 +72,6 @@ def prepare_embeddings(
         wanted,
         optional,
         synonyms=synonyms * num_tables if len(synonyms) == 1 else synonyms,
-        subwords=subwords,
         pooling=pooling,
         prompt=prompt,
         encoder_name=encoder_name,

@@ -9,9 +9,9 @@ logger = getLogger(__name__)
 def push_to_hub(*, model: Path, repo_id: str, private: bool = False, license: str | None = None) -> None:
     """Publish a model on the Hugging Face Hub.
 
-    One commit holds weights, code, image processor and model card. For a model that `cagnet-hf train` wrote, the card
-    is made from the run's metrics.json, and metrics, recipe and figures are pushed, too. The token is that of
-    `hf auth login`, or HF_TOKEN.
+    The model is one that was trained, converted or edited. One commit holds weights, code, image processor and model
+    card. For a model that `cagnet-hf train` wrote, the card is made from the run's metrics.json, and metrics, recipe
+    and figures are pushed, too. The token is that of `hf auth login`, or HF_TOKEN.
 
     Args:
         model (DIR): The model folder: OUT/model.

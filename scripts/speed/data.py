@@ -12,9 +12,9 @@ from PIL import Image
 
 from cagnet_hf.data.benchmarks import load_benchmark
 from cagnet_hf.data.examples import Example
-from cagnet_hf.data.masks import MaskReader, pascal_palette
+from cagnet_hf.data.label_space import pascal_palette
 from cagnet_hf.data.prepared import write_prepared
-from cagnet_hf.data.rows import decoded
+from cagnet_hf.data.rows import Rows
 from cagnet_hf.data.stream import EndlessBatches, LabelledImages, TrainingBatches, TrainingExamples
 from cagnet_hf.data.transforms import TrainingTransform
 from cagnet_hf.training.optimizers import build_optimizers
@@ -49,7 +49,7 @@ def data_lines(setting: Setting) -> Iterator[Line]:
             prepare()
             files = str(folder / "prepared/data/*.parquet")
             rows = Dataset.from_parquet(files, cache_dir=str(folder / "cache"), keep_in_memory=True)
-            yield loader_line(decoded(rows, MaskReader(benchmark)), benchmark)
+            yield loader_line(Rows(rows, benchmark.label_space), benchmark)
 
 
 def loader_line(rows, benchmark) -> Line:
@@ -59,7 +59,7 @@ def loader_line(rows, benchmark) -> Line:
     model = build_model(recipe, benchmark).train()
     optimizers = build_optimizers(model, stage)
     transform = TrainingTransform(build_processor(recipe), stage.crop_size, **recipe.augmentation.model_dump())
-    examples = TrainingExamples(LabelledImages(rows, benchmark.label_map, hide_unseen=True), transform, seed=0)
+    examples = TrainingExamples(LabelledImages(rows, benchmark.label_space, hide_unseen=True), transform, seed=0)
 
     def load(num_workers=2):
         batches = EndlessBatches(len(rows), stage.batch_size, seed=0)
