@@ -108,7 +108,7 @@ class CaGNetImageProcessor(PilBackend):
 
     def convert_to_rgb(self, image, input_data_format=None):
         if isinstance(image, Image.Image):
-            return rgb_image(image)
+            return np.asarray(rgb_image(image))
         return super().convert_to_rgb(image, input_data_format=input_data_format)
 
     def preprocess(self, images, segmentation_maps=None, **kwargs) -> BatchFeature:
