@@ -1,4 +1,4 @@
-"""How measurements are taken and shown. What they say is no test: machines differ. No test here looks at a real clock."""
+"""How measurements are taken and shown, by a clock of the tests' own. What they say is no test: machines differ."""
 
 import pytest
 import torch
