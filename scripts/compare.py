@@ -117,7 +117,7 @@ def read_variants(path: Path) -> dict[str, list[str]]:
 
 def keys_of_rows(benchmark: str, rows: Iterable[str], keys: list[str]) -> dict[str, list[str]]:
     """The keys to change in each row: those of a stage only where the row has it."""
-    from cagnet_hf.training.recipe import RecipeError
+    from cagnet_hf.methods.options import RecipeError
     from cagnet_hf.training.recipe_files import load_recipe, stage_of_key
 
     stages = {row: load_recipe(f"{benchmark}/{row}").stages for row in rows}

@@ -12,6 +12,8 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 CARDS = REPOSITORY / "model_cards"
+# Rows in the order of the published tables; any other row comes after them.
+ROWS = "spnet spnet_c zs3net cagnet_pi cagnet_pa zs3net_st cagnet_pi_st cagnet_pa_st gaussian".split()
 SCORES = ("S-mIoU", "U-mIoU", "hIoU")
 _RUN = re.compile(r"(?P<row>.+?)_(?P<kind>seed\d+|seed\d+_paper|tuning)")
 
@@ -26,11 +28,10 @@ def build_parser() -> argparse.ArgumentParser:
     )
 
 
-def titles() -> dict[str, str]:
-    """The title of every row, in the order of the published tables."""
-    from cagnet_hf.apps.comparison import TITLES
+def title_of(row: str) -> str:
+    from cagnet_hf import methods
 
-    return TITLES | {"supervised": "supervised (upper bound)"}
+    return "supervised (upper bound)" if row == "supervised" else methods.title_of(row)
 
 
 def benchmarks(cards: Path) -> list[Path]:
@@ -45,8 +46,8 @@ def results_of(folder: Path) -> dict[str, dict[str, list[dict]]]:
             kind = {"g": "tuning", "r": "paper"}.get(match["kind"][-1], "full")
             runs = found.setdefault(match["row"], {"full": [], "paper": [], "tuning": []})
             runs[kind].append(json.loads(path.read_text("utf-8")))
-    order = list(dict.fromkeys([*titles(), *found]))
-    return {titles().get(row, row): found[row] for row in order if row in found and found[row]["full"]}
+    order = [*ROWS, *found]
+    return {title_of(row): found[row] for row in sorted(found, key=order.index) if found[row]["full"]}
 
 
 def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
@@ -118,7 +119,7 @@ def ablation_table(comparison: Path) -> str:
     rows = []
     for name, runs in compared["rows"].items():
         row, *keys = compared["variants"][name]
-        cells = [name, titles().get(row, row), ", ".join(f"`{key}`" for key in keys) or "–", ", ".join(runs)]
+        cells = [name, title_of(row), ", ".join(f"`{key}`" for key in keys) or "–", ", ".join(runs)]
         gains = differences([run["hIoU"] - unchanged[seed]["hIoU"] for seed, run in runs.items()])
         rows.append([*cells, *scores_of(runs.values()), gains if name != first else "–"])
     return table(["variant", "row", "changed", "seeds", *SCORES, f"hIoU − that of `{first}`"], rows)

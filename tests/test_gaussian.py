@@ -3,9 +3,8 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny import NUM_CLASSES, noise_batch, tiny_recipe
+from tiny import NUM_CLASSES, iterate, method_for, noise_batch, tiny_recipe
 
-from cagnet_hf.methods.steps import updates
 from cagnet_hf.model.backbones_cagnet import freeze_batch_norm
 from cagnet_hf.model.gaussian_cagnet import GaussianGenerator
 from cagnet_hf.model.maps_cagnet import resize_labels
@@ -125,13 +124,28 @@ def gaussian_model(*overrides):
     return recipe, build_model(recipe, benchmark_of(recipe)).requires_grad_(False).train()
 
 
-def test_a_step_observes_labelled_pixels_and_sets_the_classifier():
+def fitted(model, recipe, *batches) -> None:
+    """Observe the batches, one an iteration, and fit the generator and the classifier at the end."""
+    method = method_for(model, recipe, recipe.stages["fit"])
+    for batch in batches:
+        assert iterate(model, batch, recipe, recipe.stages["fit"], method)[1].learners == []
+    method.finish()
+
+
+def test_the_covariance_is_factored_once_not_every_iteration(monkeypatch):
+    recipe, model = gaussian_model()
+    factored = []
+    fit = GaussianGenerator.fit
+    monkeypatch.setattr(GaussianGenerator, "fit", lambda self, *a, **k: factored.append(1) or fit(self, *a, **k))
+    fitted(model, recipe, *[noise_batch()] * 3)
+    assert len(factored) == 1
+
+
+def test_a_stage_observes_labelled_pixels_and_sets_the_classifier():
     recipe, model = gaussian_model("stages.fit.unseen_rate=0")
     freeze_batch_norm(model.cagnet)  # as the loop does where the network rests
     batch, network = noise_batch(), {k: v.clone() for k, v in model.cagnet.state_dict().items()}
-    first, second = (next(updates(model, batch, recipe, recipe.stages["fit"], None)) for _ in range(2))
-    assert first.total is None
-    assert second.terms["classification"] < first.terms["classification"]
+    fitted(model, recipe, batch, batch)
     assert all(torch.equal(tensor, network[name]) for name, tensor in model.cagnet.state_dict().items())
     features = model.cagnet(batch["pixel_values"]).features
     labels = resize_labels(batch["labels"], features.shape[-2:])
@@ -146,7 +160,7 @@ def test_mixed_precision_rounds_features_and_no_statistics():
     freeze_batch_norm(model.cagnet)
     batch, expected = noise_batch(), GaussianGenerator(model.config).requires_grad_(False)
     with torch.autocast("cpu", torch.bfloat16):
-        list(updates(model, batch, recipe, recipe.stages["fit"], None))
+        fitted(model, recipe, batch)
         features = model.cagnet(batch["pixel_values"]).features
     labels = resize_labels(batch["labels"], features.shape[-2:])
     expected.observe(features.permute(0, 2, 3, 1)[labels != 255], labels[labels != 255])
@@ -161,16 +175,19 @@ def test_a_crop_without_a_label_leaves_a_usable_classifier():
     recipe, model = gaussian_model()
     batch = noise_batch()
     batch["labels"].fill_(255)
-    (result,) = updates(model, batch, recipe, recipe.stages["fit"], None)
-    assert result.terms["classification"] == 0
+    before = model.classifier.weight.clone()
+    fitted(model, recipe, batch)
+    assert torch.equal(model.classifier.weight, before)  # nothing was observed, so nothing is fitted
+    fitted(model, recipe, batch, noise_batch())
     assert model.classifier.weight.isfinite().all()
+    assert not torch.equal(model.classifier.weight, before)
 
 
 def test_the_prior_favours_unseen_classes():
     biases = []
     for rate in (0, 9):
         recipe, model = gaussian_model(f"stages.fit.unseen_rate={rate}")
-        list(updates(model, noise_batch(), recipe, recipe.stages["fit"], None))
+        fitted(model, recipe, noise_batch())
         biases.append(model.classifier.bias)
     gain = biases[1] - biases[0]
     unseen = list(model.config.unseen_ids)
@@ -182,7 +199,7 @@ def test_the_prior_favours_unseen_classes():
     ("method", "override", "message"),
     [
         ("gaussian", "stages.fit.generator={optimizer: adam, lr: 0.1}", "is fitted, not trained: use .gaussian"),
-        ("zs3net", "stages.finetune.gaussian={}", "stages.finetune.gaussian needs model.generator=gaussian"),
+        ("gaussian", "stages.pretrain.gaussian={}", "stages.pretrain.gaussian needs model.generator=gaussian"),
         ("gaussian", "model.classifier=convolutional", 'has a linear Bayes rule: set classifier="linear"'),
     ],
 )

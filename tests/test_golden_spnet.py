@@ -7,10 +7,10 @@ import pytest
 import torch
 from golden import recipe as golden
 from golden_weights import GOLDEN, golden_spnet, our_key
+from tiny import real_step
 
 from cagnet_hf import CaGNetImageProcessor
-from cagnet_hf.methods.steps import real_step
-from cagnet_hf.training.recipe import Recipe
+from cagnet_hf.training.recipe_files import parse_recipe
 
 VALUES = json.loads((GOLDEN / "spnet.json").read_text())
 ARRAYS = np.load(GOLDEN / "spnet.npz")
@@ -85,7 +85,7 @@ def training(request):
         "weights": {"backbone_classification": 1},
         "network": {"optimizer": "sgd", "lr": 2.5e-4},
     }
-    recipe = Recipe(benchmark="pascal_voc", method="spnet", stages={"only": stage})
+    recipe = parse_recipe({"benchmark": "pascal_voc", "method": "spnet", "stages": {"only": stage}}, "golden")
     batch = {
         "pixel_values": images().to(model.dtype),
         "labels": torch.from_numpy(golden.labels("spnet", 2, 72, 72, 15)),

@@ -11,13 +11,14 @@ import pytest
 import torch
 from golden import recipe as golden
 from golden_weights import GOLDEN, golden_model, golden_patch_model, our_patch_key
+from tiny import real_step
 from torch import nn
 
-from cagnet_hf.methods import steps
+from cagnet_hf.methods import cagnet
 from cagnet_hf.methods.losses import classwise_mmd, content_loss
-from cagnet_hf.methods.steps import real_step
+from cagnet_hf.methods.options import Recipe
 from cagnet_hf.training.optimizers import build_optimizers, set_learning_rates
-from cagnet_hf.training.recipe import Recipe
+from cagnet_hf.training.recipe_files import parse_recipe
 
 STEPS = json.loads((GOLDEN / "steps.json").read_text())
 CASES, UPDATES = STEPS["cases"], STEPS["updates"]["pa3_voc12/simultaneous"]
@@ -50,13 +51,14 @@ def recipe_of(case: str) -> Recipe:
         "classifier": {"optimizer": "adam", "lr": 2.5e-4, "weight_decay": 5e-4},
         "generator": {"optimizer": "adam", "lr": 2e-4},
     }
-    return Recipe(
-        benchmark="pascal_voc",
-        method="cagnet",
-        adversarial_loss=ADVERSARIAL[lambdas["gan_type"]],
-        content_loss=CONTENT[lambdas["content_loss"]],
-        stages={"only": stage},
-    )
+    tree = {
+        "benchmark": "pascal_voc",
+        "method": "cagnet_pi",
+        "adversarial_loss": ADVERSARIAL[lambdas["gan_type"]],
+        "content_loss": CONTENT[lambdas["content_loss"]],
+        "stages": {"only": stage},
+    }
+    return parse_recipe(tree, "golden")
 
 
 def golden_batch(dtype) -> dict[str, torch.Tensor]:
@@ -107,7 +109,7 @@ def mmd_of_runs():
         return classwise_mmd(synthetic, real, runs, len(lengths), max_pixels=lengths.max().item())
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(steps, "content_loss", of_runs)
+        patch.setattr(cagnet, "content_loss", of_runs)
         yield
 
 

@@ -12,8 +12,8 @@ from golden_weights import GOLDEN
 from cagnet_hf import CaGNetConfig
 from cagnet_hf.evaluation import METRIC_PATH
 from cagnet_hf.methods.losses import moment_matching_loss, multi_scale_cross_entropy
+from cagnet_hf.methods.options import OptimizerRecipe
 from cagnet_hf.model.parts_cagnet import MomentMatchingGenerator
-from cagnet_hf.training.recipe import OptimizerRecipe
 
 VALUES = json.loads((GOLDEN / "zs3.json").read_text())
 ARRAYS = np.load(GOLDEN / "zs3.npz")

@@ -4,12 +4,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny import new_model, noise_batch, tiny_recipe
+from tiny import new_model, noise_batch, real_step, tiny_recipe
 
 from cagnet_hf.data.benchmarks import load_benchmark
 from cagnet_hf.data.stream import LabelledImages, TrainingExamples
 from cagnet_hf.data.transforms import TrainingTransform
-from cagnet_hf.methods.steps import real_step
 from cagnet_hf.training.optimizers import build_optimizers, set_learning_rates
 from cagnet_hf.training.setup import build_processor
 

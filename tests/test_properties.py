@@ -16,10 +16,10 @@ from cagnet_hf.data.benchmarks import IGNORE_INDEX, LabelMap, parse_class_table
 from cagnet_hf.data.transforms import Augmentation, TrainingTransform
 from cagnet_hf.evaluation import METRIC_PATH
 from cagnet_hf.methods.losses import classwise_mmd, moment_matching_loss
+from cagnet_hf.methods.options import Recipe, RecipeError
 from cagnet_hf.model.image_processing_cagnet import CaGNetImageProcessor
 from cagnet_hf.patches.layouts import assemble_patches, cut_patches, fill_ignored
 from cagnet_hf.patches.pixel_cnn import PatchPixelCNNConfig
-from cagnet_hf.training.recipe import Recipe, RecipeError
 from cagnet_hf.training.recipe_files import load_recipe
 
 settings.register_profile(

@@ -43,8 +43,8 @@ def resume(load_script, tiny_dataset, one_thread):
     return run
 
 
-# Runs a script that is killed when it is about to give a file or folder this name. Nothing has to watch the process from
-# outside, which would come too late on a busy machine.
+# Runs a script that is killed when it is about to give a file or folder this name. Nothing has to watch the process
+# from outside, which would come too late on a busy machine.
 KILLED_BEFORE_RENAMING = """
 import os, runpy, signal, sys
 name, *sys.argv = sys.argv[1:]

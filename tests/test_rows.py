@@ -16,7 +16,6 @@ from tiny import tiny_recipe
 from cagnet_hf import CaGNetForSemanticSegmentation
 from cagnet_hf.apps import comparison
 from cagnet_hf.apps.comparison import (
-    TITLES,
     common_starts,
     comparison_table,
     continues,
@@ -26,11 +25,12 @@ from cagnet_hf.apps.comparison import (
 )
 from cagnet_hf.data.sources import open_dataset
 from cagnet_hf.evaluation.scoring import score
-from cagnet_hf.training.recipe import Recipe
+from cagnet_hf.methods.options import Recipe
 from cagnet_hf.training.recipe_files import load_recipe
 from cagnet_hf.weights.folders import load_model
 
-ROWS = list(TITLES)
+ROWS = ["spnet", "spnet_c", "spnet_st", "zs3net", "cagnet_pi", "cagnet_pa", "zs3net_st"]
+ROWS += ["cagnet_pi_st", "cagnet_pa_st", "gaussian"]
 ITERATIONS = 4
 
 # Runs in a process of its own: `python -c ELSEWHERE output_file model_folder...`, prints nothing.

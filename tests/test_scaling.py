@@ -10,12 +10,13 @@ from itertools import islice
 import pytest
 import torch
 from conftest import REPOSITORY
-from tiny import new_model, noise_batch, tiny_recipe
+from tiny import method_for, new_model, noise_batch, real_step, tiny_recipe
 
-from cagnet_hf.methods.steps import real_step
+from cagnet_hf.methods.options import RecipeError
+from cagnet_hf.training.batches import StageBatches
+from cagnet_hf.training.learner import Learner
 from cagnet_hf.training.loop import Trainer
 from cagnet_hf.training.optimizers import build_optimizers
-from cagnet_hf.training.recipe import RecipeError
 from cagnet_hf.training.setup import benchmark_of, build_stage_models
 
 # Without what a batch is drawn or normalised by: noise, dropout, statistics of a batch, and the MMD of its classes.
@@ -69,7 +70,7 @@ def test_accumulated_gradients_are_those_of_the_whole_batch():
 IN_EACH_PROCESS = """
 from accelerate import Accelerator
 from test_scaling import TOLERANCE, check_gradients, half_and_whole
-from cagnet_hf.training.loop import average_gradients
+from cagnet_hf.training.learner import average_gradients
 import torch
 accelerator = Accelerator(cpu=True)
 (model, optimizers, terms), whole = half_and_whole(accelerator.process_index)
@@ -102,10 +103,16 @@ def accumulating(tiny_dataset, tmp_path):
     return Trainer(recipe, tmp_path / "run"), recipe.stages["pretrain"]
 
 
+def batches_of(trainer, stage) -> StageBatches:
+    images, rows = trainer.train_images, trainer.train_set
+    return StageBatches(trainer.recipe, stage, 0, images, rows, trainer.processor, trainer.accelerator)
+
+
 def test_a_step_has_the_mean_gradient_and_loss_of_its_batches(accumulating):
     trainer, stage = accumulating
-    with closing(trainer._batches(0, stage, start=0)) as batches:
-        three = list(islice(batches, 3))
+    batches = batches_of(trainer, stage)
+    with closing(batches.start(0)) as stream:
+        three = batches.take(stream, 0)
     optimizers = build_optimizers(trainer.model.train(), stage)
     whole, losses = copy.deepcopy(trainer.model), []
     for batch in three:
@@ -113,8 +120,9 @@ def test_a_step_has_the_mean_gradient_and_loss_of_its_batches(accumulating):
         (result.total / 3).backward()
         losses.append(result.terms["classification"])
     before = copy.deepcopy(trainer.model.state_dict())
-    (values,) = trainer._iterate(trainer.model, optimizers, iter(three), stage, None, with_norms=False)
-    torch.testing.assert_close(values["loss/classification"], sum(losses) / 3)
+    learner = Learner(trainer.accelerator, optimizers)
+    terms = method_for(trainer.model, trainer.recipe, stage).iterate(three, learner)
+    torch.testing.assert_close(terms["classification"], sum(losses) / 3)
     gradients = {name: p.grad for name, p in trainer.model.named_parameters() if p.grad is not None}
     for name, parameter in whole.named_parameters():
         if parameter.grad is not None:
@@ -124,9 +132,10 @@ def test_a_step_has_the_mean_gradient_and_loss_of_its_batches(accumulating):
 
 def test_a_run_goes_on_with_the_batches_that_follow(accumulating):
     trainer, stage = accumulating
-    positions = [position for batch in islice(trainer._order_of_batches(0, stage, 2), 3) for position, _ in batch]
+    batches = batches_of(trainer, stage)
+    positions = [position for batch in islice(batches._order(2), 3) for position, _ in batch]
     assert positions == list(range(12, 18))
-    assert len(trainer._images_of(stage, 2)) == 6
+    assert len(batches.image_ids(2)) == 6
 
 
 @pytest.mark.parametrize(("method", "stage"), [("zs3net", "finetune"), ("gaussian", "fit")])

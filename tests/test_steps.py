@@ -6,14 +6,26 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny import NUM_CLASSES, NUM_SEEN, gradients, new_model, noise_batch, tiny_recipe
+from tiny import (
+    NUM_CLASSES,
+    NUM_SEEN,
+    Tape,
+    gradients,
+    iterate,
+    method_for,
+    new_model,
+    noise_batch,
+    real_step,
+    tiny_recipe,
+)
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from cagnet_hf.methods import steps
-from cagnet_hf.methods.steps import draw_label_maps, label_ignored_pixels, real_step, synthetic_step, updates
+from cagnet_hf.methods import cagnet
+from cagnet_hf.methods import zs3net as joint
+from cagnet_hf.methods.options import PseudoLabelRecipe, Recipe
+from cagnet_hf.methods.pseudo_labels import label_ignored_pixels
 from cagnet_hf.model.maps_cagnet import resize_labels, scale_maximum
-from cagnet_hf.training.recipe import PseudoLabelRecipe, Recipe
-from cagnet_hf.training.setup import label_map_source
+from cagnet_hf.patches.layouts import PatchSource
 
 
 @pytest.fixture
@@ -116,7 +128,7 @@ def test_the_generator_learns_from_the_content_loss(batch, content_loss):
 @pytest.mark.parametrize("groups", ["classes", "runs"])
 def test_the_mmd_compares_classes_or_as_published_runs_of_equal_labels(batch, groups, monkeypatch):
     asked = []
-    monkeypatch.setattr(steps, "content_loss", lambda kind, made, *rest, **_: asked.append(rest) or made.sum())
+    monkeypatch.setattr(cagnet, "content_loss", lambda kind, made, *rest, **_: asked.append(rest) or made.sum())
     run_real_step(batch, f"mmd_groups={groups}")
     ((_, of_pixel, count),) = asked
     changes = int((of_pixel[1:] != of_pixel[:-1]).sum())
@@ -224,13 +236,12 @@ def test_supervised_spnet_is_trained_on_all_columns(batch, spnet):
 # Synthetic steps
 
 
-def run_synthetic_step(*overrides: str, run=synthetic_step):
+def run_synthetic_step(*overrides: str, run=lambda method: method.synthetic_step()):
     """(model with gradients, result) of one synthetic step."""
     recipe = tiny_recipe("cagnet_pi", *overrides)
     model, _ = new_model(recipe, "finetune")
     torch.manual_seed(1)
-    stage = recipe.stages["finetune"]
-    result = run(model, stage, label_map_source(recipe, stage, model, None))
+    result = run(method_for(model, recipe, recipe.stages["finetune"]))
     result.total.backward()
     return model, result
 
@@ -239,21 +250,21 @@ def test_a_synthetic_step_runs_no_part_of_the_network():
     def fail(module, inputs, output):
         raise AssertionError(f"{type(module).__name__} ran")
 
-    def run(model, stage, label_maps):
-        for module in model.cagnet.modules():
+    def run(method):
+        for module in method.model.cagnet.modules():
             module.register_forward_hook(fail)
-        return synthetic_step(model, stage, label_maps)
+        return method.synthetic_step()
 
     run_synthetic_step(run=run)
 
 
 def test_a_synthetic_step_is_the_models_synthetic_loss_weighted():
-    def run(model, stage, label_maps):
-        state = torch.get_rng_state()
-        result = synthetic_step(model, stage, label_maps)
+    def run(method):
+        state, stage = torch.get_rng_state(), method.stage
+        result = method.synthetic_step()
         torch.set_rng_state(state)
         shape = (stage.batch_size, stage.synthetic_size, stage.synthetic_size)
-        loss = model.synthetic_loss(label_maps(shape))
+        loss = method.model.synthetic_loss(method.draw_label_maps(shape))
         assert torch.equal(result.terms["synthetic"], loss)
         assert torch.equal(result.total, 0.25 * loss)
         return result
@@ -274,9 +285,10 @@ def test_the_generator_learns_in_a_synthetic_step_when_asked():
 
 @pytest.mark.parametrize("unseen_rate", [0, 9, 59])
 def test_synthetic_pixels_prefer_unseen_classes_by_their_rate(unseen_rate):
-    model, _ = new_model(tiny_recipe("cagnet_pi"))
+    recipe = tiny_recipe("cagnet_pi", f"stages.finetune.unseen_rate={unseen_rate}")
+    model, _ = new_model(recipe, "finetune")
     torch.manual_seed(0)
-    maps = draw_label_maps(model, (10, 100, 100), unseen_rate=unseen_rate)
+    maps = method_for(model, recipe, recipe.stages["finetune"]).draw_label_maps((10, 100, 100))
     assert maps.shape == (10, 100, 100)
     odds = torch.tensor([1.0] * NUM_SEEN + [1.0 + unseen_rate] * (NUM_CLASSES - NUM_SEEN))
     share = odds / odds.sum()
@@ -299,25 +311,21 @@ def zs3net():
     return recipe, model, batch
 
 
-def joint_updates(zs3net, label_maps=None):
+def joint_updates(zs3net, label_maps=None) -> Tape:
     recipe, model, batch = zs3net
-    stage = recipe.stages["finetune"]
-    for update in updates(model, batch, recipe, stage, label_maps or label_map_source(recipe, stage, model, None)):
-        model.zero_grad()
-        update.total.backward()
-        yield update
+    method = method_for(model, recipe, recipe.stages["finetune"])
+    if label_maps is not None:
+        method.draw_label_maps = label_maps
+    return iterate(model, batch, recipe, recipe.stages["finetune"], method)[1]
 
 
 def test_the_generator_learns_once_per_image_and_class_then_the_classifier_once(zs3net):
-    learners = [update.learners for update in joint_updates(zs3net)]
-    assert learners == [("generator",)] * 4 + [("classifier",)]
+    assert joint_updates(zs3net).learners == [("generator",)] * 4 + [("classifier",)]
 
 
 def test_each_joint_update_reaches_its_learner_alone(zs3net):
-    _, model, _ = zs3net
-    for update in joint_updates(zs3net):
-        (learner,) = update.learners
-        assert {name.partition(".")[0] for name in gradients(model)} == {learner}
+    tape = joint_updates(zs3net)
+    assert tape.reached == [set(learners) for learners in tape.learners]
 
 
 def test_joint_steps_compare_features_of_one_image_and_class(zs3net, monkeypatch):
@@ -325,8 +333,8 @@ def test_joint_steps_compare_features_of_one_image_and_class(zs3net, monkeypatch
     compared, asked = [], []
     made = model.synthesize_features
     monkeypatch.setattr(model, "synthesize_features", lambda ids: asked.append(ids.unique().tolist()) or made(ids))
-    monkeypatch.setattr(steps, "moment_matching_loss", lambda fake, real, **_: compared.append(real) or fake.sum())
-    list(joint_updates(zs3net))
+    monkeypatch.setattr(joint, "moment_matching_loss", lambda fake, real, **_: compared.append(real) or fake.sum())
+    joint_updates(zs3net)
     assert asked[:4] == [[0], [1], [0], [5]]
     with torch.no_grad():
         features = model.cagnet(batch["pixel_values"]).features
@@ -340,10 +348,10 @@ def test_joint_steps_compare_features_of_one_image_and_class(zs3net, monkeypatch
 def test_the_classifier_sees_made_features_only_where_an_ignored_pixel_was_drawn_unseen(zs3net, monkeypatch):
     _, _, batch = zs3net
     seen_truths = []
-    loss = steps.mean_cross_entropy
-    monkeypatch.setattr(steps, "mean_cross_entropy", lambda x, y, **k: seen_truths.append(y) or loss(x, y, **k))
+    loss = joint.mean_cross_entropy
+    monkeypatch.setattr(joint, "mean_cross_entropy", lambda x, y, **k: seen_truths.append(y) or loss(x, y, **k))
     half = lambda shape: torch.where(torch.arange(shape[2]) % 2 == 0, NUM_SEEN + 1, 3).expand(shape)  # noqa: E731
-    list(joint_updates(zs3net, half))
+    joint_updates(zs3net, half)
     (truth,) = seen_truths
     counts = truth.flatten().bincount(minlength=NUM_CLASSES).tolist()
     expected = resize_labels(batch["labels"], (9, 9))
@@ -354,24 +362,24 @@ def test_the_classifier_sees_made_features_only_where_an_ignored_pixel_was_drawn
 def test_unseen_classes_weigh_more_for_the_classifier_when_asked(zs3net, monkeypatch):
     recipe, model, batch = zs3net
     given = []
-    loss = steps.mean_cross_entropy
-    monkeypatch.setattr(steps, "mean_cross_entropy", lambda *a, **k: given.append(k["class_weights"]) or loss(*a, **k))
+    loss = joint.mean_cross_entropy
+    monkeypatch.setattr(joint, "mean_cross_entropy", lambda *a, **k: given.append(k["class_weights"]) or loss(*a, **k))
     recipe = tiny_recipe("zs3net", "stages.finetune.moment_matching.unseen_class_weight=100")
-    list(joint_updates((recipe, model, batch)))
+    joint_updates((recipe, model, batch))
     assert given[0].tolist() == [1] * NUM_SEEN + [100] * (NUM_CLASSES - NUM_SEEN)
 
 
 def test_a_batch_without_ignored_pixels_still_teaches_seen_classes(zs3net):
     _, model, batch = zs3net
     batch["labels"][:] = 3
-    assert [update.learners for update in joint_updates(zs3net)][-1] == ("classifier",)
+    assert joint_updates(zs3net).learners[-1] == ("classifier",)
     assert gradients(model.classifier)
 
 
 def test_a_batch_without_labels_still_teaches_unseen_classes(zs3net):
     _, model, batch = zs3net
     batch["labels"][:] = 255
-    assert [update.learners for update in joint_updates(zs3net)] == [("classifier",)]
+    assert joint_updates(zs3net).learners == [("classifier",)]
     assert gradients(model.classifier)
 
 
@@ -444,9 +452,8 @@ def test_self_training_makes_the_whole_model_learn_from_its_own_labels(batch):
     batch = batch | {"padding": torch.zeros(2, 32, 32, dtype=torch.bool)}
     batch["labels"][:] = 255  # what is learnt comes from the model's own labels
     stage = stage.model_copy(update={"pseudo_labels": PseudoLabelRecipe(rule="top_k", top_k=NUM_CLASSES)})
-    (update,) = updates(model, batch, recipe, stage, label_map_source(recipe, stage, model, None))
-    update.total.backward()
-    assert update.terms["classification"] > 0
+    terms, _ = iterate(model, batch, recipe, stage)
+    assert terms["classification"] > 0
     assert gradients(model.cagnet)
     assert gradients(model.classifier)
     assert gradients(model.generator)
@@ -478,16 +485,14 @@ class SumsOfMaps(TorchDispatchMode):
         ("cagnet_pa", "finetune", False),
         ("spnet", "pretrain", True),
         ("zs3net", "finetune", True),
-        ("gaussian", "fit", True),
     ],
 )
 def test_every_step_has_a_deterministic_form(batch, method, stage, real):
     recipe = tiny_recipe(method)
     model, _ = new_model(recipe, stage)
-    patches = torch.randint(NUM_CLASSES, (8, 3, 3)) if method == "cagnet_pa" else None
-    label_maps = label_map_source(recipe, recipe.stages[stage], model, patches)
+    runner = method_for(model, recipe, recipe.stages[stage])
+    if method == "cagnet_pa":
+        runner._patches = PatchSource(torch.randint(NUM_CLASSES, (8, 3, 3)), torch.ones(NUM_CLASSES))
     with SumsOfMaps() as sums:
-        for result in updates(model, batch if real else None, recipe, recipe.stages[stage], label_maps):
-            if result.total is not None:
-                result.total.backward()
+        iterate(model, batch if real else None, recipe, recipe.stages[stage], runner)
     assert sums.taken and not sums.summed

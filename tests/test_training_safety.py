@@ -323,8 +323,8 @@ def test_a_limit_on_the_size_of_files_leaves_the_checkpoint_before(train, interr
 # SIGTERM and Ctrl-C
 
 TRAIN = str(REPOSITORY / "scripts" / "train.py")
-# Runs a script in which every process of the group, data workers included, hears a signal, as a terminal or a scheduler
-# sends it, when the progress bar has counted an iteration of twelve, but not the last. A signal from outside would
+# Runs a script in which every process of the group, data workers included, hears a signal when the progress bar has
+# counted an iteration of twelve, but not the last: as a terminal or a scheduler sends it. A signal from outside would
 # come too late on a busy machine.
 SIGNALLED_WHILE_TRAINING = """
 import os, re, runpy, signal, sys

@@ -1,9 +1,13 @@
 """A model of a few thousand weights for the synthetic benchmark, its recipe, and images of noise to train it on."""
 
+from collections.abc import Sequence
+
 import torch
 
+from cagnet_hf.methods import method_of
+from cagnet_hf.methods.base import Method, StepResult
+from cagnet_hf.methods.options import Recipe
 from cagnet_hf.training.optimizers import build_optimizers
-from cagnet_hf.training.recipe import Recipe
 from cagnet_hf.training.recipe_files import load_recipe
 from cagnet_hf.training.setup import benchmark_of, build_model
 
@@ -29,6 +33,41 @@ def new_model(recipe: Recipe, stage: str = "pretrain"):
     torch.manual_seed(0)
     model = build_model(recipe, benchmark_of(recipe))
     return model.train(), build_optimizers(model, recipe.stages[stage])
+
+
+def method_for(model, recipe: Recipe, stage) -> Method:
+    """The method that runs a stage of the recipe on the model."""
+    return method_of(recipe.method, recipe.model)(recipe, stage, model)
+
+
+def real_step(model, batch, recipe: Recipe, stage) -> StepResult:
+    return method_for(model, recipe, stage).real_step(batch)
+
+
+class Tape:
+    """A learner that updates nothing: it writes down who was to learn, and which parts of the model had gradients."""
+
+    def __init__(self, model):
+        self.model = model
+        self.losses: list[torch.Tensor] = []
+        self.learners: list[tuple[str, ...]] = []
+        self.reached: list[set[str]] = []
+
+    def backward(self, loss: torch.Tensor) -> None:
+        if not self.losses or len(self.losses) == len(self.learners):
+            self.model.zero_grad()
+        self.losses.append(loss.detach())
+        loss.backward()
+
+    def step(self, parts: Sequence[str]) -> None:
+        self.learners.append(tuple(parts))
+        self.reached.append({name.partition(".")[0] for name in gradients(self.model)})
+
+
+def iterate(model, batch, recipe: Recipe, stage, method: Method | None = None) -> tuple[dict[str, torch.Tensor], Tape]:
+    """(terms, tape) of one iteration; a batch of None is a synthetic one."""
+    tape = Tape(model)
+    return (method or method_for(model, recipe, stage)).iterate([batch], tape), tape
 
 
 def noise_batch() -> dict[str, torch.Tensor]:

@@ -8,26 +8,16 @@ from hashlib import sha256
 from itertools import combinations
 from pathlib import Path
 
-import yaml
 from accelerate import Accelerator
 
 from ..files import write_text_whole, write_whole
+from ..methods import method_of, title_of
+from ..methods.options import Recipe, changed_keys
 from ..training.checkpoints import checkpoints, forget_scores
-from ..training.loop import PATCHES, RECIPE_FILE, Trainer
-from ..training.recipe import Recipe, changed_keys
+from ..training.loop import Trainer
+from ..training.run_folder import RECIPE, recipe_text
 from .report import write_report
 
-TITLES = {
-    "spnet": "SPNet",
-    "spnet_c": "SPNet-c",
-    "zs3net": "ZS3Net",
-    "cagnet_pi": "CaGNet(pi)",
-    "cagnet_pa": "CaGNet(pa)",
-    "zs3net_st": "ZS3Net+ST",
-    "cagnet_pi_st": "CaGNet(pi)+ST",
-    "cagnet_pa_st": "CaGNet(pa)+ST",
-    "gaussian": "Gaussian generator",
-}
 COLUMNS = ("hIoU", "mIoU", "PA", "MA", "S-mIoU", "U-mIoU", "U-PA", "U-MA")
 
 
@@ -89,7 +79,7 @@ def run_rows(recipes: dict[str, Recipe], folder: Path) -> dict[str, dict]:
     asked, recipes = recipes, recipes | _starts_to_run(recipes, folder)
     for row, recipe in sorted(recipes.items(), key=lambda item: len(item[1].stages)):
         output = folder / row
-        if accelerator.is_main_process and not (output / RECIPE_FILE).is_file():
+        if accelerator.is_main_process and not (output / RECIPE).is_file():
             shorter = [
                 done
                 for done in results
@@ -113,10 +103,10 @@ def run_rows(recipes: dict[str, Recipe], folder: Path) -> dict[str, dict]:
 
 def _starts_to_run(recipes: dict[str, Recipe], folder: Path) -> dict[str, Recipe]:
     """The common starts that several rows are still to go on from, or one where there is such a run already."""
-    new = [recipe for row, recipe in recipes.items() if not (folder / row / RECIPE_FILE).is_file()]
+    new = [recipe for row, recipe in recipes.items() if not (folder / row / RECIPE).is_file()]
     starts = common_starts(recipes.values())
     rows = {name: sum(continues(recipe, start) for recipe in new) for name, start in starts.items()}
-    started = {name: (folder / name / RECIPE_FILE).is_file() for name in starts}
+    started = {name: (folder / name / RECIPE).is_file() for name in starts}
     return {name: start for name, start in starts.items() if rows[name] > (0 if started[name] else 1)}
 
 
@@ -128,10 +118,10 @@ def _start_from(finished: Path, output: Path, recipe: Recipe, *, score_again: bo
         shutil.copytree(last, aside / "checkpoints" / last.name)
         if score_again:
             forget_scores(aside / "checkpoints" / last.name)
-        if (finished / PATCHES).is_dir():
-            shutil.copytree(finished / PATCHES, aside / PATCHES)
-        text = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
-        (aside / RECIPE_FILE).write_text(text, encoding="utf-8")
+        for name in method_of(recipe.method, recipe.model).prepared:
+            if (finished / name).is_dir():
+                shutil.copytree(finished / name, aside / name)
+        (aside / RECIPE).write_text(recipe_text(recipe), encoding="utf-8")
 
     write_whole(output, write)
 
@@ -181,7 +171,7 @@ def comparison_table(benchmark: str, rows: dict[str, dict[str, dict]], published
         cells = [_cell([run[column] for run in runs.values()]) for column in COLUMNS]
         seconds = [run["seconds"] for run in runs.values()]
         cells.append(f"{sum(seconds) / len(seconds):.0f}")
-        lines.append(f"| {TITLES.get(row, row)} | " + " | ".join(cells) + " |")
+        lines.append(f"| {title_of(row)} | " + " | ".join(cells) + " |")
         if row in published:
             cells = [f"*{100 * published[row][column]:.1f}*" for column in COLUMNS]
             lines.append("| *published, full benchmark* | " + " | ".join(cells) + " | |")
@@ -201,5 +191,5 @@ def points(runs: Iterable[dict[str, dict]]) -> dict[str, list[tuple[float, float
     found: dict[str, list[tuple[float, float]]] = {}
     for run in runs:
         for row, metrics in run.items():
-            found.setdefault(TITLES.get(row, row), []).append((metrics["S-mIoU"], metrics["U-mIoU"]))
+            found.setdefault(title_of(row), []).append((metrics["S-mIoU"], metrics["U-mIoU"]))
     return found

@@ -10,7 +10,7 @@ from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi, ModelCard
 from safetensors import SafetensorError, safe_open
 
 from ..data.benchmarks import load_benchmark
-from ..training.recipe import Recipe
+from ..methods.options import Recipe
 from ..training.recipe_files import load_recipe
 from ..weights.backbones import is_own
 from ..weights.folders import CARD, check_model_folder, load_model

@@ -8,6 +8,31 @@ from collections.abc import Sequence
 
 import torch
 
+from ..model.maps_cagnet import resize_labels
+from ..model.new_classes_cagnet import evaluating
+from .options import PseudoLabelRecipe
+
+
+@torch.no_grad()
+def label_ignored_pixels(model, batch: dict[str, torch.Tensor], rule: PseudoLabelRecipe) -> torch.Tensor:
+    """The batch's labels `(B, H, W)` with unseen classes where they were ignored and the model, as it is, sees them.
+
+    Decided per cell of the feature map; padding stays ignored.
+    """
+    config, labels = model.config, batch["labels"]
+    with evaluating(model):
+        logits = model(batch["pixel_values"]).logits
+    cells, padding = (resize_labels(batch[key], logits.shape[-2:]) for key in ("labels", "padding"))
+    options = {"unseen_ids": config.unseen_ids, "ignore_index": config.ignore_index}
+    if rule.rule == "top_k":
+        cells = top_k_labels(logits, cells, padding, k=rule.top_k, **options)
+    else:
+        cells = confident_labels(logits, cells, padding, share=rule.share, **options)
+    guesses = resize_labels(cells, labels.shape[-2:])
+    torch.clear_autocast_cache()  # weights cast without gradients must not serve the step that follows
+    unseen = (guesses >= len(config.seen_ids)) & (guesses != config.ignore_index)
+    return torch.where((labels == config.ignore_index) & ~batch["padding"] & unseen, guesses, labels)
+
 
 def top_k_labels(logits, labels, padding, unseen_ids: Sequence[int], k: int, ignore_index: int = 255):
     """Give each ignored pixel its highest-ranked unseen class, if that is among the pixel's top `k` classes.

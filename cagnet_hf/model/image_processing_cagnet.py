@@ -90,7 +90,7 @@ class CaGNetImageProcessor(PilBackend):
 
     valid_kwargs = CaGNetImageProcessorKwargs
     model_input_names = ("pixel_values",)
-    size = {"height": 513, "width": 513}  # noqa: RUF012
+    size = {"height": 513, "width": 513}
     default_to_square = False
     resample = PILImageResampling.BILINEAR
     do_resize = True
@@ -100,8 +100,8 @@ class CaGNetImageProcessor(PilBackend):
     rescale_factor = 1 / 255
     do_normalize = True
     # DeepLabV2's means, in the order the network sees the channels (BGR)
-    image_mean = [104.008, 116.669, 122.675]  # noqa: RUF012
-    image_std = [1.0, 1.0, 1.0]  # noqa: RUF012
+    image_mean = [104.008, 116.669, 122.675]
+    image_std = [1.0, 1.0, 1.0]
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)

@@ -5,23 +5,14 @@ A recipe file may `include` others (paths relative to itself); later files overr
 """
 
 from pathlib import Path
+from typing import Any, get_origin
 
 import yaml
 from pydantic import ValidationError
 
 from ..data.benchmarks import did_you_mean
-from .recipe import (
-    AugmentationRecipe,
-    GaussianRecipe,
-    LossWeights,
-    MomentMatchingRecipe,
-    OptimizerRecipe,
-    PatchRecipe,
-    PseudoLabelRecipe,
-    Recipe,
-    RecipeError,
-    StageRecipe,
-)
+from ..methods import method_of, methods
+from ..methods.options import Options, Recipe, RecipeError, known_keys, nested_options
 
 RECIPES_DIR = Path(__file__).resolve().parents[1] / "recipes"
 METHODS = "methods"
@@ -46,10 +37,64 @@ def load_recipe(name_or_path: str, overrides: list[str] = ()) -> Recipe:
             tree = _overridden(tree, override)
     _drop_null_stages(tree)
     _leave_the_last_model(tree)
+    return parse_recipe(tree, name)
+
+
+def parse_recipe(tree: dict, where: str) -> Recipe:
+    """The recipe of a tree of keys and values, of the class that its method names.
+
+    Args:
+        where: What an error calls the tree.
+
+    Raises:
+        RecipeError: One line naming the key and the nearest known key.
+    """
+    kind = Recipe
+    if isinstance(tree.get("method"), str) and isinstance(tree.get("model", {}), dict):
+        try:
+            kind = method_of(tree["method"], tree.get("model", {})).recipe_class
+        except ValueError as error:
+            raise RecipeError(f"{where}: {error}") from None
+        tree = _without_foreign_defaults(tree, kind, [method.recipe_class for method in methods()], f"{where}: ")
     try:
-        return Recipe.model_validate(tree)
+        return kind.model_validate(tree)
     except ValidationError as error:
-        raise RecipeError(f"{name}: {_first_problem(error)}") from None
+        raise RecipeError(f"{where}: {_first_problem(error, kind)}") from None
+
+
+def _without_foreign_defaults(tree: dict, own: type[Options], others: list[type[Options]], where: str) -> dict:
+    """The tree without the options of other methods that stand at their defaults: recipes of the first edition, whose
+    methods had all options in common, wrote them out.
+
+    Raises:
+        RecipeError: Another method's option has another value.
+    """
+    kept = {}
+    for key, value in tree.items():
+        having = [other for other in others if key in other.model_fields]
+        if key not in own.model_fields and having:
+            if value != _default(having[0], key):
+                raise RecipeError(f"{where}{key} is an option of another method than this recipe's")
+            continue
+        nested = nested_options(own, key)
+        if nested is not None and isinstance(value, dict):
+            deeper = [options for other in having if (options := nested_options(other, key)) is not None]
+            by_name = get_origin(own.model_fields[key].annotation) is dict
+            parts = value if by_name else {None: value}
+            parts = {
+                name: _without_foreign_defaults(part, nested, deeper, f"{where}{key}.{f'{name}.' if name else ''}")
+                if isinstance(part, dict)
+                else part
+                for name, part in parts.items()
+            }
+            value = parts if by_name else parts[None]
+        kept[key] = value
+    return kept
+
+
+def _default(options: type[Options], key: str) -> Any:
+    value = options.model_fields[key].get_default(call_default_factory=True)
+    return value.model_dump(mode="json") if isinstance(value, Options) else value
 
 
 def _find(name_or_path: str) -> tuple[str, dict]:
@@ -178,26 +223,14 @@ def _overridden(tree: dict, override: str) -> dict:
     return result
 
 
-def _first_problem(error: ValidationError) -> str:
+def _first_problem(error: ValidationError, kind: type[Recipe]) -> str:
     problems = error.errors()
     # A misspelt key is also a missing one; its own name says more.
     problem = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
     where = ".".join(str(part) for part in problem["loc"] if part != "[key]")
     if problem["type"] == "extra_forbidden":
-        return f"unknown key {where!r}{did_you_mean(problem['loc'][-1], _keys_at(problem['loc'][:-1]))}"
+        return f"unknown key {where!r}{did_you_mean(problem['loc'][-1], known_keys(kind, problem['loc'][:-1]))}"
     message = problem["msg"].removeprefix("Value error, ")
     given = problem.get("input")
     shown = f", got {given!r}" if where and not isinstance(given, dict) else ""
     return f"{where}: {message}{shown}" if where else message
-
-
-def _keys_at(location: tuple) -> list[str]:
-    """Known keys of the recipe node at `location`."""
-    owners = {"stages": StageRecipe, "weights": LossWeights, "augmentation": AugmentationRecipe}
-    owners |= {"patches": PatchRecipe, "moment_matching": MomentMatchingRecipe, "pseudo_labels": PseudoLabelRecipe}
-    owners["gaussian"] = GaussianRecipe
-    owners |= dict.fromkeys(("network", "classifier", "generator"), OptimizerRecipe)
-    owner = Recipe
-    for part in location:
-        owner = owners.get(part, owner)
-    return list(owner.model_fields)

@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from datasets import Dataset
 
 from ..data.rows import StreamedRows
-from .recipe import Recipe, RecipeError
+from ..methods.options import Recipe, RecipeError
 
 RECORD_FILE = "run.json"
 _PACKAGES = ("cagnet-hf", "torch", "transformers", "datasets", "accelerate", "safetensors", "numpy", "pillow")

@@ -1,7 +1,6 @@
 """From a recipe to its parts: benchmark, data, embeddings, image processor, model, label maps of synthetic steps."""
 
 import os
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,18 +13,15 @@ from ..data.masks import MaskReader
 from ..data.rows import StreamedRows
 from ..data.scenes import scenes_class_embeddings
 from ..data.sources import open_dataset
-from ..methods.steps import LabelMapSource, draw_label_maps
+from ..methods import method_of
+from ..methods.options import Recipe, RecipeError
 from ..model.configuration_cagnet import CaGNetConfig
 from ..model.image_processing_cagnet import CaGNetImageProcessor, fit_size
 from ..model.maps_cagnet import resize_labels
 from ..model.modeling_cagnet import CaGNetForSemanticSegmentation
-from ..patches.bank import PatchFit, open_patch_bank
-from ..patches.layouts import PatchSource, class_odds
-from ..patches.pixel_cnn import PatchPixelCNNConfig
 from ..vectors.class_embeddings import load_class_embeddings
 from ..vectors.new_classes import ATTRIBUTES, describe_source
 from ..weights.backbones import is_own, load_backbone_weights
-from .recipe import Recipe, RecipeError, StageRecipe
 
 
 def use_deterministic_algorithms(deterministic: bool) -> None:
@@ -108,6 +104,7 @@ def build_stage_models(recipe: Recipe, benchmark: Benchmark) -> dict[str, CaGNet
     Raises:
         RecipeError: A stage cannot run on its model, or cannot take on the network of the stage before.
     """
+    method = method_of(recipe.method, recipe.model)
     models: dict[str, CaGNetForSemanticSegmentation] = {}
     for name, stage in recipe.stages.items():
         before = next(reversed(models), None)
@@ -117,7 +114,7 @@ def build_stage_models(recipe: Recipe, benchmark: Benchmark) -> dict[str, CaGNet
             # A first stage draws the same numbers whatever comes after it.
             with torch.random.fork_rng(devices=[], enabled=before is not None):
                 models[name] = build_model(recipe, benchmark, name)
-        check_stage(name, stage, models[name])
+        method.check(name, stage, models[name])
         try:
             if before is not None:
                 hand_network_on(models[before], models[name])
@@ -140,79 +137,6 @@ def hand_network_on(model: CaGNetForSemanticSegmentation, to: CaGNetForSemanticS
     for name in [*found.missing_keys, *found.unexpected_keys]:
         if not name.startswith("context."):
             raise ValueError(f"only one of them has {name}")
-
-
-def check_stage(name: str, stage: StageRecipe, model: CaGNetForSemanticSegmentation) -> None:
-    """Refuse, before the first iteration, a stage that this model cannot run.
-
-    Raises:
-        RecipeError: It trains a part that the model lacks, or sizes do not fit.
-    """
-    num_labels, patch_size = model.config.num_labels, model.config.patch_size
-    for part in ("classifier", "generator"):
-        if getattr(stage, part) is not None and getattr(model, part) is None:
-            raise RecipeError(f"stages.{name} trains the {part}, but this model has none")
-    gaussian = model.config.generator == "gaussian"
-    if gaussian and stage.generator is not None:
-        raise RecipeError(f"stages.{name}.generator: a Gaussian generator is fitted, not trained: use .gaussian")
-    if stage.gaussian is not None and not gaussian:
-        raise RecipeError(f"stages.{name}.gaussian needs model.generator=gaussian")
-    if stage.accumulate > 1 and (stage.moment_matching is not None or stage.gaussian is not None):
-        raise RecipeError(f"stages.{name}.accumulate: its steps are no gradient of a batch; leave it out")
-    if stage.synthetic_block and stage.synthetic_size % patch_size:
-        fitting = max(1, round(stage.synthetic_size / patch_size)) * patch_size
-        raise RecipeError(
-            f"stages.{name}.synthetic_size: {stage.synthetic_size} is no multiple of patch_size {patch_size}; "
-            f"{fitting} is"
-        )
-    if stage.pseudo_labels is not None and stage.pseudo_labels.top_k > num_labels:
-        raise RecipeError(f"stages.{name}.pseudo_labels.top_k: {stage.pseudo_labels.top_k} of {num_labels} classes")
-
-
-def label_map_source(
-    recipe: Recipe, stage: StageRecipe, model: CaGNetForSemanticSegmentation, patches: torch.Tensor | None
-) -> LabelMapSource:
-    """What the synthetic features of a stage are features of: `shape (B, h, w) -> class ids`."""
-    if patches is None:
-        return partial(draw_label_maps, model, unseen_rate=stage.unseen_rate)
-    odds = class_odds(model.config.num_labels, model.config.unseen_ids, stage.unseen_rate, patches.device)
-    return PatchSource(patches, odds, pure_per_sampled=recipe.patches.pure_per_sampled).draw
-
-
-def patches_of(
-    recipe: Recipe,
-    model: CaGNetForSemanticSegmentation,
-    benchmark: Benchmark,
-    dataset: Dataset | StreamedRows,
-    folder: Path,
-) -> torch.Tensor:
-    """The bank of category patches `(M, k, k)` in `folder`, made from the label maps of `dataset` if need be."""
-    bank, _report = open_patch_bank(
-        folder,
-        LabelMapsAtFeatureStride(dataset, benchmark.label_map, recipe, model.config.output_stride),
-        pixel_cnn_config(model.config),
-        model.class_embeddings,
-        patch_fit(recipe),
-        device=model.device,
-        progress=True,
-    )
-    return bank
-
-
-def pixel_cnn_config(config: CaGNetConfig, **fields) -> PatchPixelCNNConfig:
-    """The PixelCNN for the patches of a model, of its classes and patch size."""
-    return PatchPixelCNNConfig(
-        patch_size=config.patch_size,
-        num_classes=config.num_labels,
-        unseen_ids=list(config.unseen_ids),
-        embedding_size=config.embedding_size,
-        **fields,
-    )
-
-
-def patch_fit(recipe: Recipe) -> PatchFit:
-    """How the recipe fits that PixelCNN."""
-    return PatchFit(**recipe.patches.model_dump(exclude={"pure_per_sampled"}), seed=recipe.seed)
 
 
 class LabelMapsAtFeatureStride:

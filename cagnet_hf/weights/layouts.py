@@ -48,7 +48,7 @@ class _Layout(NamedTuple):
     rules: dict[str, Callable[..., str]]
     useless: str = "(?!)"  # matches nothing
     stride_in_1x1: bool = False
-    processor_fields: dict[str, Any] = {}  # noqa: RUF012
+    processor_fields: dict[str, Any] = {}
 
 
 _LAYOUTS = {

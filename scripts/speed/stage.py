@@ -4,19 +4,20 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
+from accelerate import Accelerator
 
-from cagnet_hf.methods.steps import updates
+from cagnet_hf.methods import method_of
 from cagnet_hf.model.configuration_cagnet import CaGNetConfig
 from cagnet_hf.model.maps_cagnet import resize_labels, to_pixel_list
 from cagnet_hf.model.modeling_cagnet import CaGNetForSemanticSegmentation
+from cagnet_hf.patches.layouts import PatchSource
+from cagnet_hf.training.learner import Learner
 from cagnet_hf.training.optimizers import build_optimizers
 from cagnet_hf.training.recipe_files import load_recipe
-from cagnet_hf.training.setup import label_map_source
 
 from .measuring import Setting
 
 NUM_CLASSES, UNSEEN = 20, tuple(range(15, 20))  # those of Pascal-VOC
-PATCHES_IN_BANK = 64  # drawn at random: what a step costs does not depend on what the patches show
 
 
 def new_model(setting: Setting, **fields) -> CaGNetForSemanticSegmentation:
@@ -39,11 +40,12 @@ class Stage:
         elif not setting.on_gpu:
             self.stage = self.stage.model_copy(update={"batch_size": 2})
         self.model = (model or new_model(setting, **self.recipe.model)).train()
-        self.optimizers = build_optimizers(self.model, self.stage)
+        self.learner = Learner(Accelerator(cpu=not setting.on_gpu), build_optimizers(self.model, self.stage))
+        self.method = method_of(method, self.recipe.model)(self.recipe, self.stage, self.model)
+        if self.model.config.patch_size > 1:  # patches drawn at random: a step costs the same whatever they show
+            bank = torch.randint(NUM_CLASSES, (64, *[self.model.config.patch_size] * 2), device=setting.device)
+            self.method._patches = PatchSource(bank, self.method.class_odds())
         self.batch = self._batch()
-        size = self.model.config.patch_size
-        bank = torch.randint(NUM_CLASSES, (PATCHES_IN_BANK, size, size), device=setting.device) if size > 1 else None
-        self.label_maps = label_map_source(self.recipe, self.stage, self.model, bank)
 
     def _batch(self) -> dict[str, torch.Tensor]:
         """Images of noise; labels in blocks of a quarter of a side, one in sixteen ignored."""
@@ -58,12 +60,7 @@ class Stage:
     def step(self, batch: dict[str, torch.Tensor] | None) -> None:
         """One iteration of the training loop: a real step with a batch, a synthetic step without one."""
         with self.setting.autocast():
-            (result,) = updates(self.model, batch, self.recipe, self.stage, self.label_maps)
-        for optimizer in self.optimizers.values():
-            optimizer.zero_grad()
-        result.total.backward()
-        for part in self.optimizers.keys() & result.learners:
-            self.optimizers[part].step()
+            self.method.iterate([batch], self.learner)
 
     def real_step(self) -> None:
         self.step(self.batch)

@@ -1,0 +1,232 @@
+"""CaGNet: a contextual generator makes features of classes, pixel by pixel (pi) or in patches of categories (pa)."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal, Self
+
+import torch
+from pydantic import Field, model_validator
+
+from ..model.maps_cagnet import mean_cross_entropy, to_pixel_list
+from ..patches.bank import PatchFit, open_patch_bank
+from ..patches.layouts import PatchSource
+from ..patches.pixel_cnn import PatchPixelCNNConfig
+from . import register
+from .base import Method, RealStep, StepResult
+from .losses import (
+    content_loss,
+    critic_loss,
+    generator_adversarial_loss,
+    gradient_penalty,
+    kl_to_standard_normal,
+)
+from .options import GeneratingStageRecipe, LossWeights, Options, Recipe, RecipeError
+
+GRADIENT_PENALTY_WEIGHT = 10.0
+PATCHES = "patches"  # the folder of the bank, in the folder of the run
+
+
+class CaGNetWeights(LossWeights):
+    """Weights of the losses (CaGNet, sections 3.2 to 3.5)."""
+
+    classifier_synthetic: float = 0.0  # cross-entropy on synthetic features of the pixels of a real step
+    backbone_kl: float = 100.0
+    generator_adversarial: float = 1.0
+    generator_content: float = 50.0
+    synthetic_step: float = 0.125
+
+
+class CaGNetStage(GeneratingStageRecipe):
+    """A stage of real and synthetic steps.
+
+    Steps come in blocks, `real_block` real steps, then `synthetic_block` synthetic ones; a synthetic block of 0 makes
+    every step real.
+    """
+
+    real_block: int = Field(1, ge=0)
+    synthetic_block: int = Field(0, ge=0)
+    # Side of a synthetic label map in feature cells (as the feature map of a crop: 47 at crop 368, stride 8).
+    synthetic_size: int | None = Field(None, ge=1)
+    generator_learns_from_synthetic: bool = False
+    weights: CaGNetWeights = CaGNetWeights()
+
+    @model_validator(mode="after")
+    def _check_blocks(self) -> Self:
+        if self.real_block + self.synthetic_block == 0:
+            raise ValueError("real_block and synthetic_block are both 0: the stage has no step")
+        if self.synthetic_block and self.synthetic_size is None:
+            raise ValueError("synthetic steps need synthetic_size, the side of their label maps in feature cells")
+        return self
+
+    def is_synthetic(self, iteration: int) -> bool:
+        """Whether `iteration` (from 0) is a synthetic step; real blocks come first."""
+        return iteration % (self.real_block + self.synthetic_block) >= self.real_block
+
+
+class PatchRecipe(Options):
+    """The PixelCNN over category patches (CaGNetv2) and the bank of patches sampled from it; see `PatchFit`."""
+
+    epochs: int = Field(10, ge=1)
+    learning_rate: float = Field(1e-3, gt=0)
+    batch_size: int = Field(256, ge=1)
+    held_out: float = Field(0.1, gt=0, lt=1)
+    max_patches: int = Field(200_000, ge=2)
+    unseen_share: float = Field(0.5, ge=0, le=1)
+    bank_size: int = Field(4096, ge=1)
+    pure_per_sampled: float = Field(8.0, ge=0)
+
+
+class CaGNetRecipe(Recipe):
+    """The recipe of a CaGNet.
+
+    Ablations: `mmd_groups: runs` lets the MMD take runs of equal labels in raster order for classes, as the published
+    release does. `generator_latent: noise` gives the generator standard normal noise in real steps, too, instead of
+    the pixel's context.
+    """
+
+    content_loss: Literal["mmd", "l1", "l2"] = "mmd"
+    adversarial_loss: Literal["lsgan", "l1", "bce", "wgan", "wgan-gp"] = "l1"
+    mmd_pixels_per_class: int = Field(256, ge=2)
+    mmd_groups: Literal["classes", "runs"] = "classes"
+    generator_latent: Literal["context", "noise"] = "context"
+    patches: PatchRecipe = PatchRecipe()
+    stages: dict[str, CaGNetStage] = Field(min_length=1)
+
+
+@register
+class CaGNet(Method):
+    """Real steps train network, classifier, critic and generator together; synthetic steps teach the classifier."""
+
+    titles = {"cagnet_pi": "CaGNet(pi)", "cagnet_pa": "CaGNet(pa)"}
+    paper = (
+        "Gu et al., Context-aware Feature Generation for Zero-shot Semantic Segmentation, ACM MM 2020 "
+        "(arXiv 2008.06893); From Pixel to Patch, TMM 2022 (arXiv 2009.12232)"
+    )
+    parts = {"generator": "contextual"}
+    recipe_class = CaGNetRecipe
+    prepared = (PATCHES,)
+
+    _patches: PatchSource | None = None
+
+    @classmethod
+    def check(cls, name, stage, model):
+        super().check(name, stage, model)
+        if not stage.synthetic_block:
+            return
+        if model.generator is None or stage.classifier is None:
+            raise RecipeError(
+                f"stages.{name}.synthetic_block: synthetic steps teach a classifier features that a generator makes; "
+                "the stage has no such pair"
+            )
+        patch_size = model.config.patch_size
+        if stage.synthetic_size % patch_size:
+            fitting = max(1, round(stage.synthetic_size / patch_size)) * patch_size
+            raise RecipeError(
+                f"stages.{name}.synthetic_size: {stage.synthetic_size} is no multiple of patch_size {patch_size}; "
+                f"{fitting} is"
+            )
+
+    def prepare(self, label_maps: Iterable, folder: Path) -> None:
+        """Open the bank of category patches in the run's folder, which the first stage to need the bank makes."""
+        if self.model.config.patch_size == 1 or not self.stage.synthetic_block:
+            return
+        bank, _report = open_patch_bank(
+            folder / PATCHES,
+            label_maps,
+            pixel_cnn_config(self.model.config),
+            self.model.class_embeddings,
+            patch_fit(self.recipe),
+            device=self.model.device,
+            progress=True,
+        )
+        self._patches = PatchSource(bank, self.class_odds(), pure_per_sampled=self.recipe.patches.pure_per_sampled)
+
+    def draw_label_maps(self, map_shape: tuple[int, int, int]) -> torch.Tensor:
+        """Label maps `(B, h, w)` that features are synthesised for: single pixels, or patches of the bank."""
+        return super().draw_label_maps(map_shape) if self._patches is None else self._patches.draw(map_shape)
+
+    def synthetic_step(self) -> StepResult:
+        """Cross-entropy on synthetic features of drawn label maps; no image and no backbone takes part."""
+        stage = self.stage
+        class_ids = self.draw_label_maps((stage.batch_size, stage.synthetic_size, stage.synthetic_size))
+        loss = self.model.synthetic_loss(class_ids, train_generator=stage.generator_learns_from_synthetic)
+        learners = ("classifier", "generator") if stage.generator_learns_from_synthetic else ("classifier",)
+        return StepResult(stage.weights.synthetic_step * loss, {"synthetic": loss.detach()}, learners)
+
+    def add_terms(self, step: RealStep) -> None:
+        """The KL term of the latent, and where the generator learns the adversarial and content losses."""
+        output = step.output
+        if self.stage.network is not None and output.latent_log_variance is not None:
+            kl = kl_to_standard_normal(output.latent_mean, output.latent_log_variance, step.labelled)
+            step.add("kl", self.stage.weights.backbone_kl, kl)
+        if self.model.generator is not None and self.stage.generator is not None:
+            self._add_generative_terms(step)
+
+    def _add_generative_terms(self, step: RealStep) -> None:
+        recipe, model, weights = self.recipe, self.model, self.stage.weights
+        kind, labels, labelled = recipe.adversarial_loss, step.labels, step.labelled
+        classes = labels[labelled]
+        if classes.numel() == 0:  # a crop without a labelled pixel
+            return
+        real = to_pixel_list(step.output.features, labelled).detach()
+        latent = step.output.latent.detach()
+        if recipe.generator_latent == "noise":
+            latent = torch.randn_like(latent)
+        if model.config.patch_size == 1:  # pixels stand alone: only the labelled ones are made
+            truth = classes[None, None]
+            made = synthetic = model.generator(model.embed_classes(truth), to_pixel_list(latent, labelled))
+        else:  # the class head looks at neighbours: those without a label are made from a zero embedding, as published
+            truth = labels
+            made = model.generator(model.embed_classes(labels.where(labelled, 0)) * labelled[:, None], latent)
+            synthetic = to_pixel_list(made, labelled)
+        fixed = synthetic.detach()
+        classifier = model.classifier
+
+        step.add("critic", 1.0, critic_loss(kind, classifier.criticise(real), classifier.criticise(fixed)))
+        if kind == "wgan-gp":
+            step.add("gradient_penalty", GRADIENT_PENALTY_WEIGHT, gradient_penalty(classifier.criticise, real, fixed))
+        if weights.classifier_synthetic:
+            loss = mean_cross_entropy(classifier(made.detach()), truth, ignore_index=model.config.ignore_index)
+            step.add("classification_synthetic", weights.classifier_synthetic, loss)
+
+        with weights_fixed(classifier):  # the generator is judged by the critic of this moment
+            score = classifier.criticise(synthetic)
+        step.add("generator", weights.generator_adversarial, generator_adversarial_loss(kind, score))
+        limit = recipe.mmd_pixels_per_class
+        if recipe.mmd_groups == "classes":
+            present, groups = classes.unique(return_inverse=True)  # no kernel is evaluated for absent classes
+        else:
+            present, groups, lengths = classes.unique_consecutive(return_inverse=True, return_counts=True)
+            limit = min(limit, int(lengths.max()))
+        content = content_loss(recipe.content_loss, synthetic, real, groups, len(present), max_pixels=limit)
+        step.add("content", weights.generator_content, content)
+
+
+@contextmanager
+def weights_fixed(module: torch.nn.Module) -> Iterator[None]:
+    """Within, gradients pass through the module but do not reach its weights."""
+    learning = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    for parameter in learning:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in learning:
+            parameter.requires_grad_(True)
+
+
+def pixel_cnn_config(config, **fields) -> PatchPixelCNNConfig:
+    """The PixelCNN for the patches of a model, of its classes and patch size."""
+    return PatchPixelCNNConfig(
+        patch_size=config.patch_size,
+        num_classes=config.num_labels,
+        unseen_ids=list(config.unseen_ids),
+        embedding_size=config.embedding_size,
+        **fields,
+    )
+
+
+def patch_fit(recipe: CaGNetRecipe) -> PatchFit:
+    """How the recipe fits that PixelCNN."""
+    return PatchFit(**recipe.patches.model_dump(exclude={"pure_per_sampled"}), seed=recipe.seed)

@@ -1,0 +1,69 @@
+"""The training batches of each stage, in an order that a resumed run repeats."""
+
+from itertools import islice
+
+import torch
+from accelerate import Accelerator
+
+from ..data.rows import StreamedRows
+from ..data.stream import EndlessBatches, StreamedBatches, TrainingBatches, TrainingExamples
+from ..data.transforms import TrainingTransform
+from ..methods.options import Recipe, StageRecipe
+
+
+class StageBatches:
+    """Batches of one stage for this process.
+
+    Args:
+        images: What is trained on: labelled images that an index leads to (see `TrainingExamples`).
+        rows: The dataset that they come from.
+        index: The number of the stage in the recipe.
+    """
+
+    def __init__(
+        self, recipe: Recipe, stage: StageRecipe, index: int, images, rows, processor, accelerator: Accelerator
+    ):
+        self.recipe, self.stage, self.seed = recipe, stage, recipe.seed * 1000 + index
+        self.images, self.rows, self.processor, self.accelerator = images, rows, processor, accelerator
+
+    def start(self, iteration: int) -> TrainingBatches:
+        """The stream of batches from an iteration of the stage on."""
+        recipe, device = self.recipe, self.accelerator.device
+        augmentation = self.stage.augmentation or recipe.augmentation
+        transform = TrainingTransform(self.processor, self.stage.crop_size, **augmentation.model_dump())
+        # What is on the device already needs no workers.
+        num_workers = 0 if recipe.in_memory else recipe.num_workers
+        pin_memory = device.type == "cuda" and not recipe.in_memory
+        examples = TrainingExamples(self.images, transform, self.seed)
+        return TrainingBatches(examples, self._order(iteration), num_workers, pin_memory)
+
+    def take(self, batches: TrainingBatches, iteration: int) -> list[dict[str, torch.Tensor] | None]:
+        """The batches of an iteration on the device; None for each that a synthetic iteration does without."""
+        if self.stage.is_synthetic(iteration):
+            return [None] * self.stage.accumulate
+        device = self.accelerator.device
+        return [
+            {key: value.to(device, non_blocking=True) for key, value in next(batches).items()}
+            for _ in range(self.stage.accumulate)
+        ]
+
+    def image_ids(self, iteration: int) -> list[str]:
+        """The images that this process sees in an iteration."""
+        if self.stage.is_synthetic(iteration):
+            return []
+        rows = [row for batch in islice(self._order(iteration), self.stage.accumulate) for _position, row in batch]
+        if isinstance(self.rows, StreamedRows):
+            return [str(row["image_id"]) for row in rows]
+        return [str(image_id) for image_id in self.rows.select_columns("image_id")[rows]["image_id"]]
+
+    def _order(self, iteration: int) -> EndlessBatches | StreamedBatches:
+        streamed = isinstance(self.rows, StreamedRows)
+        real_steps = sum(not self.stage.is_synthetic(i) for i in range(iteration))
+        return (StreamedBatches if streamed else EndlessBatches)(
+            self.rows if streamed else len(self.rows),
+            self.stage.batch_size,
+            self.seed,
+            start=self.stage.accumulate * real_steps,
+            process=self.accelerator.process_index,
+            processes=self.accelerator.num_processes,
+        )
