@@ -73,7 +73,7 @@ def same(first, second) -> bool:
 
 
 def pixelcnn(name):
-    """A PixelCNN file with the golden weights; `module.` is no part of the names they are functions of."""
+    """A PixelCNN's file, which is no network that can be converted."""
     shapes = original_shapes(f"pixelcnn_{name}")
     state = recipe.fill_state_dict({key.removeprefix("module."): shape for key, shape in shapes.items()})
     return {f"module.{key}": torch.from_numpy(array) for key, array in state.items()}

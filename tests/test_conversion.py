@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from golden import recipe
-from golden_weights import GOLDEN, PIXELCNNS, SMALL, golden_patches, original_shapes
+from golden_weights import GOLDEN, SMALL, original_shapes
 from original_checkpoints import (
     VARIANTS,
     TorchvisionResNet,
@@ -28,12 +28,9 @@ from transformers import (
 
 from cagnet_hf import CaGNetConfig, CaGNetForSemanticSegmentation, CaGNetModel
 from cagnet_hf.data.benchmarks import load_benchmark
-from cagnet_hf.patches.pixel_cnn import PatchPixelCNN, RasterNetwork
 from cagnet_hf.weights.backbones import load_backbone_weights
 from cagnet_hf.weights.conversion import (
     convert_backbone,
-    convert_pixelcnn,
-    convert_pixelcnn_state_dict,
     convert_spnet,
     convert_state_dict,
     match_keys,
@@ -42,7 +39,6 @@ from cagnet_hf.weights.conversion import (
 HEADS = np.load(GOLDEN / "heads.npz")
 BACKBONE = np.load(GOLDEN / "backbone.npz")
 SPNET = np.load(GOLDEN / "spnet.npz")
-PIXELCNN = np.load(GOLDEN / "pixelcnn.npz")
 
 
 # CaGNet: names, sizes, classes
@@ -215,10 +211,11 @@ def test_embedding_tables_that_contradict_each_other_are_refused(table, place, v
         convert_state_dict(state)
 
 
-@pytest.mark.parametrize("content", [{}, {"state_dict": {}}, {"weight": torch.zeros(1)}])
-def test_files_of_no_known_network_are_refused(content):
+@pytest.mark.parametrize("content", [{}, {"state_dict": {}}, {"weight": torch.zeros(1)}, pixelcnn("newnew2")])
+@pytest.mark.parametrize("convert", [convert_state_dict, convert_backbone])
+def test_files_of_no_known_network_are_refused(content, convert):
     with pytest.raises(ValueError, match="no known network"):
-        convert_state_dict(content)
+        convert(content)
 
 
 # SPNet
@@ -318,13 +315,6 @@ def test_the_trunk_of_a_cagnet_file_can_be_taken():
     assert same(convert_backbone(tiny())[1], convert_backbone(tiny_trunk())[1])
 
 
-@pytest.mark.parametrize("convert", [convert_state_dict, convert_backbone])
-def test_a_file_of_another_kind_is_refused(convert):
-    state = recipe.fill_state_dict(original_shapes("pixelcnn_newnew2"))
-    with pytest.raises(ValueError, match="a PixelCNN file, where one of DeepLabV2"):
-        convert({key: torch.from_numpy(array) for key, array in state.items()})
-
-
 def recipe_model(**options):
     fields = {"depths": SMALL, "hidden_sizes": (16, 32, 64, 128), "stem_size": 4, "feature_size": 12}
     return CaGNetForSemanticSegmentation(CaGNetConfig(**(fields | options), embedding_size=6))
@@ -358,109 +348,5 @@ def test_a_file_that_does_not_fit_the_recipe_is_refused(tmp_path, options, reaso
 
 def test_a_file_without_a_backbone_is_refused_by_name(tmp_path):
     torch.save(pixelcnn("newnew2"), tmp_path / "patches.pth")
-    with pytest.raises(ValueError, match=r"patches\.pth: a PixelCNN file"):
+    with pytest.raises(ValueError, match=r"patches\.pth: no known network"):
         load_backbone_weights(recipe_model(), str(tmp_path / "patches.pth"))
-
-
-# PixelCNN
-
-
-@pytest.mark.parametrize("name", PIXELCNNS)
-def test_pixelcnn_tensors(name):
-    original = pixelcnn(name)
-    sizes, weights = convert_pixelcnn_state_dict({"epoch": 9, "state_dict": original})
-    _, kernel_size, num_layers = PIXELCNNS[name]
-    assert sizes == {
-        "num_classes": 20,
-        "embedding_size": 600,
-        "hidden_size": 64,
-        "num_layers": num_layers,
-        "kernel_size": kernel_size,
-    }
-    for i in range(num_layers):
-        kernel = original[f"module.conv{i + 1}.0.weight"] * original[f"module.conv{i + 1}.0.mask"]
-        assert torch.equal(weights.pop(f"layers.{i}.convolution.weight"), kernel)
-        assert torch.equal(weights.pop(f"layers.{i}.condition.weight"), original[f"module.b{i + 1}"].T)
-        for leaf in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked"):
-            name = f"layers.{i}.normalization.{leaf}"
-            assert torch.equal(weights.pop(name), original[f"module.conv{i + 1}.1.{leaf}"])
-    assert same(weights, {f"head.{leaf}": original[f"module.conv9.{leaf}"] for leaf in ("weight", "bias")})
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("name", PIXELCNNS)
-def test_converted_pixelcnn_gives_the_reference_numbers(name):
-    benchmark, embeddings = load_benchmark("pascal_voc"), recipe.embedding_tables(15, 20)[1]
-    config, weights = convert_pixelcnn(pixelcnn(name), benchmark, embeddings, PIXELCNNS[name][0])
-    assert (config.patch_size, config.kernel_size, config.num_layers) == PIXELCNNS[name]
-    model = PatchPixelCNN(config).eval()
-    model.load_state_dict(weights, strict=True)
-    logits = model(golden_patches(name)).logits
-    np.testing.assert_allclose(logits, PIXELCNN[f"{name}/logits_eval"], rtol=1e-4, atol=1e-5)
-    with pytest.raises(ValueError, match='condition="patch" shows the network the pixels to be sampled'):
-        RasterNetwork(model)
-
-
-def test_kernels_of_seven_mean_patches_of_three():
-    benchmark, embeddings = load_benchmark("pascal_voc"), recipe.embedding_tables(15, 20)[1]
-    assert convert_pixelcnn(pixelcnn("newnew"), benchmark, embeddings)[0].patch_size == 3
-
-
-def test_the_classes_of_a_pixelcnn_come_in_the_order_of_a_cagnet_file():
-    """On COCO-Stuff the seen classes end with those the original tuned on; each keeps its embedding."""
-    benchmark = load_benchmark("coco_stuff")
-    embeddings = np.arange(1, 183, dtype=np.float32)[:, None].repeat(600, axis=1)
-    state = pixelcnn("newnew") | {
-        "module.conv9.weight": torch.ones(182, 64, 1, 1),
-        "module.conv9.bias": torch.ones(182),
-    }
-    config, weights = convert_pixelcnn(state, benchmark, embeddings)
-    whole, _ = convert_state_dict(hollow("cagnet_cocostuff", SMALL))
-    assert (config.id2label, config.unseen_ids) == (whole.id2label, whole.unseen_ids)
-    expected = [benchmark.class_ids.index(stored_id) + 1 for stored_id in whole.dataset_ids]
-    assert weights["class_embeddings"][:, 0].tolist() == expected != sorted(expected)
-
-
-@pytest.mark.parametrize(
-    ("name", "benchmark", "size", "reason"),
-    [
-        (
-            "newnew2",
-            "pascal_voc",
-            600,
-            "kernels of side 3 do not tell the size of a patch: give patch_size",
-        ),
-        ("newnew", "pascal_context", 600, "20 classes do not fit benchmark pascal_context with 33"),
-        ("newnew", "pascal_voc", 384, "class embeddings of 384 numbers do not fit a PixelCNN over embeddings of 600"),
-    ],
-)
-def test_classes_and_patches_that_do_not_fit_a_pixelcnn_are_refused(name, benchmark, size, reason):
-    benchmark = load_benchmark(benchmark)
-    with pytest.raises(ValueError, match=reason):
-        convert_pixelcnn(pixelcnn(name), benchmark, np.ones((len(benchmark.class_ids), size), np.float32))
-
-
-@pytest.mark.parametrize(
-    ("damage", "reason"),
-    [
-        (lambda state: state["module.conv2.0.mask"].fill_(1), "conv2.0.mask is not the causal mask"),
-        (lambda state: state.pop("module.conv1.0.mask"), "lacks layers.0.convolution.mask"),
-        (lambda state: state.update({"module.conv1.0.mask": state["module.conv1.0.mask"].flip(2)}), "not the causal"),
-        (lambda state: state.update({"module.conv1.0.weight": torch.zeros(3)}), "layers.0.convolution.weight has the"),
-        (lambda state: state.update({"module.b2": torch.zeros(64, 600)}), "layers.1.condition.weight has the shape"),
-        (lambda state: state.pop("module.b3"), "lacks layers.2.condition.weight"),
-        (lambda state: state.pop("module.conv9.weight"), "lacks head.weight"),
-        (lambda state: state.pop("module.conv2.1.running_var"), "lacks layers.1.normalization.running_var"),
-        (lambda state: state.update({"module.conv10.weight": torch.zeros(1)}), "no place"),
-    ],
-)
-def test_a_damaged_pixelcnn_is_refused(damage, reason):
-    state = pixelcnn("newnew2")
-    damage(state)
-    with pytest.raises(ValueError, match=reason):
-        convert_pixelcnn_state_dict(state)
-
-
-def test_a_network_is_no_pixelcnn():
-    with pytest.raises(ValueError, match="a DeepLabV2 file, where one of PixelCNN is wanted"):
-        convert_pixelcnn_state_dict(tiny())

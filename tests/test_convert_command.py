@@ -7,8 +7,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 import yaml
-from golden import recipe
-from golden_weights import GOLDEN, PIXELCNNS, golden_patches
 from original_checkpoints import (
     TorchvisionResNet,
     network,
@@ -29,7 +27,6 @@ from transformers import (
 )
 
 from cagnet_hf import CaGNetConfig, CaGNetImageProcessor, CaGNetModel
-from cagnet_hf.patches.pixel_cnn import PatchPixelCNN
 from cagnet_hf.weights.backbones import load_backbone_weights
 from cagnet_hf.weights.conversion import convert_backbone, convert_state_dict, read_checkpoint
 
@@ -255,46 +252,6 @@ def test_an_untrained_pyramid_is_the_same_in_every_conversion(convert, tmp_path)
     assert pyramids[0]["branches.0.weight"].std().item() == pytest.approx(0.01, rel=0.01)
 
 
-# PixelCNNs
-
-
-@pytest.fixture
-def voc_classes(tmp_path):
-    """What names the classes of the golden files on the command line."""
-    embeddings = recipe.embedding_tables(15, 20)[1]
-    np.save(tmp_path / "table.npy", np.concatenate([np.ones((1, 600), np.float32), embeddings]))  # row 0: background
-    return "--benchmark", "pascal_voc", "--class_embeddings", tmp_path / "table.npy"
-
-
-@pytest.mark.parametrize("name", PIXELCNNS)
-@torch.no_grad()
-def test_a_pixelcnn_becomes_a_folder_that_gives_the_reference_numbers(convert, tmp_path, voc_classes, name):
-    side = PIXELCNNS[name][0]
-    options = () if name == "newnew" else ("--patch_size", side)
-    code, printed, errors = convert({"epoch": 9, "state_dict": pixelcnn(name)}, *voc_classes, *options)
-    assert (code, errors) == (0, [])
-    assert printed[1].startswith(f"A PixelCNN over {side} x {side} patches of 20 classes: aeroplane, bicycle")
-    folder = tmp_path / "model"
-    assert {path.name for path in folder.iterdir()} == {"config.json", "model.safetensors", "README.md"}
-    model, report = PatchPixelCNN.from_pretrained(folder, output_loading_info=True)
-    assert not any(report.values())
-    assert (model.config.patch_size, model.config.condition) == (side, "patch")
-    assert (model.config.unseen_ids, model.config.id2label[15]) == ([15, 16, 17, 18, 19], "potted_plant")
-    logits = model(golden_patches(name)).logits
-    expected = np.load(GOLDEN / "pixelcnn.npz")[f"{name}/logits_eval"]
-    np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5)
-    text = (folder / "README.md").read_text()
-    assert card_header(folder)["license"] == "other"
-    for said in ("original.pth", 'condition="patch"', "cannot be sampled", "potted_plant"):
-        assert said in text
-
-
-def test_kernels_of_three_ask_for_the_size_of_a_patch(convert, voc_classes, tmp_path):
-    result = convert(pixelcnn("newnew_5"), *voc_classes)
-    assert_refused(result, "kernels of side 3 do not tell the size of a patch: give patch_size, 3, 5 or 7")
-    assert not (tmp_path / "model").exists()
-
-
 # Refusals
 
 
@@ -319,9 +276,7 @@ BUNDLED = ("--benchmark", "pascal_voc", "--class_embeddings", "bundled")
         (tiny() | {"Em_vis.weight": torch.ones(256, 12)}, (), "original.pth: Em_vis is not the first rows"),
         (without("Em_all.weight"), (), "original.pth: the file holds a backbone but no classes (no Em_all)"),
         (tiny_trunk() | {"scale.fc.bias": torch.zeros(1)}, (), "tensors have no place in the DeepLabV2 layout"),
-        (pixelcnn("newnew2"), (), "original.pth: a PixelCNN file holds no class embeddings: give --benchmark"),
-        (pixelcnn("newnew2"), BUNDLED, "do not fit a PixelCNN"),
-        (tiny(), ("--patch_size", "3"), "original.pth: a DeepLabV2 file: --patch_size is for a PixelCNN"),
+        (pixelcnn("newnew2"), (), "original.pth: no known network"),
         (TorchvisionResNet().state_dict(), BUNDLED, "a torchvision file, where one of DeepLabV2 is wanted"),
         ({"weight": torch.zeros(1)}, (), "no known network: 1 tensors, the first 'weight'"),
         (tiny(), ("--benchmark", "pascal_voc"), "--benchmark and --class_embeddings go together"),

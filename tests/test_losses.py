@@ -324,8 +324,8 @@ def test_kl_without_labelled_pixels_is_zero_and_keeps_its_graph():
 def test_cross_entropy_is_summed_in_single_precision():
     logits, labels = torch.randn(4, 20, 30, 30).bfloat16(), torch.randint(20, (4, 30, 30))
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        loss = mean_cross_entropy(logits, labels)
-    assert loss.item() == pytest.approx(mean_cross_entropy(logits.double(), labels).item(), rel=1e-5)
+        loss = mean_cross_entropy(logits, labels, ignore_index=255)
+    assert loss.item() == pytest.approx(mean_cross_entropy(logits.double(), labels, ignore_index=255).item(), rel=1e-5)
 
 
 def test_cross_entropy_is_the_reference_s(reference):
@@ -363,7 +363,7 @@ def test_mean_cross_entropy_is_the_mean_over_labelled_pixels(weighted):
     labels[0, :3] = 255
     weights = torch.rand(5, generator=random, dtype=torch.float64) if weighted else None
     expected = F.cross_entropy(logits, labels, weights, ignore_index=255)
-    found = mean_cross_entropy(logits, labels, class_weights=weights)
+    found = mean_cross_entropy(logits, labels, ignore_index=255, class_weights=weights)
     torch.testing.assert_close(found, expected)
     gradients = [torch.autograd.grad(loss, logits)[0] for loss in (found, expected)]
     torch.testing.assert_close(*gradients)
@@ -372,6 +372,6 @@ def test_mean_cross_entropy_is_the_mean_over_labelled_pixels(weighted):
 @pytest.mark.parametrize("weights", [None, torch.ones(5)], ids=["plain", "weighted"])
 def test_mean_cross_entropy_without_a_label_is_zero(weights):
     logits = torch.randn(1, 5, 2, 2, requires_grad=True)
-    loss = mean_cross_entropy(logits, torch.full((1, 2, 2), 255), class_weights=weights)
+    loss = mean_cross_entropy(logits, torch.full((1, 2, 2), 255), ignore_index=255, class_weights=weights)
     assert loss == 0
     assert not torch.autograd.grad(loss, logits)[0].any()

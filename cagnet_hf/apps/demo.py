@@ -15,8 +15,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from ..cli import one_line
-from ..data.examples import read_image
+from ..data.samples import read_image
 from ..model.decoding_cagnet import eight_bit
 from ..vectors.new_classes import embed_new_classes
 from ..weights.folders import load_model
@@ -176,7 +175,7 @@ def build_page(model_path: str, *, class_embeddings: str | None = None, encoder:
         try:
             visit.open(path)
         except (ValueError, OSError) as error:
-            return views(visit, escape(one_line(error)), is_error=True)
+            return views(visit, escape(str(error)), is_error=True)
         visit.segment(gamma)
         return views(visit, "Click a pixel to see its class and score." if visit.prediction else "")
 
@@ -191,7 +190,7 @@ def build_page(model_path: str, *, class_embeddings: str | None = None, encoder:
         try:
             visit.add_class(name)
         except (ValueError, OSError) as error:
-            return name, *views(visit, escape(one_line(error)), is_error=True)
+            return name, *views(visit, escape(str(error)), is_error=True)
         seconds = time.monotonic() - started
         visit.segment(gamma)
         message = f"Learnt <b>{escape(name.strip())}</b> from its vector in {seconds:.1f} s."

@@ -35,7 +35,7 @@ class InferenceNetwork(nn.Module):
             segmenter.cagnet.context.log_variance = None
         if hasattr(segmenter.classifier, "critic_head"):
             segmenter.classifier.critic_head = None
-        if segmenter.classifier is not None:
+        if segmenter.classifier.learns:
             segmenter.class_embeddings = None
         self.segmenter = segmenter.requires_grad_(False)
         self.eval()

@@ -137,6 +137,7 @@ class CaGNet(Method):
             pixel_cnn_config(self.model.config),
             self.model.class_embeddings,
             patch_fit(self.recipe),
+            ignore_index=self.model.config.ignore_index,
             device=self.model.device,
             progress=True,
         )

@@ -94,7 +94,12 @@ class ZS3Net(Method):
         if truth.numel():
             class_weights = torch.ones(config.num_labels, device=features.device)
             class_weights[list(config.unseen_ids)] = rule.unseen_class_weight
-            loss = mean_cross_entropy(model.classify(inputs), truth[None, None], class_weights=class_weights)
+            loss = mean_cross_entropy(
+                model.classify(inputs),
+                truth[None, None],
+                ignore_index=config.ignore_index,
+                class_weights=class_weights,
+            )
             terms["classification"] = loss.detach()
         else:
             loss = _zero(model.classifier)

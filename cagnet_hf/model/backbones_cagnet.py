@@ -1,11 +1,23 @@
-"""Backbones: an image -> a feature map at a fixed stride.
+"""Backbones: an image -> a feature map. `BACKBONES` holds them by name.
 
-Strides beyond `output_stride` become dilations, so ImageNet weights fit at every output stride.
+A backbone is a module that is built from the configuration, turns images `(B, 3, H, W)` into a map
+`(B, num_channels, h, w)` and has an attribute `num_channels`. Its attribute `weight_fields`, if it has one, names the
+fields of the configuration that its weights depend on.
+
+In the backbones of this package strides beyond `output_stride` become dilations, so that ImageNet weights fit at every
+output stride.
 """
 
+import math
+
+import torch
 from torch import nn
 from transformers import AutoBackbone
 from transformers import initialization as init
+from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING
+from transformers.utils import is_timm_available
+
+from .contracts_cagnet import PartTable
 
 
 class ConvNorm(nn.Module):
@@ -70,6 +82,15 @@ class Bottleneck(nn.Module):
 class DeepLabResNet(nn.Module):
     """ResNet with dilated last stages (DeepLabV2): `(B, 3, H, W)` -> `(B, hidden_sizes[-1], h, w)`."""
 
+    weight_fields = ("stride_in_1x1", "stem_size", "depths", "hidden_sizes")
+
+    @staticmethod
+    def check(config):
+        if not len(config.depths) == len(config.hidden_sizes) == 4:
+            raise ValueError(
+                f"depths and hidden_sizes need four values, got {config.depths} and {config.hidden_sizes}"
+            )
+
     def __init__(self, config):
         super().__init__()
         self.stem = ConvNorm(3, config.stem_size, 7, stride=2, activation=nn.ReLU())
@@ -116,7 +137,13 @@ class InvertedResidual(nn.Module):
 
 
 class EfficientNetLite0(nn.Module):
-    """EfficientNet-Lite0 without its classification head: `(B, 3, H, W)` -> `(B, 320, h, w)`."""
+    """EfficientNet-Lite0 without its classification head: `(B, 3, H, W)` -> `(B, 320, h, w)`.
+
+    A larger EfficientNet-Lite multiplies the channels of every stage by `width`, rounded to a multiple of 8, and the
+    blocks of all but the first and the last stage by `depth`, rounded up. The stem stays as it is.
+    """
+
+    width, depth = 1.0, 1.0
 
     # (expansion, channels, blocks, kernel size, nominal stride)
     stages = (
@@ -134,7 +161,11 @@ class EfficientNetLite0(nn.Module):
         self.stem = ConvNorm(3, 32, 3, stride=2, activation=nn.ReLU6(), eps=1e-3)
         plan = stage_strides([stage[-1] for stage in self.stages], config.output_stride, stem_stride=2)
         channels, blocks, previous_dilation = 32, [], 1
-        for (expansion, size, depth, kernel_size, _), (stride, dilation) in zip(self.stages, plan, strict=True):
+        for stage, (expansion, size, depth, kernel_size, _) in enumerate(self.stages):
+            stride, dilation = plan[stage]
+            size = 8 * round(size * self.width / 8)
+            if 0 < stage < len(self.stages) - 1:
+                depth = math.ceil(depth * self.depth)
             for index in range(depth):
                 # The block that would have strided keeps the dilation of its input's grid.
                 block_dilation = previous_dilation if index == 0 else dilation
@@ -155,22 +186,43 @@ class EfficientNetLite0(nn.Module):
         return hidden
 
 
+class EfficientNetLite2(EfficientNetLite0):
+    """EfficientNet-Lite2 without its classification head: `(B, 3, H, W)` -> `(B, 352, h, w)`."""
+
+    width, depth = 1.1, 1.2
+
+
 class TransformersBackbone(nn.Module):
-    """The last feature map of any backbone of transformers."""
+    """The last feature map of any backbone of transformers, and of timm where timm is installed."""
+
+    @staticmethod
+    def check(config):
+        if config.backbone_config is not None and type(config.backbone_config) not in MODEL_FOR_BACKBONE_MAPPING:
+            kind = config.backbone_config.model_type
+            raise ValueError(f"backbone_config.model_type={kind!r} is no backbone of transformers (see AutoBackbone)")
 
     def __init__(self, config):
         super().__init__()
-        self.backbone = AutoBackbone.from_config(config.backbone_config)
+        kind = config.backbone_config.model_type
+        if kind == "timm_backbone" and not is_timm_available():
+            raise ValueError(f"backbone {config.backbone_config.backbone!r} is one of timm: pip install timm")
+        self.backbone = AutoBackbone.from_config(config.backbone_config, dtype=torch.get_default_dtype())
         self.num_channels = self.backbone.channels[-1]
 
     def forward(self, pixel_values):
         return self.backbone(pixel_values).feature_maps[-1]
 
 
-def build_backbone(config) -> nn.Module:
-    """The backbone that `config` describes; its `num_channels` is the number of output channels."""
-    kinds = {"resnet": DeepLabResNet, "efficientnet_lite0": EfficientNetLite0, "auto": TransformersBackbone}
-    return kinds[config.backbone](config)
+BACKBONES = PartTable(
+    "backbone",
+    {
+        "resnet": DeepLabResNet,
+        "efficientnet_lite0": EfficientNetLite0,
+        "efficientnet_lite2": EfficientNetLite2,
+        "auto": TransformersBackbone,
+    },
+    besides=", or a backbone of transformers by its id (owner/name) or folder",
+)
 
 
 def freeze_batch_norm(module: nn.Module) -> None:

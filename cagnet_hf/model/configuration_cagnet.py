@@ -1,10 +1,16 @@
 """What a CaGNet model is: its parts, their sizes, its classes."""
 
 import re
+import warnings
+from collections import Counter
+from pathlib import Path
 
 from huggingface_hub.dataclasses import strict
-from transformers import PreTrainedConfig
+from transformers import AutoConfig, PreTrainedConfig
 from transformers.models.auto import CONFIG_MAPPING
+
+from .backbones_cagnet import BACKBONES
+from .parts_cagnet import CLASSIFIERS, GENERATORS, PYRAMIDS, ContextualModule
 
 
 def name_words(name: str) -> list[str]:
@@ -25,10 +31,14 @@ class CaGNetConfig(PreTrainedConfig):
     features and 600-d class embeddings.
 
     Args:
-        backbone: `"resnet"` (DeepLabV2 layout), `"efficientnet_lite0"`, or `"auto"` with a `backbone_config`.
+        backbone: A name of `BACKBONES`: `"resnet"` (DeepLabV2 layout), `"efficientnet_lite0"`, `"efficientnet_lite2"`,
+            or `"auto"` with a `backbone_config`. Or a backbone of transformers by its id on the Hub
+            (`"microsoft/resnet-50"`; `"timm/NAME"` for one of timm) or its folder: it becomes `"auto"` with the
+            configuration found there, so that a saved model needs no Hub. Weights are loaded afterwards.
         backbone_config: Configuration (or its dictionary) of any backbone of transformers; its last feature map is
-            used as it comes.
-        output_stride: Pixels of the image per cell of the feature map: 4, 8, 16 or 32.
+            used as it comes. Beside an id or a folder, a dictionary of what shall differ from what is found there.
+        output_stride: Pixels of the image per cell of the feature map: 4, 8, 16 or 32; 8 when None. A backbone of
+            transformers keeps the stride of its own, and None stands here; see `CaGNetModel.feature_stride`.
         depths: Blocks per stage of a ResNet; `[3, 4, 23, 3]` is ResNet-101.
         hidden_sizes: Output channels of the four stages of a ResNet.
         stem_size: Channels of a ResNet's first convolution.
@@ -66,17 +76,18 @@ class CaGNetConfig(PreTrainedConfig):
         seen_ids: Model ids of the seen classes.
         unseen_ids: Model ids of the unseen classes.
         dataset_ids: `dataset_ids[i]` is the id that stored masks and prediction files use for class `i`.
-        ignored_dataset_ids: Stored ids that are no class (background); `ignore_index` always is.
-        ignore_index: Label of pixels without a class.
+        ignored_dataset_ids: Stored ids that are no class (background); 255 always is.
+        ignore_index: Label of pixels without a class, in model order.
         weights_from: The checkpoint that the weights were converted from or started from, where they are not all this
             package's own: its licence binds them.
     """
 
     model_type = "cagnet"
+    sub_configs = {"backbone_config": AutoConfig}
 
     backbone: str = "resnet"
     backbone_config: dict | PreTrainedConfig | None = None
-    output_stride: int = 8
+    output_stride: int | None = None
     depths: list[int] | tuple[int, ...] = (3, 4, 23, 3)
     hidden_sizes: list[int] | tuple[int, ...] = (256, 512, 1024, 2048)
     stem_size: int = 64
@@ -108,12 +119,7 @@ class CaGNetConfig(PreTrainedConfig):
     weights_from: str | None = None
 
     def __post_init__(self, **kwargs):
-        if isinstance(self.backbone_config, dict):
-            entry = dict(self.backbone_config)
-            model_type = entry.pop("model_type", None)
-            if model_type not in CONFIG_MAPPING:
-                raise ValueError(f"backbone_config.model_type={model_type!r} is no model type of transformers")
-            self.backbone_config = CONFIG_MAPPING[model_type](**entry)
+        self._settle_backbone()
         super().__post_init__(**kwargs)
         if self.label2id is None or set(self.label2id.values()) != set(self.id2label):
             self.label2id = {name: index for index, name in self.id2label.items()}
@@ -123,19 +129,52 @@ class CaGNetConfig(PreTrainedConfig):
             self.dataset_ids = list(range(self.num_labels))
         self._check()
 
+    def get_text_config(self, *args, **kwargs):
+        """Itself: a model of images. (transformers would take the field `generator` for a text model's.)"""
+        return self
+
+    def _settle_backbone(self):
+        """Make a configuration of what names or describes a backbone of transformers; its stride is its own."""
+        if self.backbone not in BACKBONES and ("/" in self.backbone or Path(self.backbone).is_dir()):
+            self.backbone_config = _published_backbone_config(self.backbone, self.backbone_config or {})
+            self.backbone = "auto"
+        elif isinstance(self.backbone_config, dict):
+            entry = dict(self.backbone_config)
+            model_type = entry.pop("model_type", None)
+            if model_type not in CONFIG_MAPPING:
+                raise ValueError(f"backbone_config.model_type={model_type!r} is no model type of transformers")
+            self.backbone_config = CONFIG_MAPPING[model_type](**entry)
+        if self.backbone_config is None:
+            self.output_stride = 8 if self.output_stride is None else self.output_stride
+        elif self.output_stride is not None:
+            warnings.warn(
+                f"output_stride={self.output_stride} is left aside: a {self.backbone_config.model_type} backbone has "
+                "a stride of its own",
+                stacklevel=2,
+            )
+            self.output_stride = None
+
     def _check(self):
         def choice(field, allowed):
             if getattr(self, field) not in allowed:
                 raise ValueError(f"{field}={getattr(self, field)!r}: choose one of {', '.join(map(repr, allowed))}")
 
-        choice("backbone", ("resnet", "efficientnet_lite0", "auto"))
-        choice("output_stride", (4, 8, 16, 32))
-        choice("aspp", ("full", "depthwise"))
-        choice("classifier", ("convolutional", "linear", "projection"))
+        for table in (BACKBONES, PYRAMIDS, CLASSIFIERS, GENERATORS):
+            table.chosen(self)
+        if self.backbone_config is None:
+            choice("output_stride", (4, 8, 16, 32))
         choice("patch_size", (1, 3, 5, 7))
-        choice("generator", ("contextual", "moment_matching", "gaussian", None))
         if (self.backbone == "auto") != (self.backbone_config is not None):
             raise ValueError('backbone="auto" and backbone_config go together: give both or neither')
+        self._check_classes()
+        for table in (BACKBONES, PYRAMIDS, CLASSIFIERS, GENERATORS):
+            table.check(self)
+        if self.contextual:
+            ContextualModule.check(self)
+        if list(self.test_scales[:1]) != [1.0] or min(self.test_scales) <= 0:
+            raise ValueError(f"test_scales must start with 1.0 and be positive, got {list(self.test_scales)}")
+
+    def _check_classes(self):
         both = set(self.seen_ids) & set(self.unseen_ids)
         if both:
             raise ValueError(f"classes {sorted(self.id2label.get(i, i) for i in both)} are both seen and unseen")
@@ -149,34 +188,27 @@ class CaGNetConfig(PreTrainedConfig):
         if len(self.dataset_ids) != self.num_labels:
             raise ValueError(f"dataset_ids has {len(self.dataset_ids)} entries for {self.num_labels} classes")
         for field, values in (("names", self.id2label.values()), ("dataset_ids", self.dataset_ids)):
-            repeated = sorted({value for value in values if list(values).count(value) > 1})
+            repeated = sorted(value for value, number in Counter(values).items() if number > 1)
             if repeated:
                 raise ValueError(f"{field} repeat: {', '.join(map(str, repeated))}")
         if 0 <= self.ignore_index < self.num_labels:
             raise ValueError(f"ignore_index={self.ignore_index} is a class: choose one beyond {self.num_labels - 1}")
-        if self.classifier == "projection" and self.feature_size != self.embedding_size:
-            raise ValueError(
-                f"a projection classifier needs feature_size == embedding_size, "
-                f"got {self.feature_size} and {self.embedding_size}"
-            )
-        if self.classifier == "projection" and self.contextual:
-            raise ValueError('classifier="projection" classifies the ASPP map: set contextual=False')
-        if self.classifier == "projection" and self.generator is not None:
-            raise ValueError('classifier="projection" does not learn from features: set generator=None')
-        if self.generator == "contextual" and not self.contextual:
-            raise ValueError('generator="contextual" needs the contextual latent: set contextual=True')
-        if self.generator == "gaussian" and self.classifier != "linear":
-            raise ValueError('generator="gaussian" has a linear Bayes rule: set classifier="linear"')
-        if self.patch_size > 1 and self.classifier != "convolutional":
-            raise ValueError(f'patch_size={self.patch_size} needs classifier="convolutional"')
-        if list(self.test_scales[:1]) != [1.0] or min(self.test_scales) <= 0:
-            raise ValueError(f"test_scales must start with 1.0 and be positive, got {list(self.test_scales)}")
-        if len(self.generator_hidden_sizes) != len(self.generator_dropout):
-            raise ValueError("generator_hidden_sizes and generator_dropout must have equal length")
-        if not len(self.depths) == len(self.hidden_sizes) == 4:
-            raise ValueError(f"depths and hidden_sizes need four values, got {self.depths} and {self.hidden_sizes}")
-        if len(self.context_dilations) != 3:
-            raise ValueError(f"context_dilations needs three values, got {list(self.context_dilations)}")
+
+
+def _published_backbone_config(source: str, changes: dict) -> PreTrainedConfig:
+    """The configuration of a backbone in a folder or on the Hub, with changes; no code of others is run."""
+    if not isinstance(changes, dict):
+        raise ValueError(f"backbone={source!r} names a configuration: backbone_config is a dictionary of changes")
+    if source.startswith("timm/") and not Path(source).is_dir():
+        return CONFIG_MAPPING["timm_backbone"](backbone=source.removeprefix("timm/"), **changes)
+    try:
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False, **changes)
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"backbone={source!r}: {reason}") from None
+    # What describes the published model, not its backbone.
+    config.num_labels, config.architectures, config.name_or_path = 2, None, ""
+    return config
 
 
 CaGNetConfig.register_for_auto_class()

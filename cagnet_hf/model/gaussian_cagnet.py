@@ -6,9 +6,12 @@ Shapes: P pixels, D feature size, E class-embedding size, N classes.
 import torch
 import torch.nn.functional as F
 from torch import nn
+from transformers import initialization as init
+
+from .contracts_cagnet import FeatureGenerator
 
 
-class GaussianGenerator(nn.Module):
+class GaussianGenerator(FeatureGenerator):
     """Class embedding and standard normal latent -> pixel feature.
 
     The features of every class are normal with one covariance; the mean is a ridge regression from the embedding onto
@@ -17,7 +20,10 @@ class GaussianGenerator(nn.Module):
     or the largest classes would decide it.
     """
 
-    draw_latent = staticmethod(torch.randn)
+    @staticmethod
+    def check(config):
+        if config.classifier != "linear":
+            raise ValueError('generator="gaussian" has a linear Bayes rule: set classifier="linear"')
 
     def __init__(self, config):
         super().__init__()
@@ -30,6 +36,12 @@ class GaussianGenerator(nn.Module):
         self.register_buffer("batch_counts", torch.zeros(classes))  # batches with a pixel of the class
         self.register_buffer("batch_means", torch.zeros(classes, size))  # means of the batches' means
         self.register_buffer("scatter", torch.zeros(size, size))  # around `batch_means`, weighted as said above
+
+    def start_weights(self):
+        """Nothing is observed: every statistic and mean is 0, the covariance 1."""
+        for tensor in (self.mean.weight, self.mean.bias, *self.buffers(recurse=False)):
+            init.zeros_(tensor)
+        init.dirac_(self.deviation.weight)
 
     def forward(self, embeddings, latent):
         """`(B, E, h, w)` and `(B, D, h, w)` -> features `(B, D, h, w)`."""
@@ -82,7 +94,7 @@ class GaussianGenerator(nn.Module):
         factor = torch.linalg.cholesky_ex(covariance_scale * covariance).L
         self.deviation.weight.copy_(factor[:, :, None, None])
 
-    def set_classes(self, kept, new: int) -> None:
+    def set_classes(self, kept: list[int], new: int) -> None:
         """Keep the statistics of the given classes and append `new` ones without a pixel; what is made stays."""
         # How much of the scatter is whose is not known: what is left goes with the batches that are left.
         batches = self.batch_counts.double()
@@ -109,6 +121,18 @@ class GaussianGenerator(nn.Module):
         means = torch.where(observed, F.pad(self.class_means, (0, 0, 0, new)), regressed).double()
         weights = torch.cholesky_solve(means.t(), self.deviation.weight[:, :, 0, 0].double()).t()
         return weights, log_priors - 0.5 * (means * weights).sum(1)
+
+    @torch.no_grad()
+    def new_rows(self, classifier, embeddings, new_embeddings, unseen_ids):
+        """The Bayes rule of the new classes, with the prior that unseen classes have in the classifier."""
+        if not self.class_counts.any():
+            raise ValueError("this model's generator has observed no features yet: train the stage that fits it")
+        old, table = len(embeddings), torch.cat([embeddings, new_embeddings])
+        weights, biases = self.bayes_rule(table, torch.zeros(len(table), device=table.device))
+        log_priors = classifier.bias - biases[:old]  # what the rule was given for them
+        unseen = log_priors[list(unseen_ids)]
+        # The median: some may have been given a bias of their own when they were added.
+        return weights[old:], biases[old:] + (unseen.median() if len(unseen) else 0)
 
 
 def _move_mean(mean, count, other_mean, other_count):

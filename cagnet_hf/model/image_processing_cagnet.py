@@ -108,7 +108,7 @@ class CaGNetImageProcessor(PilBackend):
 
     def convert_to_rgb(self, image, input_data_format=None):
         if isinstance(image, Image.Image):
-            return np.asarray(rgb_image(image))
+            return np.array(rgb_image(image))
         return super().convert_to_rgb(image, input_data_format=input_data_format)
 
     def preprocess(self, images, segmentation_maps=None, **kwargs) -> BatchFeature:
@@ -153,9 +153,12 @@ class CaGNetImageProcessor(PilBackend):
     def _preprocess(self, images, **options):
         return [self._prepare(torch.from_numpy(np.array(image)), **options).numpy() for image in images]
 
-    def prepare(self, image: torch.Tensor) -> torch.Tensor:
-        """What `preprocess` does to one RGB image `(3, H, W)`, on the device it is on."""
-        return self._prepare(image, **{key: getattr(self, key) for key in _PREPARATION})
+    def prepare(self, image: torch.Tensor, **changes) -> torch.Tensor:
+        """What `preprocess` does to one RGB image `(3, H, W)`, on the device it is on.
+
+        `changes` are options that differ from the processor's own, such as another `size`.
+        """
+        return self._prepare(image, **({key: getattr(self, key) for key in _PREPARATION} | changes))
 
     @staticmethod
     def _prepare(

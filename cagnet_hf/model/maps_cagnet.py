@@ -51,7 +51,7 @@ def to_pixel_list(maps: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     return maps.permute(0, 2, 3, 1)[mask].t()[None, :, None]
 
 
-def mean_cross_entropy(logits, labels, *, ignore_index: int = 255, class_weights=None):
+def mean_cross_entropy(logits, labels, *, ignore_index: int, class_weights=None):
     """Mean cross-entropy `()` of labelled pixels, 0 where there is none: logits `(B, N, h, w)`, labels `(B, h, w)`.
 
     With `class_weights` `(N,)` the weighted mean. Pixels are summed up after their losses: on a GPU, PyTorch's own sum

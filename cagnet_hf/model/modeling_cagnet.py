@@ -6,6 +6,7 @@ Sources: CaGNet (arXiv 2008.06893), CaGNetv2 (arXiv 2009.12232).
 
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -14,19 +15,11 @@ from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
-from .backbones_cagnet import build_backbone, freeze_batch_norm, start_batch_norm
+from .backbones_cagnet import BACKBONES, freeze_batch_norm, start_batch_norm
 from .configuration_cagnet import CaGNetConfig
-from .gaussian_cagnet import GaussianGenerator
 from .maps_cagnet import mean_cross_entropy, resize_labels, scale_maximum
 from .new_classes_cagnet import EditableClasses
-from .parts_cagnet import (
-    AtrousConvolution,
-    ContextualModule,
-    XavierConvolution,
-    build_classifier,
-    build_generator,
-    build_spatial_pyramid,
-)
+from .parts_cagnet import CLASSIFIERS, GENERATORS, PYRAMIDS, ContextualModule
 
 
 @dataclass
@@ -67,6 +60,7 @@ class CaGNetPreTrainedModel(PreTrainedModel):
     main_input_name = "pixel_values"
     input_modalities = ("image",)
     supports_gradient_checkpointing = False
+    _supports_sdpa = _supports_flash_attn = True  # where the backbone, whose attention it is, does
     # What `device_map` keeps on one device: inside these, maps of several layers are added up.
     _no_split_modules = (
         *("CaGNetModel", "PixelClassifier"),
@@ -75,25 +69,15 @@ class CaGNetPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module):
-        """Convolutions Kaiming-normal (fan-in), biases 0; the full ASPP N(0, 0.01); a GMMN Xavier-uniform, 0.01."""
-        if isinstance(module, AtrousConvolution):
-            init.normal_(module.weight, std=0.01)
-            init.zeros_(module.bias)
-        elif isinstance(module, XavierConvolution):
-            init.xavier_uniform_(module.weight)
-            init.constant_(module.bias, 0.01)
+        """Convolutions Kaiming-normal (fan-in), biases 0; a module may have a `start_weights` of its own."""
+        if hasattr(module, "start_weights"):
+            module.start_weights()
         elif isinstance(module, nn.Conv2d):
             init.kaiming_normal_(module.weight, nonlinearity="relu")
             if module.bias is not None:
                 init.zeros_(module.bias)
         elif isinstance(module, nn.BatchNorm2d):
             start_batch_norm(module)
-        elif isinstance(module, GaussianGenerator):  # after its convolutions: nothing observed
-            for tensor in (module.mean.weight, module.mean.bias, *module.buffers(recurse=False)):
-                init.zeros_(tensor)
-            init.dirac_(module.deviation.weight)
-        elif isinstance(module, CaGNetForSemanticSegmentation):
-            init.zeros_(module.class_embeddings)
 
     def save_pretrained(self, save_directory, **kwargs):
         """Save weights, configuration and the code that opens them with `trust_remote_code=True`."""
@@ -110,8 +94,8 @@ class CaGNetModel(CaGNetPreTrainedModel):
 
     def __init__(self, config):
         super().__init__(config)
-        self.backbone = build_backbone(config)
-        self.aspp = build_spatial_pyramid(config, self.backbone.num_channels)
+        self.backbone = BACKBONES.build(config)
+        self.aspp = PYRAMIDS.build(config, self.backbone.num_channels)
         self.context = ContextualModule(config) if config.contextual else None
         self.post_init()
 
@@ -120,6 +104,17 @@ class CaGNetModel(CaGNetPreTrainedModel):
         if self.config.freeze_batch_norm:
             freeze_batch_norm(self)
         return self
+
+    @cached_property
+    def feature_stride(self) -> int:
+        """Pixels of the image per cell of the feature map, measured on two images that exist in shape alone."""
+        weights = {name: tensor.to("meta") for name, tensor in (*self.named_parameters(), *self.named_buffers())}
+        sides, cells = (224, 448), []  # the difference of two, because a map may have a cell more than the image fills
+        for side in sides:
+            image = torch.empty(1, 3, side, side, dtype=self.dtype, device="meta")
+            with torch.no_grad():
+                cells.append(torch.func.functional_call(self, weights, (image,)).features.shape[-1])
+        return round((sides[1] - sides[0]) / (cells[1] - cells[0]))
 
     def forward(self, pixel_values, latent_noise=None, return_dict=None, **kwargs):
         """Pixel features of a batch of images.
@@ -159,16 +154,17 @@ class CaGNetForSemanticSegmentation(EditableClasses, CaGNetPreTrainedModel):
     def __init__(self, config):
         super().__init__(config)
         self.cagnet = CaGNetModel(config)
-        self.classifier = build_classifier(config)
-        self.generator = build_generator(config)
+        self.classifier = CLASSIFIERS.build(config)
+        self.generator = GENERATORS.build(config)
         self.register_buffer("class_embeddings", torch.zeros(config.num_labels, config.embedding_size))
         self.post_init()
 
+    def start_weights(self):
+        init.zeros_(self.class_embeddings)
+
     def classify(self, features):
         """`(B, D, h, w)` features -> class logits `(B, N, h, w)`."""
-        if self.classifier is not None:
-            return self.classifier(features)
-        return F.conv2d(features, F.normalize(self.class_embeddings.to(features.device), dim=1)[:, :, None, None])
+        return self.classifier(features, self.class_embeddings)
 
     def classify_scales(self, maps):
         """Class logits of the feature maps of several scales and, after them, of their pixel-wise maximum.
@@ -178,8 +174,8 @@ class CaGNetForSemanticSegmentation(EditableClasses, CaGNetPreTrainedModel):
         """
         logit_maps = [self.classify(m) for m in maps]
         if len(maps) > 1:
-            learnt = self.classifier is not None
-            logit_maps.append(self.classify(scale_maximum(maps)) if learnt else scale_maximum(logit_maps))
+            learns = self.classifier.learns
+            logit_maps.append(self.classify(scale_maximum(maps)) if learns else scale_maximum(logit_maps))
         return logit_maps
 
     def forward(self, pixel_values, labels=None, return_dict=None, **kwargs):
@@ -248,32 +244,28 @@ class CaGNetForSemanticSegmentation(EditableClasses, CaGNetPreTrainedModel):
     def synthetic_loss(self, class_ids, generator=None, train_generator: bool = False):
         """Cross-entropy of the classifier on synthetic features (the synthetic step of CaGNet, section 3.5).
 
-        With patches the loss is taken at their centres (CaGNetv2, section 3.4): only the 3x3 pixels that a centre's
-        score depends on are made.
+        With patches the loss is taken at their centres (CaGNetv2, section 3.4): only the pixels that a centre's score
+        depends on are made.
 
         Args:
             class_ids: `(B, h, w)` class indices in model order, the truth of the synthetic pixels.
             generator: Random generator of the latent.
             train_generator: Let the loss reach the feature generator; its graph is not built otherwise.
         """
-        patch_size = self.config.patch_size
-        if patch_size == 1:
-            classify, made, truth = self.classify, class_ids, class_ids
-        else:
-            classify, made = self.classifier.classify_centres, _patch_cores(class_ids, patch_size)
-            truth = made[:, 1::3, 1::3]
+        side = self.classifier.neighbourhood
+        made = _patch_centres(class_ids, self.config.patch_size, side)
         with torch.set_grad_enabled(train_generator and torch.is_grad_enabled()):
-            features = self._synthesize(made, generator, 1 if patch_size == 1 else 3)
+            features = self._synthesize(made, generator, side)
+        logits, truth = self.classifier.classify_centres(features), made[:, side // 2 :: side, side // 2 :: side]
         # The mean is taken afterwards: on a GPU the kernel's own is not deterministic.
-        return F.cross_entropy(classify(features), truth, reduction="none").mean()
+        return F.cross_entropy(logits, truth, reduction="none").mean()
 
 
-def _patch_cores(class_ids, patch_size):
-    """The central 3x3 pixels of every patch: `(B, kn, km)` -> `(B, 3n, 3m)`."""
-    rim = (patch_size - 3) // 2
+def _patch_centres(class_ids, patch_size, side):
+    """The central `side` x `side` pixels of every patch: `(B, kn, km)` -> `(B, side n, side m)`."""
     for dim in (1, 2):
         patches = class_ids.unflatten(dim, (-1, patch_size))
-        class_ids = patches.narrow(dim + 1, rim, 3).flatten(dim, dim + 1)
+        class_ids = patches.narrow(dim + 1, (patch_size - side) // 2, side).flatten(dim, dim + 1)
     return class_ids
 
 

@@ -9,11 +9,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from .configuration_cagnet import plain_name
-from .gaussian_cagnet import GaussianGenerator
 
 # Of the variance of the new logits; chosen on held-out classes (model_cards/new_classes.md).
 VARIANCE_PENALTY = 0.001
-_MOST_DATASET_IDS = 255  # stored masks are bytes; 255 is no class
+_MOST_DATASET_IDS = 255  # stored masks are bytes, whatever the model's ignore_index; 255 is no class
 
 
 class EditableClasses:
@@ -60,17 +59,12 @@ class EditableClasses:
         _check_names([*config.id2label.values()], names)
         embeddings = self._checked_embeddings(names, embeddings)
         dataset_ids = _checked_dataset_ids(config, names, dataset_ids)
-        if self.classifier is None and bias:
-            raise ValueError(f"bias={bias}: a projection onto the class embeddings has no bias")
-        if self.classifier is not None and self.generator is None:
-            raise ValueError("this model has no generator to make features of new classes with")
         rows = None
-        if isinstance(self.generator, GaussianGenerator):
-            rows = self._bayes_rows(embeddings)
-        elif self.classifier is not None:
-            rows = self._fit_new_rows(embeddings, pixels_per_class, seed)
-        if rows is not None:
-            rows = rows[0], rows[1] + bias
+        if self.classifier.learns:
+            weights, biases = self._new_rows(embeddings, pixels_per_class, seed)
+            rows = weights, biases + bias
+        elif bias:
+            raise ValueError(f"bias={bias}: a projection onto the class embeddings has no bias")
         _set_classes(
             config,
             names=[*config.id2label.values(), *names],
@@ -142,47 +136,31 @@ class EditableClasses:
                 raise ValueError(f"the embedding of class {name!r} is zero or not finite")
         return (embeddings / lengths * own.float().norm(dim=1).mean()).to(own.dtype)
 
-    def _class_head(self) -> nn.Conv2d:
-        """The layer with a row per class."""
-        return getattr(self.classifier, "class_head", self.classifier)
-
     def _set_rows(self, kept: list[int], embeddings=None, rows=None) -> None:
         """Keep the given rows of all that has one per class; append the new ones."""
         own = self.class_embeddings
-        self.class_embeddings = own[kept] if embeddings is None else torch.cat([own[kept], embeddings])
-        if self.classifier is None:
-            return
-        if isinstance(self.generator, GaussianGenerator):
-            self.generator.set_classes(kept, 0 if embeddings is None else len(embeddings))
-        head = self._class_head()
-        for name, new in zip(("weight", "bias"), rows or (None, None), strict=True):
-            old = getattr(head, name)
-            values = old.detach()[kept]
-            if new is not None:
-                values = torch.cat([values, new.to(values).view(-1, *values.shape[1:])])
-            setattr(head, name, nn.Parameter(values, requires_grad=old.requires_grad))
-        head.out_channels = len(head.weight)
+        embeddings = own[:0] if embeddings is None else embeddings
+        self.class_embeddings = torch.cat([own[kept], embeddings])
+        self.classifier.set_classes(kept, rows)
+        if self.generator is not None:
+            self.generator.set_classes(kept, len(embeddings))
 
-    @torch.no_grad()
-    def _bayes_rows(self, embeddings) -> tuple[torch.Tensor, torch.Tensor]:
-        """Weights `(n, D)` and biases `(n,)` of the new classes by the generator's Bayes rule."""
-        if not self.generator.class_counts.any():
-            raise ValueError("this model's generator has observed no features yet: train the stage that fits it")
-        table = torch.cat([self.class_embeddings, embeddings])
-        weights, biases = self.generator.bayes_rule(table, torch.zeros(len(table), device=table.device))
-        old = len(self.class_embeddings)
-        log_priors = self.classifier.bias - biases[:old]  # what the rule was given for them
-        unseen = log_priors[list(self.config.unseen_ids)]
-        # The median: some may have been given a bias of their own when they were added.
-        return weights[old:], biases[old:] + (unseen.median() if len(unseen) else 0)
+    def _new_rows(self, embeddings, pixels_per_class: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Weights `(n, C)` and biases `(n,)` of the new classes in the class head.
 
-    def _fit_new_rows(self, embeddings, pixels_per_class: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Weights `(n, C)` and biases `(n,)` of the new classes in the class head: a convex problem."""
-        table = torch.cat([self.class_embeddings, embeddings])
+        By the generator's own rule where it has one; else they are trained, which is a convex problem.
+        """
+        if self.generator is None:
+            raise ValueError("this model has no generator to make features of new classes with")
+        old = self.class_embeddings
+        rows = self.generator.new_rows(self.classifier, old, embeddings, self.config.unseen_ids)
+        if rows is not None:
+            return rows
+        table = torch.cat([old, embeddings])
         truth = torch.arange(len(table), device=table.device).repeat(pixels_per_class)
         with torch.no_grad(), evaluating(self.generator, self.classifier):
             inputs = self._head_inputs(table[truth], seed).float()  # (P, C)
-        head = self._class_head()
+        head = self.classifier.class_head
         old_weight, old_bias = head.weight.detach().flatten(1).float(), head.bias.detach().float()
         old_logits = F.linear(inputs, old_weight, old_bias)  # (P, N)
         weight = torch.zeros(len(embeddings), inputs.shape[1], device=inputs.device, requires_grad=True)
@@ -206,20 +184,13 @@ class EditableClasses:
 
         Patch-wise, each is the centre of a patch of its class.
         """
-        side = 3 if self.config.patch_size > 1 else 1
+        side = self.classifier.neighbourhood
         maps = embeddings.t()[None, :, None]  # (1, E, 1, P)
         latent = self.generator.draw_latent(
             (1, self.generator.latent_size, 1, len(embeddings)), generator=torch.Generator().manual_seed(seed)
         ).to(maps)
         maps, latent = (m.repeat_interleave(side, dim=2).repeat_interleave(side, dim=3) for m in (maps, latent))
-        features = self.generator(maps, latent)
-        if self.config.classifier == "linear":
-            inputs = features
-        elif side == 1:
-            inputs = self.classifier.hidden(features)
-        else:
-            inputs = self.classifier.centres(features)
-        return inputs[0, :, 0].t()
+        return self.classifier.head_inputs(self.generator(maps, latent))[0, :, 0].t()
 
 
 @contextmanager
@@ -246,7 +217,7 @@ def _check_names(taken: Sequence[str], names: Sequence[str]) -> None:
 
 
 def _checked_dataset_ids(config, names: Sequence[str], dataset_ids: Sequence[int] | None) -> list[int]:
-    taken = {*config.dataset_ids, config.ignore_index}
+    taken = set(config.dataset_ids)
     if dataset_ids is None:
         used = taken | set(config.ignored_dataset_ids)
         top = max(config.dataset_ids, default=-1)

@@ -1,4 +1,6 @@
-"""The exchangeable parts on top of a backbone: spatial pyramids, contextual module, classifier, generators.
+"""The parts on top of a backbone: spatial pyramids, contextual module, classifiers, generators.
+
+`PYRAMIDS`, `CLASSIFIERS` and `GENERATORS` hold the exchangeable ones by name.
 
 Shapes: B batch, h x w feature map, C channels, D feature size, E class-embedding size, N classes.
 Sources: CaGNet (arXiv 2008.06893), CaGNetv2 (arXiv 2009.12232), ZS3Net (arXiv 1906.00817).
@@ -7,26 +9,36 @@ Sources: CaGNet (arXiv 2008.06893), CaGNetv2 (arXiv 2009.12232), ZS3Net (arXiv 1
 import torch
 import torch.nn.functional as F
 from torch import nn
+from transformers import initialization as init
 
+from .contracts_cagnet import Classifier, FeatureGenerator, PartTable
 from .gaussian_cagnet import GaussianGenerator
 
 
 class AtrousConvolution(nn.Conv2d):
-    """A dilated 3x3 convolution that starts near zero."""
+    """A dilated 3x3 convolution that starts near zero: N(0, 0.01)."""
+
+    def start_weights(self):
+        init.normal_(self.weight, std=0.01)
+        init.zeros_(self.bias)
 
 
 class XavierConvolution(nn.Conv2d):
     """A convolution that starts Xavier-uniform with biases of 0.01, as the generator of ZS3Net does."""
 
+    def start_weights(self):
+        init.xavier_uniform_(self.weight)
+        init.constant_(self.bias, 0.01)
+
 
 class AtrousSpatialPyramid(nn.Module):
     """Sum of parallel dilated 3x3 convolutions (DeepLabV2's ASPP): `(B, C, h, w)` -> `(B, D, h, w)`."""
 
-    def __init__(self, in_channels, out_channels, dilations):
+    def __init__(self, config, in_channels):
         super().__init__()
         self.branches = nn.ModuleList(
-            AtrousConvolution(in_channels, out_channels, 3, padding=dilation, dilation=dilation)
-            for dilation in dilations
+            AtrousConvolution(in_channels, config.feature_size, 3, padding=dilation, dilation=dilation)
+            for dilation in config.aspp_dilations
         )
 
     def forward(self, hidden):
@@ -36,13 +48,13 @@ class AtrousSpatialPyramid(nn.Module):
 class DepthwiseSpatialPyramid(nn.Module):
     """A light ASPP for small backbones: dilated depthwise 3x3 convolutions beside the map itself, then one 1x1."""
 
-    def __init__(self, in_channels, out_channels, dilations):
+    def __init__(self, config, in_channels):
         super().__init__()
         self.branches = nn.ModuleList(
             nn.Conv2d(in_channels, in_channels, 3, padding=dilation, dilation=dilation, groups=in_channels)
-            for dilation in dilations
+            for dilation in config.aspp_dilations
         )
-        self.project = nn.Conv2d(in_channels, out_channels, 1)
+        self.project = nn.Conv2d(in_channels, config.feature_size, 1)
 
     def forward(self, hidden):
         return self.project(hidden + sum(F.relu(branch(hidden)) for branch in self.branches))
@@ -53,6 +65,11 @@ class ContextualModule(nn.Module):
 
     Three chained dilated convolutions see three context scales; a selector weighs them per pixel.
     """
+
+    @staticmethod
+    def check(config):
+        if len(config.context_dilations) != 3:
+            raise ValueError(f"context_dilations needs three values, got {list(config.context_dilations)}")
 
     def __init__(self, config):
         super().__init__()
@@ -84,47 +101,57 @@ class ContextualModule(nn.Module):
         return mean + latent_noise * torch.exp(0.5 * log_variance), mean, log_variance
 
 
-class ContextualGenerator(nn.Module):
-    """Class embedding and contextual latent -> pixel feature, by 1x1 convolutions (CaGNet, section 3.3)."""
+class _GeneratorOfLayers(FeatureGenerator):
+    """1x1 convolutions on the class embedding beside a latent, with LeakyReLU and dropout between them."""
 
-    def __init__(self, config):
+    convolution = nn.Conv2d
+
+    @staticmethod
+    def check(config):
+        if len(config.generator_hidden_sizes) != len(config.generator_dropout):
+            raise ValueError("generator_hidden_sizes and generator_dropout must have equal length")
+
+    def __init__(self, config, latent_size):
         super().__init__()
-        sizes = [config.embedding_size + config.feature_size, *config.generator_hidden_sizes]
+        sizes = [config.embedding_size + latent_size, *config.generator_hidden_sizes]
         layers = []
         for size, next_size, dropout in zip(sizes, sizes[1:], config.generator_dropout, strict=False):
-            layers += [nn.Conv2d(size, next_size, 1), nn.LeakyReLU(0.2), nn.Dropout(dropout)]
-        self.layers = nn.Sequential(*layers, nn.Conv2d(sizes[-1], config.feature_size, 1))
+            layers += [self.convolution(size, next_size, 1), nn.LeakyReLU(0.2), nn.Dropout(dropout)]
+        self.layers = nn.Sequential(*layers, self.convolution(sizes[-1], config.feature_size, 1))
         self.embedding_scale = config.generator_embedding_scale
-        self.latent_size = config.feature_size
+        self.latent_size = latent_size
 
     def forward(self, embeddings, latent):
-        """`(B, E, h, w)` and `(B, D, h, w)` -> features `(B, D, h, w)` in (0, 1)."""
-        return torch.sigmoid(self.layers(torch.cat([embeddings * self.embedding_scale, latent], dim=1)))
-
-    draw_latent = staticmethod(torch.randn)
-
-
-class MomentMatchingGenerator(nn.Module):
-    """Class embedding and uniform noise of its size -> pixel feature: the GMMN of ZS3Net (Bucher et al., 2019)."""
-
-    def __init__(self, config):
-        super().__init__()
-        sizes = [2 * config.embedding_size, *config.generator_hidden_sizes]
-        layers = []
-        for size, next_size, dropout in zip(sizes, sizes[1:], config.generator_dropout, strict=False):
-            layers += [XavierConvolution(size, next_size, 1), nn.LeakyReLU(0.2), nn.Dropout(dropout)]
-        self.layers = nn.Sequential(*layers, XavierConvolution(sizes[-1], config.feature_size, 1))
-        self.embedding_scale = config.generator_embedding_scale
-        self.latent_size = config.embedding_size
-
-    def forward(self, embeddings, latent):
-        """`(B, E, h, w)` twice -> features `(B, D, h, w)`."""
         return self.layers(torch.cat([embeddings * self.embedding_scale, latent], dim=1))
 
+
+class ContextualGenerator(_GeneratorOfLayers):
+    """Class embedding and contextual latent of D channels -> pixel feature in (0, 1) (CaGNet, section 3.3)."""
+
+    @staticmethod
+    def check(config):
+        if not config.contextual:
+            raise ValueError('generator="contextual" needs the contextual latent: set contextual=True')
+        _GeneratorOfLayers.check(config)
+
+    def __init__(self, config):
+        super().__init__(config, config.feature_size)
+
+    def forward(self, embeddings, latent):
+        return torch.sigmoid(super().forward(embeddings, latent))
+
+
+class MomentMatchingGenerator(_GeneratorOfLayers):
+    """Class embedding and uniform noise of its size -> pixel feature: the GMMN of ZS3Net (Bucher et al., 2019)."""
+
+    convolution = XavierConvolution
     draw_latent = staticmethod(torch.rand)
 
+    def __init__(self, config):
+        super().__init__(config, config.embedding_size)
 
-class PixelClassifier(nn.Module):
+
+class PixelClassifier(Classifier):
     """Class scores per pixel, on a trunk shared with the critic that tells real features from synthetic ones.
 
     With patches (CaGNetv2, section 3.4) the class head looks at the 3x3 neighbours of a pixel, too.
@@ -138,24 +165,27 @@ class PixelClassifier(nn.Module):
         self.neighbours = nn.Conv2d(hidden, hidden, 3, padding=1) if config.patch_size > 1 else None
         self.class_head = nn.Conv2d(hidden, config.num_labels, 1)
         self.critic_head = nn.Conv2d(hidden, 1, 1)
+        self.neighbourhood = 1 if self.neighbours is None else 3
 
     def hidden(self, features):
         return self.dropout(F.relu(self.trunk(features)))
 
-    def forward(self, features):
+    def forward(self, features, class_embeddings=None):
         """`(B, D, h, w)` -> class logits `(B, N, h, w)`."""
         hidden = self.hidden(features)
         if self.neighbours is None:
             return self.class_head(hidden)
         return F.conv2d(hidden, *self._patch_head(), padding=1)
 
-    def centres(self, features):
-        """What the class head sees of the centres of 3x3 patches: `(B, D, 3n, 3m)` -> `(B, C, n, m)`."""
-        convolution = self.neighbours
-        return F.conv2d(self.hidden(features), convolution.weight, convolution.bias, stride=3)
+    def head_inputs(self, features):
+        hidden = self.hidden(features)
+        if self.neighbours is None:
+            return hidden
+        return F.conv2d(hidden, self.neighbours.weight, self.neighbours.bias, stride=3)
 
     def classify_centres(self, features):
-        """The centres of maps tiled with 3x3 patches: `(B, D, 3n, 3m)` -> class logits `(B, N, n, m)`."""
+        if self.neighbours is None:
+            return self(features)
         return F.conv2d(self.hidden(features), *self._patch_head(), stride=3)
 
     def _patch_head(self):
@@ -169,23 +199,69 @@ class PixelClassifier(nn.Module):
         return torch.sigmoid(self.critic_head(self.hidden(features)))
 
 
-def build_spatial_pyramid(config, in_channels):
-    """The ASPP on a backbone's map of `in_channels`."""
-    pyramid = AtrousSpatialPyramid if config.aspp == "full" else DepthwiseSpatialPyramid
-    return pyramid(in_channels, config.feature_size, config.aspp_dilations)
+def _check_pixel_by_pixel(config):
+    if config.patch_size > 1:
+        raise ValueError(f'patch_size={config.patch_size} needs classifier="convolutional"')
 
 
-def build_classifier(config):
-    """The learnt classifier; None where class embeddings classify (a projection)."""
-    if config.classifier == "convolutional":
-        return PixelClassifier(config)
-    return nn.Conv2d(config.feature_size, config.num_labels, 1) if config.classifier == "linear" else None
+class LinearClassifier(Classifier, nn.Conv2d):
+    """One 1x1 convolution (ZS3Net)."""
+
+    check = staticmethod(_check_pixel_by_pixel)
+
+    def __init__(self, config):
+        super().__init__(config.feature_size, config.num_labels, 1)
+
+    @property
+    def class_head(self):
+        return self
+
+    def forward(self, features, class_embeddings=None):
+        """`(B, D, h, w)` -> class logits `(B, N, h, w)`."""
+        return super().forward(features)
 
 
-def build_generator(config):
-    """The generator of features; None where a method has none."""
-    if config.generator == "contextual":
-        return ContextualGenerator(config)
-    if config.generator == "gaussian":
-        return GaussianGenerator(config)
-    return MomentMatchingGenerator(config) if config.generator == "moment_matching" else None
+class ProjectionClassifier(Classifier):
+    """Products with the class embeddings, brought to length one (SPNet): nothing is learnt."""
+
+    learns = False
+
+    @staticmethod
+    def check(config):
+        if config.feature_size != config.embedding_size:
+            raise ValueError(
+                f"a projection classifier needs feature_size == embedding_size, "
+                f"got {config.feature_size} and {config.embedding_size}"
+            )
+        if config.contextual:
+            raise ValueError('classifier="projection" classifies the ASPP map: set contextual=False')
+        if config.generator is not None:
+            raise ValueError('classifier="projection" does not learn from features: set generator=None')
+        _check_pixel_by_pixel(config)
+
+    def __init__(self, config):
+        super().__init__()
+
+    def forward(self, features, class_embeddings):
+        """`(B, D, h, w)` and `(N, D)` -> class logits `(B, N, h, w)`."""
+        directions = F.normalize(class_embeddings.to(features.device), dim=1)
+        return F.conv2d(features, directions[:, :, None, None])
+
+    def set_classes(self, kept, rows=None):
+        """Nothing here belongs to a class."""
+
+
+PYRAMIDS = PartTable("aspp", {"full": AtrousSpatialPyramid, "depthwise": DepthwiseSpatialPyramid})
+CLASSIFIERS = PartTable(
+    "classifier",
+    {"convolutional": PixelClassifier, "linear": LinearClassifier, "projection": ProjectionClassifier},
+)
+GENERATORS = PartTable(
+    "generator",
+    {
+        "contextual": ContextualGenerator,
+        "moment_matching": MomentMatchingGenerator,
+        "gaussian": GaussianGenerator,
+        None: None,
+    },
+)

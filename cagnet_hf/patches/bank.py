@@ -10,9 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from tqdm.auto import tqdm
 
-from ..data.benchmarks import IGNORE_INDEX
 from ..files import write_whole
-from .layouts import SAMPLING_RULES, accept_patches, collect_patches, fill_ignored, swap_in_unseen
+from .layouts import NO_CLASS, SAMPLING_RULES, accept_patches, collect_patches, fill_ignored, swap_in_unseen
 from .pixel_cnn import PatchPixelCNN, PatchPixelCNNConfig, RasterNetwork, log_likelihood
 
 BANK_FILE, REPORT_FILE = "patches.safetensors", "patches.json"
@@ -59,7 +58,7 @@ def fit_pixel_cnn(
     """Fit a PixelCNN to patches, choosing the epoch on held-out ones.
 
     Args:
-        patches: `(M, k, k)` from `collect_patches`, 255 = ignored.
+        patches: `(M, k, k)` from `collect_patches`.
         class_embeddings: `(N, E)` in model order.
 
     Returns:
@@ -119,7 +118,7 @@ def _check(patches, config, class_embeddings):
         raise ValueError(
             f"class_embeddings have the shape {tuple(class_embeddings.shape)}, the network needs {expected}"
         )
-    for label in patches[patches != IGNORE_INDEX].unique().tolist():
+    for label in patches[patches != NO_CLASS].unique().tolist():
         if label in config.unseen_ids:
             raise ValueError(f"the patches show class {label}, which is unseen: hide it in the label maps")
         if label >= config.num_classes:
@@ -197,6 +196,7 @@ def open_patch_bank(
     class_embeddings: torch.Tensor,
     fit: PatchFit,
     *,
+    ignore_index: int = NO_CLASS,
     device: torch.device | str = "cpu",
     progress: bool = False,
 ) -> tuple[torch.Tensor, dict]:
@@ -206,8 +206,9 @@ def open_patch_bank(
     that shares the folder with others opens it after the first one has written it.
 
     Args:
-        label_maps: Training label maps `(h, w)` at feature resolution, model order, unseen classes hidden (255). Read
-            only when the bank is made.
+        label_maps: Training label maps `(h, w)` at feature resolution, model order, unseen classes hidden. Read only
+            when the bank is made.
+        ignore_index: What hidden and unlabelled pixels hold in the label maps.
 
     Returns:
         `(bank_size, k, k)` uint8 patches on `device`, and the report of `fit_pixel_cnn` with the acceptance rate.
@@ -218,7 +219,7 @@ def open_patch_bank(
     folder, settings = Path(folder), _settings(config, fit)
     if not folder.is_dir():
         label_maps = tqdm(label_maps, desc="label maps", unit="map", disable=not progress)
-        patches = collect_patches(label_maps, config.patch_size, fit.max_patches)
+        patches = collect_patches(label_maps, config.patch_size, fit.max_patches, ignore_index=ignore_index)
         model, report = fit_pixel_cnn(patches, config, class_embeddings, fit, device=device, progress=progress)
         bank, report["acceptance_rate"] = make_patch_bank(model, fit.bank_size, fit.seed, progress=progress)
 

@@ -1,6 +1,6 @@
 """Patches of categories: cut from label maps, filled, accepted, put together into synthetic label maps.
 
-Shapes: B label maps of h x w pixels, M patches of k x k pixels; classes in model order, 255 = ignored.
+Shapes: B label maps of h x w pixels, M patches of k x k pixels; classes in model order.
 Source: CaGNetv2 (arXiv 2009.12232).
 """
 
@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import torch
 
-from ..data.benchmarks import IGNORE_INDEX
+NO_CLASS = 255  # of a pixel without a label, in patches and the label maps they are cut from, which are bytes
 
 
 class SamplingRules(NamedTuple):
@@ -40,20 +40,27 @@ def cut_patches(label_maps: torch.Tensor, patch_size: int) -> torch.Tensor:
     label_maps = label_maps[:, : height * patch_size, : width * patch_size]
     blocks = label_maps.unflatten(2, (width, patch_size)).unflatten(1, (height, patch_size)).transpose(2, 3)
     blocks = blocks.flatten(0, 2)
-    return blocks[(blocks != IGNORE_INDEX).flatten(1).any(dim=1)]
+    return blocks[(blocks != NO_CLASS).flatten(1).any(dim=1)]
 
 
-def collect_patches(label_maps: Iterable, patch_size: int, max_patches: int | None = None) -> torch.Tensor:
+def collect_patches(
+    label_maps: Iterable, patch_size: int, max_patches: int | None = None, *, ignore_index: int = NO_CLASS
+) -> torch.Tensor:
     """The patches of label maps `(h, w)`, arrays or tensors of any size: `(M, k, k)` uint8.
 
     Stops reading when there are `max_patches`.
+
+    Args:
+        ignore_index: What pixels without a label hold in the label maps, beside `NO_CLASS`.
 
     Raises:
         ValueError: No label map has a labelled pixel.
     """
     found, total = [torch.empty((0, patch_size, patch_size), dtype=torch.uint8)], 0
     for label_map in label_maps:
-        found.append(cut_patches(torch.as_tensor(label_map)[None], patch_size).to(torch.uint8))
+        label_map = torch.as_tensor(label_map).long()
+        label_map = label_map.where(label_map != ignore_index, NO_CLASS)
+        found.append(cut_patches(label_map[None], patch_size).to(torch.uint8))
         total += len(found[-1])
         if max_patches is not None and total >= max_patches:
             break
@@ -70,14 +77,14 @@ def fill_ignored(patches: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     raster order: it is given, like the first one, and taken out of the labels.
 
     Args:
-        patches: `(M, k, k)`, 255 = ignored; not changed. A wholly ignored patch stays as it is.
+        patches: `(M, k, k)`, `NO_CLASS` where ignored; not changed. A wholly ignored patch stays as it is.
 
     Returns:
         The filled patches and the labels, `(M, k, k)` each.
     """
     side = patches.shape[-1]
     positions = torch.arange(side * side, device=patches.device).view(side, side)
-    source = torch.where(patches != IGNORE_INDEX, positions, -1)  # where a pixel's class comes from
+    source = torch.where(patches != NO_CLASS, positions, -1)  # where a pixel's class comes from
     for _ in range(side // 2):
         for shift, dim in ((-1, 1), (-1, 2), (1, 1), (1, 2)):
             source = torch.where(source < 0, source.roll(shift, dim), source)
@@ -87,7 +94,7 @@ def fill_ignored(patches: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     )
     shown_early = (earliest < positions.flatten()).view_as(patches)
     filled = patches.flatten(1).gather(1, source).view_as(patches)
-    return filled, torch.where(shown_early, IGNORE_INDEX, patches)
+    return filled, torch.where(shown_early, NO_CLASS, patches)
 
 
 def swap_in_unseen(
@@ -110,7 +117,7 @@ def swap_in_unseen(
     old = filled.flatten(1).gather(1, torch.randint(side * side, (number, 1), device=filled.device))[:, :, None]
     swapped = (filled == old) & (torch.rand(number, 1, 1, device=filled.device) < share)
     filled = torch.where(swapped, new[:, None, None], filled)
-    return filled, torch.where(swapped & (labels != IGNORE_INDEX), new[:, None, None], labels)
+    return filled, torch.where(swapped & (labels != NO_CLASS), new[:, None, None], labels)
 
 
 def accept_patches(patches: torch.Tensor, unseen_ids: Sequence[int]) -> torch.Tensor:

@@ -14,8 +14,8 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
-from ..data.benchmarks import IGNORE_INDEX
 from ..model.backbones_cagnet import start_batch_norm
+from .layouts import NO_CLASS
 
 
 @strict
@@ -57,8 +57,8 @@ class PatchPixelCNNConfig(PreTrainedConfig):
             self.kernel_size = 7 if self.patch_size == 3 else 3
         if self.num_layers is None:
             self.num_layers = 8 if self.patch_size == 3 else 4
-        if not 0 < self.num_classes <= IGNORE_INDEX:
-            raise ValueError(f"num_classes={self.num_classes}: label maps are uint8 and {IGNORE_INDEX} is ignored")
+        if not 0 < self.num_classes <= NO_CLASS:
+            raise ValueError(f"num_classes={self.num_classes}: patches are uint8 and {NO_CLASS} is no class")
         if self.kernel_size % 2 == 0:
             raise ValueError(f"kernel_size={self.kernel_size}: a masked kernel has a centre; choose an odd size")
         if not set(self.unseen_ids) <= set(range(self.num_classes)):
@@ -154,7 +154,7 @@ class PatchPixelCNN(PreTrainedModel):
 
         Args:
             patches: `(B, k, k)` class indices in model order, every position filled.
-            labels: `(B, k, k)` the same with `IGNORE_INDEX` where the loss must not look. The first position
+            labels: `(B, k, k)` the same with `NO_CLASS` where the loss must not look. The first position
                 is given, so it never counts.
             condition_ids: Class indices, broadcastable to `(B, k, k)`; by default what `config.condition` says.
         """
@@ -178,15 +178,15 @@ def log_likelihood(logits, labels):
 
     Args:
         logits: `(B, N, k, k)`.
-        labels: `(B, k, k)`, `IGNORE_INDEX` where there is none.
+        labels: `(B, k, k)`, `NO_CLASS` where there is none.
 
     Returns:
         Log probabilities `(B, k, k)` in nats, 0 where nothing is counted, and what is counted, `(B, k, k)` bool.
     """
     first = torch.arange(labels[0].numel(), device=labels.device).view(labels.shape[1:]) == 0
-    counted = (labels != IGNORE_INDEX) & ~first
-    truth = torch.where(counted, labels, IGNORE_INDEX)
-    return -F.cross_entropy(logits, truth, ignore_index=IGNORE_INDEX, reduction="none"), counted
+    counted = (labels != NO_CLASS) & ~first
+    truth = torch.where(counted, labels, NO_CLASS)
+    return -F.cross_entropy(logits, truth, ignore_index=NO_CLASS, reduction="none"), counted
 
 
 class RasterNetwork:

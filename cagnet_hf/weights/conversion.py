@@ -16,7 +16,6 @@ from torch import Tensor
 from ..data.benchmarks import Benchmark, load_benchmark
 from ..model.configuration_cagnet import CaGNetConfig
 from ..model.modeling_cagnet import CaGNetForSemanticSegmentation, CaGNetModel
-from ..patches.pixel_cnn import PatchPixelCNN, PatchPixelCNNConfig
 from .layouts import KeyMatch, match_keys
 
 # The benchmarks that checkpoints were published for; the classes of a file are recognised by their numbers.
@@ -160,88 +159,6 @@ def convert_backbone(original: dict[str, Tensor]) -> tuple[CaGNetConfig, dict[st
     return config, _fitted(trunk, _state_dict_of(CaGNetModel, config, parts))
 
 
-def convert_pixelcnn(
-    original: dict[str, Tensor], benchmark: Benchmark, class_embeddings: np.ndarray, patch_size: int | None = None
-) -> tuple[PatchPixelCNNConfig, dict[str, Tensor]]:
-    """A PixelCNN of CaGNetv2, whose file knows neither classes nor patches -> configuration and weights of ours.
-
-    The released network was conditioned on the whole patch (`condition="patch"`): it scores, it cannot be sampled.
-
-    Args:
-        original: The state dict, or the checkpoint around it.
-        benchmark: Names the classes; those of the network come in the order of the original's checkpoints.
-        class_embeddings: Those the network was trained with, `(N, E)` in model order.
-        patch_size: Side of a patch: 3, 5 or 7; by default 3 when the kernels are 7x7.
-
-    Raises:
-        ValueError: As `convert_pixelcnn_state_dict`; classes or embeddings do not fit; or the kernels do not tell
-            the size of a patch.
-    """
-    sizes, weights = convert_pixelcnn_state_dict(original)
-    classes = _in_original_order(benchmark)
-    if sizes["num_classes"] != len(classes.class_ids):
-        raise ValueError(
-            f"{sizes['num_classes']} classes do not fit benchmark {benchmark.name} with {len(classes.class_ids)}"
-        )
-    if sizes["embedding_size"] != class_embeddings.shape[1]:
-        raise ValueError(
-            f"class embeddings of {class_embeddings.shape[1]} numbers do not fit a PixelCNN over embeddings of "
-            f"{sizes['embedding_size']}"
-        )
-    if patch_size is None:
-        if sizes["kernel_size"] != 7:
-            raise ValueError(
-                f"kernels of side {sizes['kernel_size']} do not tell the size of a patch: give patch_size, 3, 5 or 7"
-            )
-        patch_size = 3
-    rows = [benchmark.class_ids.index(stored_id) for stored_id in classes.class_ids]
-    weights["class_embeddings"] = torch.from_numpy(class_embeddings[rows])
-    fields = classes.config_fields()
-    config = PatchPixelCNNConfig(
-        **sizes,
-        patch_size=patch_size,
-        condition="patch",
-        id2label=fields["id2label"],
-        unseen_ids=fields["unseen_ids"],
-    )
-    return config, weights
-
-
-def convert_pixelcnn_state_dict(original: dict[str, Tensor]) -> tuple[dict, dict[str, Tensor]]:
-    """A PixelCNN over category patches (CaGNetv2) -> its sizes and weights.
-
-    The patch size is not among the sizes: no tensor depends on it.
-
-    Args:
-        original: The state dict, or the checkpoint around it.
-
-    Returns:
-        `num_classes`, `embedding_size`, `hidden_size`, `num_layers` and `kernel_size` of `PatchPixelCNNConfig`; and
-        the weights of `PatchPixelCNN` (kernels zero where masked), all but `class_embeddings`.
-
-    Raises:
-        ValueError: The file holds no such network, or a mask that lets a pixel see itself or later ones.
-    """
-    weights, _ = _renamed(original, "PixelCNN")
-    sizes = {
-        "num_classes": _size(weights, "head.weight"),
-        "embedding_size": _size(weights, "layers.0.convolution.weight", 1),
-        "hidden_size": _size(weights, "layers.0.convolution.weight"),
-        "num_layers": sum(name.endswith(".convolution.weight") for name in weights),
-        "kernel_size": _size(weights, "layers.0.convolution.weight", 2),
-    }
-    weights = _fitted(weights, _original_pixelcnn_state_dict(PatchPixelCNNConfig(**sizes)))
-    for layer in range(sizes["num_layers"]):
-        name = f"layers.{layer}.convolution"
-        mask = weights.pop(f"{name}.mask")
-        if not torch.equal(mask, _causal_mask(mask.shape, sees_itself=layer > 0).to(mask.dtype)):
-            raise ValueError(f"conv{layer + 1}.0.mask is not the causal mask of a PixelCNN")
-        weights[f"{name}.weight"] = weights[f"{name}.weight"] * mask
-        name = f"layers.{layer}.condition.weight"
-        weights[name] = weights[name].t().contiguous()  # (hidden size, E)
-    return sizes, weights
-
-
 def _named_tensors(checkpoint) -> dict[str, Tensor]:
     """The state dict, taken out of the checkpoint around it."""
     tensors = checkpoint.get("state_dict", checkpoint) if isinstance(checkpoint, Mapping) else checkpoint
@@ -280,11 +197,12 @@ def _tensor(weights: dict[str, Tensor], name: str) -> Tensor:
     return weights[name]
 
 
-def _size(weights: dict[str, Tensor], name: str, dim: int = 0) -> int:
-    shape = _tensor(weights, name).shape
-    if len(shape) <= dim:
-        raise ValueError(f"{name} has the shape {tuple(shape)}: it is of another architecture")
-    return shape[dim]
+def _size(weights: dict[str, Tensor], name: str) -> int:
+    """The length of the first dimension: output channels of a convolution."""
+    tensor = _tensor(weights, name)
+    if tensor.ndim == 0:
+        raise ValueError(f"{name} has the shape (): it is of another architecture")
+    return len(tensor)
 
 
 def _trunk_fields(weights: dict[str, Tensor], match: KeyMatch) -> dict:
@@ -319,44 +237,22 @@ def _count_seen(embeddings: Tensor, seen_table: Tensor | None) -> int:
     return num_seen
 
 
-def _in_original_order(benchmark: Benchmark) -> Benchmark:
-    """The benchmark with its seen classes by stored id, but for those the original tuned on, which come last.
-
-    On COCO-Stuff that is not the order of `load_benchmark`.
-    """
-    tuning = benchmark.seen_ids_for_tuning
-    return replace(benchmark, seen_ids=tuple(i for i in benchmark.seen_ids if i not in tuning) + tuning)
-
-
 def _original_classes(num_seen: int, num_classes: int) -> Benchmark:
-    """The classes of an original checkpoint, in its order: the benchmark with these numbers, else numbered ones."""
+    """The classes of an original checkpoint: those of the benchmark with these numbers, else numbered ones.
+
+    The seen classes that the original tuned on come after the other seen ones: on COCO-Stuff that is not the order of
+    `load_benchmark`.
+    """
     for benchmark in map(load_benchmark, _PUBLISHED):
         if (len(benchmark.seen_ids), len(benchmark.class_ids)) == (num_seen, num_classes):
-            return _in_original_order(benchmark)
+            tuning = benchmark.seen_ids_for_tuning
+            return replace(benchmark, seen_ids=tuple(i for i in benchmark.seen_ids if i not in tuning) + tuning)
     return Benchmark(
         name="unknown",
         label_names=tuple(f"class {i}" for i in range(num_classes)),
         seen_ids=tuple(range(num_seen)),
         unseen_ids=tuple(range(num_seen, num_classes)),
     )
-
-
-def _original_pixelcnn_state_dict(config: PatchPixelCNNConfig) -> dict[str, Tensor]:
-    """Names and shapes of an original PixelCNN: a mask beside each kernel, the condition's weights `(E, C)`."""
-    expected = _state_dict_of(PatchPixelCNN, config, ("layers.", "head."))
-    for layer in range(config.num_layers):
-        kernel, condition = f"layers.{layer}.convolution", f"layers.{layer}.condition.weight"
-        expected[f"{kernel}.mask"] = expected[f"{kernel}.weight"]
-        expected[condition] = expected[condition].t()
-    return expected
-
-
-def _causal_mask(shape, sees_itself: bool) -> Tensor:
-    """Which taps of a kernel come before its centre in raster order."""
-    height, width = shape[-2:]
-    taps = torch.arange(height * width).view(height, width)
-    centre = taps[height // 2, width // 2]
-    return (taps <= centre if sees_itself else taps < centre).expand(shape)
 
 
 def _state_dict_of(kind, config, parts=("",)) -> dict[str, Tensor]:

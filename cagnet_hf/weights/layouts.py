@@ -101,15 +101,6 @@ _LAYOUTS = {
         useless=r"classifier\.1\.(weight|bias)",
         processor_fields=_IMAGENET,
     ),
-    "PixelCNN": _Layout(
-        prefix=r"(?:module\.)?",
-        rules={
-            r"conv([1-8])\.0\.(weight|mask)": lambda layer, leaf: f"layers.{int(layer) - 1}.convolution.{leaf}",
-            rf"conv([1-8])\.1\.{_NORM}": lambda layer, leaf: f"layers.{int(layer) - 1}.normalization.{leaf}",
-            r"b([1-8])": lambda layer: f"layers.{int(layer) - 1}.condition.weight",
-            rf"conv9\.{_BOTH}": "head.{}".format,
-        },
-    ),
 }
 
 
@@ -118,8 +109,8 @@ class KeyMatch:
     """What becomes of the tensors of a file, by their names.
 
     Attributes:
-        layout: `"DeepLabV2"` (CaGNet, SPNet and their initialisation), `"torchvision"`, `"transformers"` (ImageNet
-            ResNets) or `"PixelCNN"`; the one that knows most of the names.
+        layout: `"DeepLabV2"` (CaGNet, SPNet and their initialisation), `"torchvision"` or `"transformers"` (ImageNet
+            ResNets); the one that knows most of the names.
         matched: Names in the file -> names here.
         skipped: Known, but of no use here: the head for the ImageNet classes.
         unknown: All others.

@@ -53,7 +53,7 @@ def compare_layouts(recipe) -> dict:
         raise ValueError(f"{recipe.method} works pixel by pixel; give a patch-wise recipe, such as scenes/cagnet_pa")
     fit = patch_fit(recipe)
     dataset = dataset_of(recipe, recipe.train_split)
-    label_maps = LabelMapsAtFeatureStride(dataset, benchmark.label_map, recipe, model.config.output_stride)
+    label_maps = LabelMapsAtFeatureStride(dataset, benchmark.label_space, recipe, model.cagnet)
     patches = collect_patches(label_maps, model.config.patch_size, fit.max_patches)
     inputs, labels = fill_ignored(patches)
     held_out = slice(-fit.num_held_out(len(patches)), None)

@@ -17,8 +17,7 @@ from PIL import Image
 
 from cagnet_hf.apps.prediction import segment
 from cagnet_hf.data.benchmarks import load_benchmark
-from cagnet_hf.data.masks import MaskReader
-from cagnet_hf.data.rows import decoded
+from cagnet_hf.data.rows import Rows
 from cagnet_hf.data.stream import EndlessBatches, LabelledImages, TrainingBatches, TrainingExamples
 from cagnet_hf.data.transforms import TrainingTransform
 from cagnet_hf.evaluation import METRIC_PATH
@@ -152,9 +151,9 @@ def data_loader_line(setting: Setting, num_images: int = 32) -> Line:
         "image_id": [str(index) for index in range(num_images)],
     }
     features = datasets.Features(image=datasets.Image(), mask=datasets.Image(), image_id=datasets.Value("string"))
-    rows = decoded(datasets.Dataset.from_dict(columns, features), MaskReader(benchmark))
+    rows = Rows(datasets.Dataset.from_dict(columns, features), benchmark.label_space)
     transform = TrainingTransform(build_processor(stage.recipe), stage.stage.crop_size)
-    examples = TrainingExamples(LabelledImages(rows, benchmark.label_map, hide_unseen=True), transform, seed=0)
+    examples = TrainingExamples(LabelledImages(rows, benchmark.label_space, hide_unseen=True), transform, seed=0)
     endless = EndlessBatches(num_images, stage.stage.batch_size, 0)
     batches = TrainingBatches(examples, endless, stage.recipe.num_workers, pin_memory=setting.on_gpu)
 

@@ -51,24 +51,12 @@ def converted_backbone_card(config, processor, origin: Origin, *, has_aspp: bool
     )
 
 
-def converted_pixel_cnn_card(config, origin: Origin) -> str:
-    """The card of a converted PixelCNN: it scores patches and cannot be sampled."""
-    return render(
-        "pixel_cnn",
-        _metadata(library_name="cagnet-hf", pipeline_tag=None),
-        title="PixelCNN over patches of categories, converted",
-        side=config.patch_size,
-        names=list(config.id2label.values()),
-        **_origin(origin),
-    )
-
-
 def _metadata(**fields):
     return card_metadata(license="other", tags=[CONVERTED], **fields)
 
 
 def _origin(origin: Origin) -> dict:
-    released = origin.layout in ("DeepLabV2", "PixelCNN")
+    released = origin.layout == "DeepLabV2"
     return {
         "origin": origin,
         "released": released,

