@@ -210,7 +210,9 @@ class CaGNetForSemanticSegmentation(EditableClasses, CaGNetPreTrainedModel):
         Who trains the generator or the critic says so: `model.generator.requires_grad_(True)`.
         """
         beside = [getattr(self.classifier, name) for name in self.classifier.beside_scores]
-        for part in (self.generator, *beside):
+        # What a vision transformer shows in place of the patches that its own pre-training hides.
+        hidden = [parameter for name, parameter in self.named_parameters() if name.endswith("mask_token")]
+        for part in (self.generator, *beside, *hidden):
             if part is not None:
                 part.requires_grad_(False)
 
