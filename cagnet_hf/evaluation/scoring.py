@@ -125,7 +125,7 @@ def scored_batches(
     ) as bar:
         for batch in _batches_of_equal_size(examples, batch_size):
             with torch.inference_mode(), accelerator.autocast():
-                outputs = model(torch.stack([pixels for pixels, _ in batch]))
+                outputs = model(torch.stack([pixels for pixels, _ in batch]), return_dict=True)
             references = [labels for _, labels in batch]
             if square and model.config.classifier != "projection":
                 size = tuple(outputs.logits.shape[-2:])
