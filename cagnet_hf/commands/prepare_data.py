@@ -66,7 +66,7 @@ class Preparation:
             reports = write_prepared(examples, self.output, benchmark, origin=origin, **options)
         except BadPairsError as error:
             if len(error.problems) > NUM_PROBLEMS_SHOWN:
-                logger.info("\n".join(error.problems))
+                logger.info("\n".join(map(str, error.problems)))
             raise
         logger.info("%s\n", format_report(benchmark, reports))
         for split, number in origin.images.items():
