@@ -24,12 +24,8 @@ def evaluate(
     split: str = "test",
     protocol: str = "full",
     gamma: float | None = None,
-    benchmark: str | None = None,
-    label_map: str | None = None,
-    image_column: str = "image",
-    mask_column: str = "mask",
-    streaming: bool = False,
     batch_size: int = 8,
+    **columns,
 ) -> dict:
     """Score a model on the seen and unseen classes of a dataset.
 
@@ -39,11 +35,10 @@ def evaluate(
         split: The split of the dataset to score on.
         protocol: `"full"`: at the images' own sizes. `"paper"`: images warped to a square, at feature resolution.
         gamma: The calibration, which is subtracted from the seen classes' probabilities; the model's own when None.
-        benchmark: Name or class table of the masks' classes; the dataset's own when None.
-        label_map: YAML of the ids of a dataset that counts otherwise: `"{1: dog, 7: null}"`.
-        image_column, mask_column: What the dataset calls them.
-        streaming: Read rows as they are needed.
         batch_size: Images of equal size per batch.
+        columns: How the dataset is read: `image_column` and `mask_column`, where they have other names; `benchmark`,
+            the name or class table of the masks' classes, where the dataset does not say; `label_map`, YAML of the ids
+            of a dataset that counts otherwise, `"{1: dog, 7: null}"`; `streaming=True` to read rows when needed.
 
     Returns:
         The dictionary of the metric at `METRIC_PATH`, with `protocol` and `num_images`.
@@ -58,29 +53,15 @@ def evaluate(
     if not isinstance(model, str | Path) and processor is None:
         raise ValueError("a model is scored with its image processor: evaluate(model, dataset, processor=processor)")
     accelerator = Accelerator()
-    rows, classes = open_with_classes(
-        str(dataset),
-        split,
-        benchmark=benchmark,
-        label_map=label_map,
-        image_column=image_column,
-        mask_column=mask_column,
-        streaming=streaming,
-    )
+    rows, classes = open_with_classes(str(dataset), split, **columns)
     if isinstance(model, str | Path):
         model, processor = load_model(str(model))
     check_classes(model.config, classes, str(dataset))
     own = model.config.calibration
     try:
         model.config.calibration = own if gamma is None else gamma
-        return score(
-            model.to(accelerator.device),
-            processor,
-            rows,
-            protocol=protocol,
-            batch_size=batch_size,
-            accelerator=accelerator,
-        )
+        options = {"protocol": protocol, "batch_size": batch_size, "accelerator": accelerator}
+        return score(model.to(accelerator.device), processor, rows, **options)
     finally:
         model.config.calibration = own
 
