@@ -137,7 +137,7 @@ def _run_around(folder: Path, config: dict) -> Path | None:
 
 
 def _files(folder: Path, run: Path | None, model_id: str, license: str | None) -> dict[str, Path | bytes]:
-    """The files of the commit. A run's card is made from its metrics; another card is the folder's own, told its id."""
+    """The files of the commit. A run's card is made from its metrics; another is the folder's own, told its id."""
     files = {path.name: path for pattern in _MODEL_FILES for path in sorted(folder.glob(pattern))}
     if run is None:
         card = ModelCard.load(folder / CARD)
