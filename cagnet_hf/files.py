@@ -3,6 +3,8 @@
 import hashlib
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -32,15 +34,23 @@ def write_whole(target: Path, write) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def write_text_whole(path: Path, text: str) -> None:
-    """Write a file aside, then rename it."""
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """A path aside to write a file to, in a folder that is made if need be; whole, the file gets its name."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.partial")
     try:
-        aside.write_text(text, encoding="utf-8")
+        yield aside
         os.replace(aside, path)
-    except OSError:  # a full disk, or a folder of that name
+    except BaseException:  # a full disk, a folder of that name, Ctrl-C
         aside.unlink(missing_ok=True)
         raise
+
+
+def write_text_whole(path: Path, text: str) -> None:
+    """Write a text file aside, then rename it."""
+    with whole(path) as aside:
+        aside.write_text(text, encoding="utf-8")
 
 
 def sha256(path: Path) -> str:

@@ -39,7 +39,6 @@ def calibrate(data: DatasetOptions, *, model: str, apply_to: Path | None = None,
         columns = "  ".join(f"{key} {metrics[key] or 0.0:.4f}" for key in ("S-mIoU", "U-mIoU", "hIoU"))
         logger.info("%s gamma %.2f  %s", "*" if gamma == chosen else " ", gamma, columns)
     if output:
-        output.parent.mkdir(parents=True, exist_ok=True)
         write_text_whole(output, json.dumps({"chosen": chosen, "curve": curve}, indent=1))
     if apply_to is not None:
         apply_calibration(apply_to, chosen)
