@@ -83,7 +83,7 @@ class CaGNetConfig(PreTrainedConfig):
     """
 
     model_type = "cagnet"
-    sub_configs = {"backbone_config": AutoConfig}  # noqa: RUF012
+    sub_configs = {"backbone_config": AutoConfig}
 
     backbone: str = "resnet"
     backbone_config: dict | PreTrainedConfig | None = None
@@ -146,13 +146,14 @@ class CaGNetConfig(PreTrainedConfig):
             self.backbone_config = CONFIG_MAPPING[model_type](**entry)
         if self.backbone_config is None:
             self.output_stride = 8 if self.output_stride is None else self.output_stride
-        elif self.output_stride is not None:
+            return
+        # In the file of a saved model the number may be there without anybody having asked for it.
+        if self.output_stride is not None and self.transformers_version is None:
+            kind = self.backbone_config.model_type
             warnings.warn(
-                f"output_stride={self.output_stride} is left aside: a {self.backbone_config.model_type} backbone has "
-                "a stride of its own",
-                stacklevel=2,
+                f"output_stride={self.output_stride} is left aside: a {kind} backbone has its own", stacklevel=2
             )
-            self.output_stride = None
+        self.output_stride = None
 
     def _check(self):
         def choice(field, allowed):
