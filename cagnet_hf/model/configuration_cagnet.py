@@ -160,8 +160,6 @@ class CaGNetConfig(PreTrainedConfig):
             if getattr(self, field) not in allowed:
                 raise ValueError(f"{field}={getattr(self, field)!r}: choose one of {', '.join(map(repr, allowed))}")
 
-        for table in (BACKBONES, PYRAMIDS, CLASSIFIERS, GENERATORS):
-            table.chosen(self)
         if self.backbone_config is None:
             choice("output_stride", (4, 8, 16, 32))
         choice("patch_size", (1, 3, 5, 7))
