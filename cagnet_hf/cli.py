@@ -1,24 +1,96 @@
-"""What the command-line scripts share: a user's mistake ends in one line and exit code 2."""
+"""`cagnet-hf COMMAND`: finds the command, parses its arguments, and tells what went wrong in one line."""
 
+import argparse
+import inspect
+import logging
 import os
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from importlib import import_module
+from pathlib import Path
 
-import psutil
+from .commands import COMMANDS
+from .commands.arguments import arguments_of, parser_of, parser_of_words, summary
+
+PROGRAM = "cagnet-hf"
 
 
-def run(command: Callable[[], None]) -> int:
-    """Run a command's body; errors that describe bad input become `error: ...` on stderr.
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command.
+
+    Args:
+        argv: The command's name and its arguments; what this process was started with when None.
 
     Returns:
         The exit code: 0, or 2 for bad input.
     """
+    name, *arguments = (sys.argv[1:] if argv is None else argv) or ["--help"]
+    if name in ("-h", "--help"):
+        print(overview())
+        return 0
+    if name not in COMMANDS:
+        from .data.benchmarks import did_you_mean
+
+        known = f"`{PROGRAM} --help` lists the commands"
+        print(f"error: no command {name!r}{did_you_mean(name, COMMANDS)}; {known}", file=sys.stderr)
+        return 2
+    parser = build_parser(name)
+    # Options may stand between positional arguments; argparse has no such thing for a command of words.
+    has_words = hasattr(_module(name), "WORDS")
+    parsed = vars(parser.parse_args(arguments) if has_words else parser.parse_intermixed_args(arguments))
+    function = parsed.pop("function")
+    use_every_core()
+    with messages():
+        return run(lambda: function(**arguments_of(function, parsed)), resumed_by=(name, arguments))
+
+
+def overview() -> str:
+    """The commands, with one line about each."""
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:{width}}  {_summary(name)}" for name in COMMANDS]
+    head = f"usage: {PROGRAM} COMMAND ...\n\nZero-shot semantic segmentation: train, score and use models."
+    return "\n".join([head, "", "commands:", *lines, "", f"`{PROGRAM} COMMAND --help` tells what a command takes."])
+
+
+def build_parser(name: str) -> argparse.ArgumentParser:
+    """The parser of a command: of the function of its name, or of the functions in its module's `WORDS`."""
+    module, prog = _module(name), f"{PROGRAM} {name}"
+    if hasattr(module, "WORDS"):
+        return parser_of_words(module.WORDS, prog, inspect.getdoc(module))
+    return parser_of(getattr(module, name), prog)
+
+
+def _summary(name: str) -> str:
+    module = _module(name)
+    return summary(module if hasattr(module, "WORDS") else getattr(module, name))
+
+
+def _module(name: str):
+    return import_module(f".commands.{name}", __package__)
+
+
+def run(command: Callable[[], None], *, resumed_by: tuple[str, Sequence[str]] | None = None) -> int:
+    """Run a command's body: an error that describes bad input becomes the line `error: ...` on stderr.
+
+    Args:
+        command: The body.
+        resumed_by: The name and the arguments of a command that can be stopped and resumed.
+
+    Returns:
+        The exit code: 0, or 2 for bad input.
+    """
+    from .training.interruption import Stopped
+
     try:
         command()
+    except Stopped:
+        logging.getLogger(__name__).info("Stopped; to go on: %s", resuming_command(*resumed_by))
     except (ValueError, OSError, FloatingPointError) as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
+    _leave_process_group()
     return 0
 
 
@@ -30,15 +102,47 @@ def one_line(error: Exception) -> str:
     return " ".join(line.strip() for line in lines)
 
 
-def resuming_command(script: str, argv: list[str] | None, option: str | None = "--resume") -> str:
-    """The command that goes on with this one: the same arguments, and `option`."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    if option is not None and option not in arguments:
-        arguments.insert(0, option)
-    launcher = ["accelerate", "launch"] if "ACCELERATE_MIXED_PRECISION" in os.environ else ["python"]
+def resuming_command(name: str, arguments: Sequence[str]) -> str:
+    """The command that goes on with this one: the way it was started, with `--resume` where it takes that."""
+    arguments = list(arguments)
+    if "--resume" in build_parser(name).format_usage() and "--resume" not in arguments:
+        arguments.insert(0, "--resume")
+    launcher = []
+    if "ACCELERATE_MIXED_PRECISION" in os.environ:
+        launcher = ["accelerate", "launch"]
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         launcher = ["accelerate", "launch", "--num_processes", os.environ["WORLD_SIZE"]]
-    return shlex.join([*launcher, os.path.relpath(script), *arguments])
+    started = Path(sys.argv[0])
+    if started.name == f"{name}.py":
+        words = [*(launcher or ["python"]), os.path.relpath(started)]
+    else:
+        words = [*launcher, "-m", __package__, name] if launcher else [PROGRAM, name]
+    return shlex.join([*words, *arguments])
+
+
+@contextmanager
+def messages() -> Iterator[None]:
+    """Within, what the package tells goes to the terminal: messages to stdout, warnings to stderr."""
+    logger, handler = logging.getLogger(__package__), _Terminal()
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+
+
+class _Terminal(logging.Handler):
+    """Plain lines, above a progress bar where there is one; of several processes only the first tells."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        from tqdm.auto import tqdm
+
+        warns = record.levelno >= logging.WARNING
+        if warns or os.environ.get("RANK", "0") == "0":
+            tqdm.write(self.format(record), file=sys.stderr if warns else sys.stdout)
 
 
 def use_every_core() -> None:
@@ -48,6 +152,14 @@ def use_every_core() -> None:
     """
     launched = "ACCELERATE_MIXED_PRECISION" in os.environ and os.environ.get("OMP_NUM_THREADS") == "1"
     if launched and int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        import psutil
         import torch
 
         torch.set_num_threads(psutil.cpu_count(logical=False) or 1)
+
+
+def _leave_process_group() -> None:
+    """Let the processes of a launched command part in good order."""
+    torch = sys.modules.get("torch")  # not imported for this alone
+    if torch is not None and torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()

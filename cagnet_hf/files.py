@@ -6,19 +6,24 @@ import shutil
 from pathlib import Path
 
 from safetensors import SafetensorError
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 
 def write_whole(target: Path, write) -> None:
-    """Let `write(path)` fill a folder aside, then rename it to `target`: it is never seen half-written."""
+    """Let `write(path)` fill a folder aside, then rename it to `target`, which is never seen half-written.
+
+    Where `write` fails, nothing is left behind; what a kill leaves is removed the next time.
+    """
     aside = target.with_name(f".{target.name}.partial")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
     try:
         write(aside)
-    except (OSError, SafetensorError) as error:
+    except BaseException as error:
         shutil.rmtree(aside, ignore_errors=True)
-        raise OSError(f"{target} could not be written: {error}") from error
+        if isinstance(error, OSError | SafetensorError):
+            raise OSError(f"{target} could not be written: {error}") from error
+        raise
     old = target.with_name(f".{target.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if target.exists():

@@ -1,13 +1,18 @@
 """What several test files share."""
 
 import importlib.util
+from argparse import ArgumentParser
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
 from trained import arguments, write_dataset
+
+from cagnet_hf.cli import build_parser, main
+from cagnet_hf.commands import COMMANDS
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -29,11 +34,26 @@ def no_sleep_between_epochs():
         yield
 
 
-@pytest.fixture(scope="session")
-def load_script() -> Callable[[str], ModuleType]:
-    """`load_script("train").main(argv)` runs a script in this process."""
+@dataclass(frozen=True)
+class Command:
+    """A command of `cagnet-hf`, run in this process."""
 
-    def load(name: str) -> ModuleType:
+    name: str
+
+    def main(self, argv: list[str]) -> int:
+        return main([self.name, *argv])
+
+    def build_parser(self) -> ArgumentParser:
+        return build_parser(self.name)
+
+
+@pytest.fixture(scope="session")
+def load_script() -> Callable[[str], Command | ModuleType]:
+    """`load_script("train").main(argv)` runs a command, or a script that is none, in this process."""
+
+    def load(name: str) -> Command | ModuleType:
+        if name in COMMANDS:
+            return Command(name)
         spec = importlib.util.spec_from_file_location(f"scripts_{name}", REPOSITORY / "scripts" / f"{name}.py")
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)

@@ -19,7 +19,9 @@ FLOORS = [
     {"training"},
     {"hub"},
     {"apps"},
-    {"", "cli"},  # "": the package as its users see it
+    {"commands"},
+    {"cli"},
+    {"", "__main__"},  # the package as its users see it
     {"scripts"},
 ]
 # These travel to the Hub with the weights, as one flat folder.
@@ -106,7 +108,7 @@ def test_no_room_imports_itself_in_a_circle():
 
 
 def test_the_package_has_few_rooms():
-    rooms = {room(module) for module in MODULES} - {"", "scripts"}
+    rooms = {room(module) for module in MODULES} - {"", "__main__", "scripts"}
     assert len(rooms) <= 14
 
 
@@ -169,6 +171,14 @@ def test_no_other_program_is_started(path):
     module = module_name(path).removeprefix("cagnet_hf.")
     assert not {name.partition(".")[0] for name in imported_modules(path)} & starters or module in MAY_START_PROGRAMS
     assert not [call for call in calls(path) if ast.unparse(call.func).startswith(("os.exec", "os.spawn", "os.fork"))]
+
+
+@every_file
+def test_the_metric_alone_imports_evaluate(path):
+    """A file called evaluate.py beside a script would hide the library."""
+    module = module_name(path).removeprefix("cagnet_hf.")
+    allowed = {"evaluation.zero_shot_segmentation.zero_shot_segmentation", "scripts.speed.parts"}
+    assert "evaluate" not in {name.partition(".")[0] for name in imported_modules(path)} or module in allowed
 
 
 @every_file

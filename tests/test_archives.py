@@ -7,7 +7,7 @@ import zipfile
 import pytest
 from miniature_archives import write_tar, write_zip
 
-from cagnet_hf.data.archives import open_source
+from cagnet_hf.data.builders.archives import open_source
 
 
 @pytest.fixture

@@ -1,9 +1,13 @@
 """The facts of the benchmarks, and the map between stored ids and model order."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from cagnet_hf.data.benchmarks import IGNORE_INDEX, Benchmark, load_benchmark
+from cagnet_hf import CaGNetConfig
+from cagnet_hf.data.benchmarks import Benchmark, load_benchmark
+from cagnet_hf.data.label_space import UNLABELLED, LabelSpace
 
 
 @pytest.mark.parametrize(
@@ -50,44 +54,44 @@ def test_a_class_cannot_be_seen_and_unseen():
 def test_model_order_and_back_gives_the_stored_ids(name):
     benchmark = load_benchmark(name)
     stored = np.array([benchmark.class_ids], dtype=np.uint8)
-    model_order = benchmark.label_map.to_model_order(stored)
+    model_order = benchmark.label_space.to_model_order(stored)
     assert model_order.tolist() == [list(range(len(benchmark.class_ids)))]
-    assert (benchmark.label_map.to_stored_ids(model_order) == stored).all()
+    assert (benchmark.label_space.to_stored_ids(model_order) == stored).all()
 
 
 def test_background_and_255_are_ignored():
     mask = np.array([[0, 255, 1]], dtype=np.uint8)
-    assert load_benchmark("pascal_voc").label_map.to_model_order(mask).tolist() == [[IGNORE_INDEX, IGNORE_INDEX, 0]]
+    assert load_benchmark("pascal_voc").label_space.to_model_order(mask).tolist() == [[UNLABELLED, UNLABELLED, 0]]
 
 
 def test_unseen_classes_are_hidden_on_request_only():
-    label_map = load_benchmark("pascal_voc").label_map
+    labels = load_benchmark("pascal_voc").label_space
     mask = np.array([[15, 16, 20]], dtype=np.uint8)
-    assert label_map.to_model_order(mask).tolist() == [[14, 15, 19]]
-    assert label_map.to_model_order(mask, hide_unseen=True).tolist() == [[14, IGNORE_INDEX, IGNORE_INDEX]]
+    assert labels.to_model_order(mask).tolist() == [[14, 15, 19]]
+    assert labels.to_model_order(mask, hide_unseen=True).tolist() == [[14, UNLABELLED, UNLABELLED]]
 
 
 def test_masks_are_not_changed():
     mask = np.array([[0, 16, 255]], dtype=np.uint8)
-    load_benchmark("pascal_voc").label_map.to_model_order(mask, hide_unseen=True)
+    load_benchmark("pascal_voc").label_space.to_model_order(mask, hide_unseen=True)
     assert mask.tolist() == [[0, 16, 255]]
 
 
 def test_an_unknown_id_is_refused_with_file_and_value():
     mask = np.array([[1, 21]], dtype=np.uint8)
     with pytest.raises(ValueError, match=r"2007_000033\.png: label 21"):
-        load_benchmark("pascal_voc").label_map.to_model_order(mask, source="2007_000033.png")
+        load_benchmark("pascal_voc").label_space.to_model_order(mask, source="2007_000033.png")
 
 
 def test_an_unknown_id_is_refused_even_where_unseen_classes_are_hidden():
     mask = np.array([[21]], dtype=np.uint8)
     with pytest.raises(ValueError, match="label 21"):
-        load_benchmark("pascal_voc").label_map.to_model_order(mask, hide_unseen=True)
+        load_benchmark("pascal_voc").label_space.to_model_order(mask, hide_unseen=True)
 
 
 def test_a_colour_mask_is_refused():
     with pytest.raises(ValueError, match=r"2-d uint8"):
-        load_benchmark("pascal_voc").label_map.to_model_order(np.zeros((4, 4, 3), np.uint8))
+        load_benchmark("pascal_voc").label_space.to_model_order(np.zeros((4, 4, 3), np.uint8))
 
 
 def test_the_tuning_split_plays_seen_classes_as_unseen():
@@ -100,4 +104,22 @@ def test_the_tuning_split_plays_seen_classes_as_unseen():
 def test_the_tuning_split_ignores_the_truly_unseen_classes():
     voc = load_benchmark("pascal_voc")
     mask = np.array([voc.unseen_ids], dtype=np.uint8)
-    assert (voc.for_tuning().label_map.to_model_order(mask) == IGNORE_INDEX).all()
+    assert (voc.for_tuning().label_space.to_model_order(mask) == UNLABELLED).all()
+
+
+@pytest.mark.parametrize(
+    ("ignore_index", "dtype"), [(255, np.uint8), (254, np.uint8), (-100, np.int64), (1000, np.int64)]
+)
+def test_a_pixel_without_a_class_may_be_called_by_any_number(ignore_index, dtype):
+    labels = replace(load_benchmark("pascal_voc").label_space, ignore_index=ignore_index)
+    mask = np.array([[0, 255, 15, 16]], dtype=np.uint8)
+    assert labels.to_model_order(mask).tolist() == [[ignore_index, ignore_index, 14, 15]]
+    assert labels.to_model_order(mask, hide_unseen=True).tolist() == [[ignore_index, ignore_index, 14, ignore_index]]
+    assert labels.to_model_order(mask).dtype == dtype
+
+
+def test_a_model_calls_pixels_without_a_class_as_its_configuration_says():
+    fields = load_benchmark("pascal_voc").config_fields()
+    labels = LabelSpace.of(CaGNetConfig(**fields, ignore_index=1000))
+    assert labels.to_model_order(np.array([[0, 20]], np.uint8)).tolist() == [[1000, 19]]
+    assert labels.to_stored_ids(np.array([[0, 19]])).tolist() == [[1, 20]]

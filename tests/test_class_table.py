@@ -62,19 +62,19 @@ def test_a_folder_without_a_table_is_refused(tmp_path):
     with pytest.raises(ValueError) as refused:
         load_benchmark(str(tmp_path))
     assert str(refused.value) == (
-        f"{tmp_path}: no classes.yaml in it; scripts/prepare_data.py makes folders that have one"
+        f"{tmp_path}: no classes.yaml in it; `cagnet-hf prepare_data` makes folders that have one"
     )
 
 
 @pytest.mark.parametrize(
     ("old", "new", "reason"),
     [
-        (FARM, "- sheep", "not a mapping of name, classes, seen, unseen, ignored, tuning, unannotated"),
+        (FARM, "- sheep", "not a mapping of name, classes, seen, unseen, ignored, tuning, unannotated, origin"),
         ("unseen: [cow]", "", "no unseen; a class table has classes, seen and unseen"),
         ("unseen: [cow]", "unseen: []", "no unseen; a class table has classes, seen and unseen"),
         ("unseen: [cow]", "unseen: cow", "unseen is a list, got 'cow'"),
         ("ignored:", "ignore:", "unknown key 'ignore'; known: name, classes, seen, unseen, ignored, tuning, "
-         "unannotated"),
+         "unannotated, origin"),
         ("id: 7", "id: 3", "id 3 is both 'sheep' and 'cow'"),
         ("id: 7", "id: 255", "id 255 of class 'cow': an id is a number from 0 to 254"),
         ("id: 7", "id: seven", "id 'seven' of class 'cow': an id is a number from 0 to 254"),

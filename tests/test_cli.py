@@ -1,10 +1,136 @@
-"""What the commands share."""
+"""What the commands share: how one is found, what it says, and how a stopped one goes on."""
+
+import logging
+import sys
 
 import psutil
 import pytest
 import torch
+from conftest import REPOSITORY
 
-from cagnet_hf.cli import use_every_core
+from cagnet_hf.cli import build_parser, main, messages, one_line, resuming_command, run, use_every_core
+from cagnet_hf.commands import COMMANDS
+
+# Commands
+
+
+@pytest.mark.parametrize("argv", [[], ["--help"], ["-h"]], ids=" ".join)
+def test_the_commands_are_listed_with_a_line_each(argv, capsys):
+    assert main(argv) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("usage: cagnet-hf COMMAND")
+    listed = [line.split()[0] for line in lines if line.startswith("  ")]
+    assert listed == list(COMMANDS)
+    assert max(map(len, lines)) <= 80
+
+
+def test_a_misspelt_command_gets_the_nearest_one(capsys):
+    assert main(["trian", "--recipe", "scenes"]) == 2
+    printed = capsys.readouterr()
+    assert printed.err == ("error: no command 'trian'; did you mean 'train'?; `cagnet-hf --help` lists the commands\n")
+    assert printed.out == ""
+
+
+def test_a_command_without_its_name_s_arguments_tells_what_is_missing(capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["predict", "--output", "out"])
+    assert end.value.code == 2
+    assert "the following arguments are required: --model" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_s_help_says_what_every_argument_is(name):
+    parsers = [build_parser(name)]
+    for parser in parsers:
+        assert parser.description
+        for action in parser._actions:
+            parsers += (action.choices or {}).values() if isinstance(action.choices, dict) else []
+            assert action.help or action.metavar == "WORD"
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_is_a_script_of_its_name(name):
+    text = (REPOSITORY / "scripts" / f"{name}.py").read_text()
+    assert f'sys.exit(main(["{name}", *sys.argv[1:]]))' in text
+    assert "sys.path" not in text
+
+
+# Messages
+
+
+def test_messages_go_to_stdout_and_warnings_to_stderr(capsys):
+    logger = logging.getLogger("cagnet_hf.apps.training")
+    with messages():
+        logger.info("Wrote %s", "out")
+        logger.warning("left out: %s", "a.png")
+    logger.info("not heard")
+    assert tuple(capsys.readouterr()) == ("Wrote out\n", "left out: a.png\n")
+
+
+def test_of_several_processes_the_first_tells(capsys, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    with messages():
+        logging.getLogger("cagnet_hf").info("Wrote out")
+    assert capsys.readouterr().out == ""
+
+
+def test_a_user_s_mistake_is_one_line(capsys):
+    def fail():
+        raise ValueError("two\n  lines")
+
+    assert run(fail) == 2
+    assert capsys.readouterr().err == "error: two lines\n"
+
+
+def test_an_error_of_a_data_worker_is_its_last_line():
+    error = ValueError(
+        "Caught ValueError.\nTraceback (most recent call last):\n  File x\nValueError: a.png: damaged\n"
+    )
+    assert one_line(error) == "a.png: damaged"
+
+
+# Going on
+
+
+@pytest.fixture
+def started(monkeypatch):
+    """`started(program, **environment)`: as if the process were started so."""
+
+    def start(program: str, **environment):
+        for name in ("ACCELERATE_MIXED_PRECISION", "WORLD_SIZE"):
+            monkeypatch.delenv(name, raising=False)
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setattr(sys, "argv", [program])
+
+    return start
+
+
+ARGUMENTS = ["--recipe", "scenes", "seed=1"]
+
+
+@pytest.mark.parametrize(
+    ("program", "environment", "command"),
+    [
+        ("/usr/bin/cagnet-hf", {}, "cagnet-hf train"),
+        ("scripts/train.py", {}, "python scripts/train.py"),
+        ("scripts/train.py", {"ACCELERATE_MIXED_PRECISION": "no"}, "accelerate launch scripts/train.py"),
+        ("scripts/train.py", {"WORLD_SIZE": "2"}, "accelerate launch --num_processes 2 scripts/train.py"),
+        ("cagnet_hf/__main__.py", {"WORLD_SIZE": "2"}, "accelerate launch --num_processes 2 -m cagnet_hf train"),
+    ],
+)
+def test_a_stopped_run_goes_on_by_the_command_that_started_it(program, environment, command, started):
+    started(program, **environment)
+    assert resuming_command("train", ARGUMENTS) == f"{command} --resume --recipe scenes seed=1"
+    assert resuming_command("train", ["--resume", *ARGUMENTS]) == f"{command} --resume --recipe scenes seed=1"
+
+
+def test_a_comparison_resumes_by_itself(started):
+    started("/usr/bin/cagnet-hf")
+    assert resuming_command("compare", ["--benchmark", "scenes"]) == "cagnet-hf compare --benchmark scenes"
+
+
+# Threads
 
 
 @pytest.fixture

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from miniature_archives import write_jpeg, write_png, write_zip
 
-from cagnet_hf.data.coco_stuff import coco_stuff_examples
-from cagnet_hf.data.prepared import open_prepared
+from cagnet_hf.data.builders.coco_stuff import coco_stuff_examples
+from cagnet_hf.data.sources import open_prepared
 
 MAPS = "stuffthingmaps_trainval2017"
 
@@ -112,7 +112,10 @@ def test_an_image_in_both_splits_is_refused(coco):
     write_jpeg(coco / "val2017" / "000000000009.jpg")
     with pytest.raises(ValueError) as refused:
         coco_stuff_examples(coco)
-    assert str(refused.value) == f"{coco}: 1 images are in both train2017 and val2017 (first: 000000000009)"
+    assert (
+        str(refused.value)
+        == f"{coco}: 1 images are in both train2017 and val2017 (first: 000000000009); remove them from one"
+    )
 
 
 def test_a_missing_source_is_refused(tmp_path):

@@ -4,6 +4,7 @@ import io
 import json
 import re
 import shutil
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -16,9 +17,8 @@ from PIL import Image as PilImage
 from trained import SCHEDULE, arguments
 
 from cagnet_hf.data.benchmarks import load_benchmark
-from cagnet_hf.data.masks import MaskReader
-from cagnet_hf.data.prepared import open_prepared
-from cagnet_hf.data.sources import open_dataset
+from cagnet_hf.data.label_space import LabelSpace
+from cagnet_hf.data.sources import open_dataset, open_prepared
 from cagnet_hf.data.stream import EndlessBatches, LabelledImages, StreamedBatches, TrainingBatches, TrainingExamples
 from cagnet_hf.data.transforms import TrainingTransform
 from cagnet_hf.model.image_processing_cagnet import CaGNetImageProcessor
@@ -82,14 +82,18 @@ def write(tmp_path, tiny_dataset):
     return make
 
 
-def masks_of(kind: str) -> MaskReader:
-    return MaskReader(SCENES, THEIR_IDS if kind == "ids of their own" else {})
+def with_label_map(label_map: dict) -> LabelSpace:
+    return replace(SCENES.label_space, label_map=label_map)
+
+
+def labels_of(kind: str) -> LabelSpace:
+    return with_label_map(THEIR_IDS if kind == "ids of their own" else {})
 
 
 def examples_of(dataset, seed: int = 0, **options) -> TrainingExamples:
     processor = CaGNetImageProcessor(size={"height": 96, "width": 96})
     transform = TrainingTransform(processor, 64)
-    return TrainingExamples(LabelledImages(dataset, SCENES.label_map, hide_unseen=True), transform, seed)
+    return TrainingExamples(LabelledImages(dataset, SCENES.label_space, hide_unseen=True), transform, seed)
 
 
 # What the masks show
@@ -98,14 +102,14 @@ def examples_of(dataset, seed: int = 0, **options) -> TrainingExamples:
 @pytest.mark.parametrize("streaming", [False, True], ids=["whole", "streamed"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_of_mask_is_read_as_prepared_ones_are(write, tiny_dataset, kind, streaming):
-    rows = open_dataset(str(write(kind)), "test", **COLUMNS, masks=masks_of(kind), streaming=streaming)
+    rows = open_dataset(str(write(kind)), "test", **COLUMNS, labels=labels_of(kind), streaming=streaming)
     expected = open_dataset(str(tiny_dataset), "test")
     for row, prepared in zip(rows, expected, strict=True):
-        ids = np.asarray(prepared["mask"]).copy()
+        ids = prepared.labels.clone()
         if kind == "ids of their own":
             ids[:2] = 255
-        assert (np.asarray(row["mask"]) == ids).all()
-        assert (np.asarray(row["image"]) == np.asarray(prepared["image"])).all()
+        assert torch.equal(row.labels, ids)
+        assert torch.equal(row.image, prepared.image)
 
 
 def test_colors_of_the_class_table_are_decoded(write, tmp_path):
@@ -116,9 +120,9 @@ def test_colors_of_the_class_table_are_decoded(write, tmp_path):
     benchmark = load_benchmark(tmp_path / "shifted.yaml")
     table = pascal_palette()[1:18]
     ids = np.arange(17, dtype=np.uint8)[None]
-    assert (MaskReader(benchmark)(PilImage.fromarray(table[ids]), "m") == ids).all()
+    assert (benchmark.label_space.read(PilImage.fromarray(table[ids]), "m") == ids).all()
     with pytest.raises(ValueError, match=r"^label_map: the classes of .* have colors, which say it already$"):
-        MaskReader(benchmark, {0: 1})
+        replace(benchmark.label_space, label_map={0: 1})
 
 
 @pytest.mark.parametrize(
@@ -131,13 +135,13 @@ def test_colors_of_the_class_table_are_decoded(write, tmp_path):
 )
 def test_a_label_map_that_names_no_class_is_refused(label_map, message):
     with pytest.raises(ValueError, match=f"^label_map: {message}"):
-        MaskReader(SCENES, label_map)
+        with_label_map(label_map)
 
 
 def test_classes_may_be_named_in_a_label_map():
     name = SCENES.label_names[3]
     mask = PilImage.fromarray(np.array([[9, 8, 255]], np.uint8))
-    assert MaskReader(SCENES, {9: name, 8: None})(mask, "m").tolist() == [[3, 255, 255]]
+    assert with_label_map({9: name, 8: None}).read(mask, "m").tolist() == [[3, 255, 255]]
 
 
 @pytest.mark.parametrize("streaming", [False, True], ids=["whole", "streamed"])
@@ -150,7 +154,7 @@ def test_images_of_sixteen_bits_are_trained_on_as_they_are_predicted(tmp_path, s
     Dataset.from_list([row], features=features).to_parquet(folder / "train-00000-of-00001.parquet")
     rows = open_dataset(str(folder), "train", streaming=streaming)
     row = next(iter(rows.shuffled(0))) if streaming else 0
-    image, _ = LabelledImages(rows, SCENES.label_map, hide_unseen=True)[row]
+    image, _ = LabelledImages(rows, SCENES.label_space, hide_unseen=True)[row]
     plain = CaGNetImageProcessor(do_resize=False, do_rescale=False, do_normalize=False, do_flip_channel_order=False)
     expected = plain(PilImage.fromarray(values), return_tensors="pt")["pixel_values"][0]
     assert torch.equal(image.float(), expected)
@@ -163,7 +167,7 @@ def test_images_of_sixteen_bits_are_trained_on_as_they_are_predicted(tmp_path, s
 def read_row():
     """`read_row(image, mask)`: a row of these bytes, whole and streamed; both give the same error."""
 
-    def read(tmp_path: Path, image: dict, mask: dict, reader=None, **options) -> str:
+    def read(tmp_path: Path, image: dict, mask: dict, labels=None, **options) -> str:
         folder = tmp_path / "one"
         folder.mkdir()
         features = Features({"image": Image(), "mask": Image(), "image_id": Value("string")})
@@ -171,7 +175,7 @@ def read_row():
         Dataset.from_list([row], features=features).to_parquet(folder / "train-00000-of-00001.parquet")
         messages = set()
         for streaming in (False, True):
-            rows = open_dataset(str(folder), "train", masks=reader, streaming=streaming)
+            rows = open_dataset(str(folder), "train", labels=labels, streaming=streaming)
             with pytest.raises(ValueError) as refused:
                 next(iter(rows))
             messages.add(str(refused.value))
@@ -216,7 +220,7 @@ def test_an_id_that_is_too_large_is_refused(read_row, tmp_path):
 
 
 def test_an_unknown_colour_is_refused(read_row, tmp_path):
-    message = read_row(tmp_path, png(PHOTO), png(PilImage.new("RGB", (5, 4), (1, 2, 3))), MaskReader(SCENES))
+    message = read_row(tmp_path, png(PHOTO), png(PilImage.new("RGB", (5, 4), (1, 2, 3))), SCENES.label_space)
     assert message == (
         "mask of a: color [1, 2, 3] belongs to no class in the PASCAL palette; "
         "give each class its color in a class table (benchmark=FILE.yaml)"
@@ -224,7 +228,7 @@ def test_an_unknown_colour_is_refused(read_row, tmp_path):
 
 
 def test_an_id_that_the_label_map_lacks_is_refused(read_row, tmp_path):
-    message = read_row(tmp_path, png(PHOTO), png(GREY), MaskReader(SCENES, {100: 1}))
+    message = read_row(tmp_path, png(PHOTO), png(GREY), with_label_map({100: 1}))
     assert message == "mask of a: label 1 is not in label_map (unknown ids: [1])"
 
 
@@ -256,7 +260,7 @@ def test_an_empty_stream_is_refused(write):
 
 @pytest.fixture
 def streamed(write):
-    return open_dataset(str(write()), "train", **COLUMNS, masks=MaskReader(SCENES), **STREAMED)
+    return open_dataset(str(write()), "train", **COLUMNS, labels=SCENES.label_space, **STREAMED)
 
 
 def keys(batches: StreamedBatches, count: int) -> list:
@@ -294,18 +298,18 @@ def test_workers_change_nothing(streamed):
 
 def test_streamed_examples_have_the_pixels_of_prepared_ones(streamed, tiny_dataset):
     prepared = open_dataset(str(tiny_dataset), "train")
-    row_of = {np.asarray(row["image"]).tobytes(): number for number, row in enumerate(prepared)}
+    row_of = {sample.image.numpy().tobytes(): number for number, sample in enumerate(prepared)}
     theirs, ours = examples_of(streamed), examples_of(prepared)
     (batch,) = islice(StreamedBatches(streamed, 12, seed=0), 1)
     for position, row in batch:
-        number = row_of[np.asarray(streamed[row]["image"]).tobytes()]
+        number = row_of[streamed[row].image.numpy().tobytes()]
         one, other = theirs[position, row], ours[position, number]
         assert all(torch.equal(one[key], other[key]) for key in one)
 
 
 def test_the_rows_of_a_dataset_opened_whole_are_in_the_order_of_a_prepared_one(write, tiny_dataset):
     theirs = open_dataset(str(write("palette")), "train", **COLUMNS)
-    assert theirs["image_id"][:2] == ["train-000000", "train-000001"]
+    assert theirs.image_ids([0, 1]) == ["train-000000", "train-000001"]
     batches = islice(EndlessBatches(12, 4, seed=0), 3)
     for key in [key for batch in batches for key in batch]:
         assert examples_of(theirs)[key]["pixel_values"].shape == (3, 64, 64)

@@ -9,7 +9,7 @@ from miniature_archives import write_jpeg, write_png
 from miniature_voc import MiniatureVoc
 from trained import arguments
 
-from cagnet_hf.data.prepared import open_prepared
+from cagnet_hf.data.sources import open_prepared
 
 CLASSES = "classes: [{id: 1, name: sheep}, {id: 4, name: cow}]\nseen: [sheep]\nunseen: [cow]\n"
 
@@ -149,7 +149,7 @@ def test_a_class_that_is_both_seen_and_unseen(farm, refused):
     [
         (
             {"sheep": [1.0, 0.0]},
-            "no embedding of class 'cow' among its 1 names; scripts/prepare_embeddings.py makes a table of any names",
+            "no embedding of class 'cow' among its 1 names; `cagnet-hf prepare_embeddings` makes a table of any names",
         ),
         (
             {"sheep": [1.0, 0.0], "cow": [1.0, 0.0, 2.0]},

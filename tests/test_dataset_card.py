@@ -4,32 +4,31 @@ import pytest
 from huggingface_hub import DatasetCard
 from miniature_voc import MiniatureVoc
 
-from cagnet_hf.data import coco_stuff, pascal_context, pascal_voc
-from cagnet_hf.data.benchmarks import load_benchmark
-from cagnet_hf.data.card import Origin, dataset_card
-from cagnet_hf.data.report import SplitReport
+from cagnet_hf.data.benchmarks import Origin, load_benchmark
+from cagnet_hf.data.builders import BUILDERS
+from cagnet_hf.data.report import SplitReport, dataset_card
 
 VOC = load_benchmark("pascal_voc")
 
 
 @pytest.fixture
 def reports() -> dict[str, SplitReport]:
-    train, test = SplitReport(num_images=3, skipped=["a.jpg: not an image"]), SplitReport(num_images=1)
+    train, test = SplitReport(["a", "b", "c"], skipped=["d.jpg: not an image"]), SplitReport(["e"])
     train.num_pixels[[0, 1, 255]] = 500, 1200, 7
     test.num_pixels[20] = 9
     return {"train": train, "test": test}
 
 
-@pytest.mark.parametrize("module", [pascal_voc, pascal_context, coco_stuff])
-def test_official_data_name_their_source_licence_and_papers(module, reports):
-    card = DatasetCard(dataset_card(VOC, reports, module.ORIGIN))
+@pytest.mark.parametrize("name", BUILDERS)
+def test_official_data_name_their_source_licence_and_papers(name, reports):
+    card = DatasetCard(dataset_card(VOC, reports, load_benchmark(name).origin))
     assert (card.data.license, card.data.task_categories) == ("other", ["image-segmentation"])
     assert "- Source: http" in card.text and "Flickr" in card.text
     assert "@inproceedings{" in card.text and "```bibtex" in card.text
 
 
 def test_the_header_tells_the_files_of_each_split(reports):
-    card = DatasetCard(dataset_card(VOC, reports, pascal_voc.ORIGIN))
+    card = DatasetCard(dataset_card(VOC, reports, VOC.origin))
     (config,) = card.data.configs
     assert config["data_files"] == [
         {"split": "train", "path": "data/train-*"},
@@ -38,12 +37,12 @@ def test_the_header_tells_the_files_of_each_split(reports):
 
 
 def test_splits_are_counted(reports):
-    text = dataset_card(VOC, reports, pascal_voc.ORIGIN)
+    text = dataset_card(VOC, reports, VOC.origin)
     assert "| train | 3 | 1,200 | 1 |\n| test | 1 | 9 | 0 |" in text  # background and borders have no label
 
 
 def test_labels_are_marked_as_seen_unseen_or_ignored(reports):
-    text = dataset_card(VOC, reports, pascal_voc.ORIGIN)
+    text = dataset_card(VOC, reports, VOC.origin)
     assert "Of 20 classes 15 are seen, 5 unseen." in text
     assert "| 0 | background | ignored |" in text
     assert "| 1 | aeroplane | seen |" in text

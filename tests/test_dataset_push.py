@@ -8,7 +8,7 @@ from huggingface_hub import DatasetCard
 from test_own_folder import CLASSES, IDS, write_pairs
 
 from cagnet_hf.data.benchmarks import load_benchmark
-from cagnet_hf.data.own_folder import folder_examples
+from cagnet_hf.data.builders.own_folder import folder_examples
 from cagnet_hf.data.prepared import write_prepared
 from cagnet_hf.data.sources import open_dataset
 from cagnet_hf.hub.datasets import push_dataset
@@ -54,7 +54,7 @@ def test_a_prepared_dataset_opens_by_its_id(hub, prepare, tmp_path):
     here = open_dataset(str(tmp_path / "prepared"), "train")
     for streaming in (False, True):
         there = open_dataset(FARM, "train", streaming=streaming)
-        assert [row["image_id"] for row in there] == here["image_id"]
+        assert [sample.id for sample in there] == [sample.id for sample in here]
     (tmp_path / "classes.yaml").write_bytes(hub.files(FARM, "datasets")["classes.yaml"])
     assert load_benchmark(tmp_path / "classes.yaml").unseen_ids == (4,)
     card = DatasetCard(hub.files(FARM, "datasets")["README.md"].decode())
@@ -115,7 +115,7 @@ def test_an_upload_that_fails_tells_how_to_try_again(hub, prepare, monkeypatch, 
         monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
         return examples(*arguments)
 
-    monkeypatch.setattr("cagnet_hf.data.own_folder.folder_examples", read_and_lose_the_connection)
+    monkeypatch.setattr("cagnet_hf.data.builders.own_folder.folder_examples", read_and_lose_the_connection)
     code, _, errors = prepare()
     assert (code, len(errors)) == (2, 1)
     assert "cannot reach http://127.0.0.1:9" in errors[0]

@@ -21,7 +21,7 @@ from trained import arguments
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 
 from cagnet_hf import METRIC_PATH
-from cagnet_hf.data.sources import open_dataset
+from cagnet_hf.data.sources import open_prepared
 from cagnet_hf.weights.folders import load_model
 
 MODEL, DATASET, METRIC = f"{OWNER}/cagnet-scenes", f"{OWNER}/scenes-data", f"{OWNER}/zero_shot_segmentation"
@@ -98,7 +98,7 @@ def push(here, load_script, capsys):
 
 @pytest.fixture(scope="module")
 def image(tiny_dataset) -> Image.Image:
-    return open_dataset(str(tiny_dataset), "test")[0]["image"].convert("RGB")
+    return open_prepared(tiny_dataset, split="test")[0]["image"].convert("RGB")
 
 
 @pytest.fixture(scope="module")

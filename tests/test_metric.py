@@ -1,6 +1,10 @@
 """The metric: the reference's scores, streaming, refusals. Label maps of a few pixels spell the rules out."""
 
 import json
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import evaluate
@@ -205,3 +209,82 @@ def test_logits_are_refused():
 def test_a_label_set_that_contradicts_itself_is_refused(wrong):
     with pytest.raises(ValueError):
         evaluate.load(METRIC_PATH, num_labels=3, **wrong)
+
+
+# As `mean_iou` is used: loaded without a label set
+
+
+def test_a_metric_without_a_label_set_is_told_it_with_the_maps():
+    prediction, truth = golden_maps("all")
+    metric = evaluate.load(METRIC_PATH)
+    given = {"predictions": prediction, "references": truth, "num_labels": 20, "ignore_index": 255}
+    scores = metric.compute(**given, unseen_ids=range(15, 20), id2label={0: "cat"})
+    expected = load_metric(id2label={0: "cat"}).compute(predictions=prediction, references=truth)
+    assert scores == expected
+    assert metric.compute(**given, seen_ids=range(15))["hIoU"] == expected["hIoU"]
+
+
+def test_every_class_is_seen_where_none_is_named():
+    prediction, truth = golden_maps("all")
+    scores = evaluate.load(METRIC_PATH).compute(predictions=prediction, references=truth, num_labels=20)
+    expected = load_metric().compute(predictions=prediction, references=truth)
+    assert (scores["mIoU"], scores["S-mIoU"]) == (expected["mIoU"], expected["mIoU"])
+    assert (scores["U-mIoU"], scores["U-PA"], scores["U-MA"], scores["hIoU"]) == (None, None, None, 0.0)
+
+
+def test_what_was_added_stays_where_other_maps_are_scored():
+    metric = load_metric(1, 1)
+    metric.add(prediction=[[0, 1]], reference=[[0, 0]])
+    assert metric.compute(predictions=[[[2]]], references=[[[2]]], num_labels=3)["mIoU"] == 1.0
+    assert metric.confusion_matrix.sum() == 2
+
+
+def test_a_metric_without_a_label_set_says_what_is_missing():
+    metric = evaluate.load(METRIC_PATH)
+    with pytest.raises(ValueError, match="loaded without num_labels"):
+        metric.add(prediction=[[0]], reference=[[0]])
+    with pytest.raises(ValueError, match=r"^ignore_index without num_labels: give the number of classes, too$"):
+        metric.compute(predictions=[[[0]]], references=[[[0]]], ignore_index=0)
+    with pytest.raises(ValueError, match="needs both predictions and references"):
+        metric.compute(num_labels=2)
+
+
+@pytest.mark.parametrize("ignore_index", [-100, 1000])
+def test_any_value_may_mark_ignored_pixels(ignore_index):
+    metric = load_metric(1, 1, ignore_index=ignore_index)
+    metric.add(prediction=np.array([[0, 1]], np.uint8), reference=np.array([[0, ignore_index]]))
+    metric.add(prediction=np.array([[0]], np.uint8), reference=np.array([[1]], np.uint8))
+    assert metric.confusion_matrix.tolist() == [[1, 0], [1, 0]]
+
+
+def test_masked_pixels_are_ignored():
+    prediction = np.ma.array([[0, 1, 7]], mask=[[False, False, True]])
+    reference = np.ma.array([[0, 9, 1]], mask=[[False, True, False]])
+    metric = load_metric(1, 1)
+    metric.add(prediction=prediction, reference=reference)
+    metric.add_batch(predictions=prediction[None], references=reference[None])
+    assert metric.confusion_matrix.tolist() == [[2, 0], [0, 0]]
+
+
+def test_ids_that_are_no_integers_are_refused():
+    with pytest.raises(TypeError, match="reference of type float64"):
+        load_metric().add(prediction=np.zeros((2, 2), int), reference=np.zeros((2, 2)))
+
+
+ELSEWHERE = """
+import sys, evaluate
+metric = evaluate.load(sys.argv[1], num_labels=2, seen_ids=[0], unseen_ids=[1])
+metric.add_batch(predictions=[[[0, 1]]], references=[[[0, 1]]])
+assert metric.compute()["hIoU"] == 1.0
+assert "harmonic mean" in metric.description and "predictions: Integer label maps" in metric.inputs_description
+assert not [name for name in sys.modules if name.partition(".")[0] == "cagnet_hf"]
+"""
+
+
+def test_a_copied_folder_is_loaded_offline_by_a_process_of_its_own(tmp_path):
+    copy = shutil.copytree(METRIC_PATH, tmp_path / "zero_shot_segmentation")
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "home")}
+    finished = subprocess.run(
+        [sys.executable, "-c", ELSEWHERE, str(copy)], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert finished.returncode == 0, finished.stderr

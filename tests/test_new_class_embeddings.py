@@ -11,7 +11,7 @@ from tiny_encoders import write_bert
 from cagnet_hf import CaGNetForSemanticSegmentation
 from cagnet_hf.data.scenes import scenes_class_embeddings
 from cagnet_hf.evaluation.new_classes import mean_ious
-from cagnet_hf.vectors.class_embeddings import read_table, save_embedding_table
+from cagnet_hf.vectors.class_embeddings import BUNDLED_TABLE, read_table, save_embedding_table
 from cagnet_hf.vectors.new_classes import describe_source, embed_new_classes
 from cagnet_hf.vectors.text_encoders import encode_names
 from cagnet_hf.weights.folders import load_model
@@ -26,7 +26,7 @@ def model_of(vectors: np.ndarray, source: dict | None = None) -> CaGNetForSemant
 
 
 def bundled(*names: str) -> np.ndarray:
-    table = read_table("bundled").vectors
+    table = read_table(BUNDLED_TABLE)
     return np.stack([table[name] for name in names])
 
 

@@ -3,12 +3,13 @@
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from tiny import new_model, noise_batch, real_step, tiny_recipe
 
 from cagnet_hf.data.benchmarks import load_benchmark
+from cagnet_hf.data.samples import Sample
 from cagnet_hf.data.stream import LabelledImages, TrainingExamples
 from cagnet_hf.data.transforms import TrainingTransform
+from cagnet_hf.model.decoding_cagnet import image_tensor
 from cagnet_hf.training.optimizers import build_optimizers, set_learning_rates
 from cagnet_hf.training.setup import build_processor
 
@@ -128,10 +129,10 @@ def total_of_a_real_step(mask: np.ndarray, *overrides: str) -> torch.Tensor:
     """The loss of a real step on one image of noise with the stored mask `(96, 96)`."""
     recipe = tiny_recipe("cagnet_pi", *overrides)
     pixels = np.random.default_rng(0).integers(0, 256, (96, 96, 3), dtype=np.uint8)
-    rows = [{"image": Image.fromarray(pixels), "mask": Image.fromarray(mask), "image_id": "noise"}]
+    rows = [Sample(image_tensor(pixels), torch.from_numpy(mask), "noise")]
     transform = TrainingTransform(build_processor(recipe), 96, **recipe.augmentation.model_dump())
-    label_map = load_benchmark("scenes").label_map
-    images = LabelledImages(rows, label_map, hide_unseen=not recipe.supervised)
+    labels = load_benchmark("scenes").label_space
+    images = LabelledImages(rows, labels, hide_unseen=not recipe.supervised)
     example = TrainingExamples(images, transform, seed=0)[0, 0]
     model, _ = new_model(recipe)
     torch.manual_seed(1)

@@ -7,9 +7,9 @@ from PIL import Image
 from scipy.io import savemat
 
 from cagnet_hf.data.benchmarks import load_benchmark
-from cagnet_hf.data.examples import read_image
-from cagnet_hf.data.pascal_context import pascal_context_examples
-from cagnet_hf.data.prepared import open_prepared
+from cagnet_hf.data.builders.pascal_context import pascal_context_examples
+from cagnet_hf.data.samples import read_image
+from cagnet_hf.data.sources import open_prepared
 
 CONTEXT = load_benchmark("pascal_context")
 # In the order of the 459: alphabetical, with the spelling of the official file.
@@ -56,7 +56,7 @@ def first_rows(examples) -> dict[str, list]:
 
 
 def test_the_33_classes_are_taken_as_they_are(voc, labels33):
-    examples = pascal_context_examples(voc, labels33, CONTEXT)
+    examples = pascal_context_examples(voc, labels33)
     assert {split: [e.image_id for e in some] for split, some in examples.items()} == {
         "train": ["2008_1", "2008_2"],
         "test": ["2008_3"],
@@ -73,13 +73,13 @@ def test_numbers_become_the_33_classes_by_name(voc, labels459):
 
 
 def read459(voc, folder):
-    return pascal_context_examples(voc, folder, CONTEXT)
+    return pascal_context_examples(voc, folder)
 
 
 def test_archives_are_read_where_they_lie(voc, labels33, labels459, tmp_path):
     devkit = write_tar(voc, tmp_path / "VOCtrainval_03-May-2010.tar")
     png = write_tar(labels33.parent, tmp_path / "33_context_labels.tar.gz", "w:gz")
-    assert first_rows(pascal_context_examples(devkit, png, CONTEXT))["2008_2"] == [0, 2, 33, 33, 33]
+    assert first_rows(pascal_context_examples(devkit, png))["2008_2"] == [0, 2, 33, 33, 33]
     mat = write_tar(labels459, tmp_path / "trainval.tar.gz", "w:gz")
     assert first_rows(read459(devkit, mat)) == first_rows(read459(voc, labels459))
 
@@ -123,14 +123,14 @@ def test_a_number_without_a_name_is_refused(voc, labels459):
 
 def test_a_folder_without_labels_is_refused(voc):
     with pytest.raises(FileNotFoundError) as refused:
-        pascal_context_examples(voc, voc, CONTEXT)
+        pascal_context_examples(voc, voc)
     assert str(refused.value) == (f"{voc}: no label files in it; give 33_context_labels (*.png) or trainval (*.mat)")
 
 
 def test_a_devkit_of_another_year_is_refused(voc, labels33):
     (voc / "VOCdevkit/VOC2010").rename(voc / "VOCdevkit/VOC2012")
     with pytest.raises(FileNotFoundError) as refused:
-        pascal_context_examples(voc, labels33, CONTEXT)
+        pascal_context_examples(voc, labels33)
     assert str(refused.value) == (
         f"{voc}: no VOCdevkit/VOC2010/JPEGImages in it; give the folder that holds VOCdevkit, or its archive"
     )
@@ -138,8 +138,8 @@ def test_a_devkit_of_another_year_is_refused(voc, labels33):
 
 def test_lists_that_share_images_are_refused(voc, labels33):
     (voc / "VOCdevkit/VOC2010/ImageSets/Main/val.txt").write_text("2008_3\n2008_2\n")
-    with pytest.raises(ValueError, match=r"1 images are in both train\.txt and val\.txt \(first: 2008_2\)$"):
-        pascal_context_examples(voc, labels33, CONTEXT)
+    with pytest.raises(ValueError, match=r"1 images are in both train\.txt and val\.txt \(first: 2008_2\); remove"):
+        pascal_context_examples(voc, labels33)
 
 
 def test_the_command_prepares_the_33_classes(voc, labels33, tmp_path, load_script, capsys, monkeypatch):

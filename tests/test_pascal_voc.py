@@ -8,8 +8,8 @@ import pytest
 from miniature_archives import PERSON, write_devkit, write_sbd, write_tar
 from miniature_voc import MiniatureVoc
 
-from cagnet_hf.data.examples import BrokenFileError, read_image
-from cagnet_hf.data.pascal_voc import pascal_voc_examples
+from cagnet_hf.data.builders.pascal_voc import pascal_voc_examples
+from cagnet_hf.data.samples import BrokenFileError, read_image
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def test_lists_with_paths_are_read(voc):
 
 def test_test_images_in_the_training_list_are_refused(voc):
     voc.write_list("train_aug.txt", ["a", "d"])
-    with pytest.raises(ValueError, match=r"also in train_aug\.txt \(first: d\)"):
+    with pytest.raises(ValueError, match=r": 1 images are in both train_aug\.txt and val\.txt \(first: d\); remove"):
         pascal_voc_examples(voc.folder)
 
 

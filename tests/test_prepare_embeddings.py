@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 from tiny_encoders import write_bert
-from word_tables import write_fasttext, write_glove, write_vec, write_word2vec
+from word_tables import write_glove, write_vec, write_word2vec
 
 from cagnet_hf.data.benchmarks import Benchmark, load_benchmark
 from cagnet_hf.model.configuration_cagnet import plain_name
@@ -122,17 +122,6 @@ def test_a_name_may_be_optional(words):
     assert list(look_up_names(["cat", "wolf"], words, optional={"wolf"}).vectors) == ["cat"]
 
 
-def test_missing_words_are_composed_on_demand(tmp_path):
-    """Its n-grams of one character are `c`, `o`, `w`; bucket 0 is of all."""
-    source = write_fasttext(tmp_path / "model.bin", {"cat": [2.0]}, [[4.0]], ngrams=(1, 1))
-    with pytest.raises(ValueError, match="no vector of 'cow'"):
-        look_up_names(["cow", "cat"], source)
-    assert look_up_names(["cow", "cat"], source, subwords=True, optional={"cow"}).composed == []
-    found = look_up_names(["cow", "cat"], source, subwords=True)
-    assert found.composed == ["cow"]
-    assert {name: vector.tolist() for name, vector in found.vectors.items()} == {"cow": [4.0], "cat": [3.5]}
-
-
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
@@ -240,9 +229,8 @@ def test_a_class_of_a_benchmark_without_a_vector_is_refused(call, words):
         ("--word_vectors {words} --names cats", "no vector of 'cats' (near: cat)"),
         ("--word_vectors absent.vec --names cat", "absent.vec: no such file"),
         ("--word_vectors {words} --names cat --synonyms {words} --synonyms {words}", "2 --synonyms for 1 --word"),
-        ("--encoder {words} --names cat --subwords", "--subwords are for --word_vectors"),
+        ("--encoder {words} --names cat --synonyms {words}", "--synonyms are for --word_vectors"),
         ("--word_vectors {words} --names cat --pooling mean", "--prompt are for an --encoder"),
-        ("--word_vectors {words} --names cats --subwords", "words.txt: lacks cats; only a fastText .bin"),
         ("--word_vectors {words} --names cat --encoder_name x", "--encoder_name x names one --encoder"),
         ("--word_vectors {words} --names cat --output table.npy", "ends in .safetensors"),
         ("--word_vectors {words} --benchmark pascal", "unknown benchmark 'pascal'"),

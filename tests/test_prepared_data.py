@@ -10,10 +10,11 @@ from miniature_voc import MiniatureVoc
 from PIL import Image
 
 from cagnet_hf.data.benchmarks import load_benchmark
+from cagnet_hf.data.builders.pascal_voc import pascal_voc_examples
 from cagnet_hf.data.examples import Example
-from cagnet_hf.data.pascal_voc import pascal_voc_examples
-from cagnet_hf.data.prepared import open_prepared, write_prepared
+from cagnet_hf.data.prepared import write_prepared
 from cagnet_hf.data.report import format_report
+from cagnet_hf.data.sources import open_prepared
 
 VOC = load_benchmark("pascal_voc")
 
@@ -65,7 +66,7 @@ def test_names_lie_beside_the_data(voc, tmp_path):
 
 
 def test_large_splits_become_several_files(voc, tmp_path):
-    prepare(voc, tmp_path / "out", max_shard_bytes=1)
+    prepare(voc, tmp_path / "out", max_file_bytes=1)
     names = sorted(path.name for path in (tmp_path / "out/data").glob("train-*"))
     assert names == [f"train-{i:05d}-of-00003.parquet" for i in range(3)]
     assert open_prepared(tmp_path / "out", split="train")["image_id"][:] == ["a", "b", "c"]
@@ -115,9 +116,9 @@ def test_a_label_outside_the_label_set_is_refused(voc, tmp_path):
         prepare(voc, tmp_path / "out")
 
 
-def test_a_colour_mask_is_refused(voc, tmp_path):
-    Image.new("RGB", (20, 10)).save(voc.mask("b"))
-    with pytest.raises(ValueError, match=r"b\.png: mode RGB"):
+def test_a_mask_of_unknown_colours_is_refused(voc, tmp_path):
+    Image.new("RGB", (20, 10), (1, 2, 3)).save(voc.mask("b"))
+    with pytest.raises(ValueError, match=r"b\.png: color \[1, 2, 3\] belongs to no class in the PASCAL palette"):
         prepare(voc, tmp_path / "out")
 
 

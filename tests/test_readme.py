@@ -26,7 +26,7 @@ from word_tables import write_vec, write_word2vec
 
 from cagnet_hf.apps.demo import build_page
 from cagnet_hf.data.benchmarks import load_benchmark
-from cagnet_hf.data.sources import open_dataset
+from cagnet_hf.data.sources import open_prepared
 from cagnet_hf.hub.cards import MODEL_ID
 from cagnet_hf.model.image_processing_cagnet import CaGNetImageProcessor
 from cagnet_hf.training.recipe_files import load_recipe
@@ -105,7 +105,7 @@ def _model_of_an_encoder(sandbox: Sandbox, folder: Path) -> None:
 
 
 def _image(sandbox: Sandbox, path: Path) -> None:
-    open_dataset(str(sandbox.tiny_dataset), "test")[0]["image"].save(path)
+    open_prepared(sandbox.tiny_dataset, split="test")[0]["image"].save(path)
 
 
 def _voc_archive(sandbox: Sandbox, path: Path) -> None:

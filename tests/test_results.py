@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from huggingface_hub import ModelCard
 
+from cagnet_hf.apps.comparison import read_variants
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 CARDS = REPOSITORY / "model_cards"
 COLUMNS = ("S-mIoU", "U-mIoU", "hIoU", "mIoU", "PA", "MA", "U-PA", "U-MA")
@@ -46,7 +48,7 @@ def test_the_ablations_are_those_of_the_variants(path, load_script):
     assert block(CARDS / "README.md", f"{path.parent.name} ablations") == load_script("results_table").ablation_table(
         path
     )
-    variants = load_script("compare").read_variants(REPOSITORY / "scripts/ablations" / f"{path.parent.name}.yaml")
+    variants = read_variants(REPOSITORY / "scripts/ablations" / f"{path.parent.name}.yaml")
     assert json.loads(path.read_text("utf-8"))["variants"] == variants
 
 
@@ -95,7 +97,7 @@ def test_what_self_training_does_is_told_apart_from_what_follows(load_script, tm
     ("difference", "shown"), [([0.0004], "+0.000"), ([-0.0004], "+0.000"), ([-0.25, 0.0], "−0.125 (−0.250, +0.000)")]
 )
 def test_a_difference_has_a_sign_and_nothing_is_no_loss(difference, shown, load_script):
-    assert load_script("results_table")._differences(difference) == shown
+    assert load_script("results_table").differences(difference) == shown
 
 
 @pytest.mark.parametrize("folder", [CARDS / "scenes", CARDS / "pascal_voc_edge"], ids=lambda folder: folder.name)

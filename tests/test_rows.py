@@ -21,6 +21,8 @@ from cagnet_hf.apps.comparison import (
     continues,
     published_results,
     published_rows,
+    read_variants,
+    recipes_of,
     run_rows,
 )
 from cagnet_hf.data.sources import open_dataset
@@ -160,7 +162,7 @@ def test_two_processes_train_row_after_row_to_one_model(tiny_dataset, tmp_path):
     paths = os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "tests")])
     environment = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     command = [*launch, str(tmp_path / "rows.py"), str(tiny_dataset), str(tmp_path / "runs")]
-    finished = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    finished = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1800)
     assert finished.returncode == 0, finished.stderr[-2000:]
     for row in ("zs3net", "zs3net_st"):
         model, processor = load_model(str(tmp_path / "runs" / row / "model"))
@@ -298,11 +300,8 @@ def test_another_seed_continues_nothing():
 
 
 @pytest.mark.parametrize("path", sorted((REPOSITORY / "scripts" / "ablations").glob("*.yaml")), ids=lambda p: p.stem)
-def test_every_ablation_is_a_changed_row(path, load_script):
-    recipes = {
-        name: load_recipe(f"{path.stem}/{row}", keys)
-        for name, (row, *keys) in load_script("compare").read_variants(path).items()
-    }
+def test_every_ablation_is_a_changed_row(path):
+    recipes = recipes_of(path.stem, read_variants(path))
     assert len({recipe.model_dump_json() for recipe in recipes.values()}) == len(recipes) > 1
 
 
@@ -359,10 +358,13 @@ def test_nothing_published_stands_beside_what_cannot_be_compared(key):
     assert not published_rows(load_recipe("scenes/cagnet_pi"))
 
 
-def test_a_key_of_a_stage_changes_the_rows_that_have_it(load_script):
+def test_a_key_of_a_stage_changes_the_rows_that_have_it():
     keys = ["seed=3", "stages.pretrain.iterations=1", "stages.finetune.iterations=2"]
-    of_rows = load_script("compare").keys_of_rows("scenes", ["spnet", "zs3net"], keys)
-    assert of_rows == {"spnet": keys[:2], "zs3net": keys}
+    recipes = recipes_of("scenes", {"one": ["spnet"], "two": ["zs3net", "seed=4"]}, keys)
+    assert recipes == {
+        "one": load_recipe("scenes/spnet", keys[:2]),
+        "two": load_recipe("scenes/zs3net", [*keys, "seed=4"]),
+    }
 
 
 def test_the_command_writes_table_numbers_and_figure(folder, load_script, monkeypatch, capsys):

@@ -5,7 +5,6 @@ import shutil
 import subprocess
 import sys
 import threading
-import time
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
@@ -16,13 +15,16 @@ from PIL import Image
 from transformers import BertConfig, BertModel, SegformerConfig, SegformerForSemanticSegmentation
 
 from cagnet_hf.apps.prediction import segment
-from cagnet_hf.data.benchmarks import LabelMap, load_benchmark
+from cagnet_hf.apps.prediction_files import check_outputs
+from cagnet_hf.data.benchmarks import load_benchmark
 from cagnet_hf.data.image_inputs import RemoteFile
-from cagnet_hf.data.sources import open_dataset
+from cagnet_hf.data.label_space import LabelSpace
+from cagnet_hf.data.sources import open_prepared
 from cagnet_hf.model.image_processing_cagnet import CaGNetImageProcessor
 from cagnet_hf.weights.folders import load_model
 
-SCRIPTS = sorted(str(path.relative_to(REPOSITORY / "scripts")) for path in (REPOSITORY / "scripts").rglob("*.py"))
+SCRIPTS = sorted((REPOSITORY / "scripts").glob("*.py")) + sorted((REPOSITORY / "scripts/ablations").glob("*.py"))
+SLOW = {"torch", "transformers", "datasets", "accelerate", "evaluate", "pandas", "pyarrow", "matplotlib", "scipy"}
 SCENES = load_benchmark("scenes")
 
 
@@ -58,7 +60,7 @@ def evaluate(call, tiny_dataset, tmp_path):
 @pytest.fixture
 def photo(tiny_dataset, tmp_path):
     """A test image, cut to 96 x 64, as a file."""
-    image = open_dataset(str(tiny_dataset), "test")[0]["image"].crop((0, 0, 96, 64))
+    image = open_prepared(tiny_dataset, split="test")[0]["image"].crop((0, 0, 96, 64))
     image.save(tmp_path / "photo.png")
     return tmp_path / "photo.png"
 
@@ -75,22 +77,20 @@ def assert_refused(result, reason: str) -> None:
 # Every script
 
 
-@pytest.mark.parametrize("name", SCRIPTS)
-def test_help_answers_at_once(name):
-    """Without loading PyTorch, which takes seconds."""
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
+def test_help_answers_at_once(path):
+    """Without loading a library that takes long: how long that is depends on what else the machine does."""
     program = (
         "import runpy, sys\n"
-        f"sys.argv = [{name!r}, '--help']\n"
+        f"sys.argv = [{str(path)!r}, '--help']\n"
         "try:\n"
-        f"    runpy.run_path({str(REPOSITORY / 'scripts' / name)!r}, run_name='__main__')\n"
+        f"    runpy.run_path({str(path)!r}, run_name='__main__')\n"
         "except SystemExit as end:\n"
-        "    sys.exit(end.code or 10 * ('torch' in sys.modules))\n"
+        f"    sys.exit(end.code or ' '.join({SLOW} & sys.modules.keys()) or 0)\n"
     )
-    started = time.monotonic()
     finished = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert finished.returncode == 0, finished.stderr
     assert finished.stdout.startswith("usage:")
-    assert time.monotonic() - started < 5  # below 1.5 on an idle machine
 
 
 # evaluate.py
@@ -151,7 +151,7 @@ def test_prediction_files_hold_stored_ids_at_the_size_of_the_image(call, photo, 
     assert call("predict", photo, "--output", tmp_path / "out") == (0, [])
     model, processor = load_model(str(trained_run / "model"))
     (prediction,) = segment(model, processor, [Image.open(photo)])
-    expected = LabelMap.of(model.config).to_stored_ids(prediction.label_map)
+    expected = LabelSpace.of(model.config).to_stored_ids(prediction.label_map)
     with Image.open(tmp_path / "out" / "photo.png") as labels:
         assert (labels.mode, labels.size) == ("P", (96, 64))
         assert (np.asarray(labels) == expected).all()
@@ -358,10 +358,8 @@ def test_the_prediction_of_an_address_stays_in_its_folder(address, stem):
     assert RemoteFile(address).stem == stem
 
 
-def test_ten_thousand_images_are_compared_by_name_at_once(load_script, tmp_path):
+def test_ten_thousand_images_are_compared_by_name(tmp_path):
     files = [tmp_path / f"{number}.jpg" for number in range(10_000)]
-    started = time.process_time()
-    load_script("predict").check_outputs(files, tmp_path / "out")
-    assert time.process_time() - started < 5
+    check_outputs(files, tmp_path / "out")
     with pytest.raises(ValueError, match=r"would be called '7\.png'"):
-        load_script("predict").check_outputs([*files, tmp_path / "7.png"], tmp_path / "out")
+        check_outputs([*files, tmp_path / "7.png"], tmp_path / "out")

@@ -10,6 +10,7 @@ from datasets import Dataset, Features, Image, Value
 from PIL import Image as PilImage
 
 from cagnet_hf.data.benchmarks import load_benchmark
+from cagnet_hf.data.rows import Rows
 from cagnet_hf.data.stream import EndlessBatches, LabelledImages, TrainingBatches, TrainingExamples
 from cagnet_hf.data.transforms import TrainingTransform
 from cagnet_hf.model.image_processing_cagnet import CaGNetImageProcessor
@@ -51,7 +52,7 @@ def examples(dataset):
     def make(hide_unseen=True, seed=0, benchmark=SCENES, **augmentation) -> TrainingExamples:
         processor = CaGNetImageProcessor(size={"height": SIZE, "width": SIZE})
         transform = TrainingTransform(processor, SIZE, **augmentation)
-        images = LabelledImages(dataset, benchmark.label_map, hide_unseen=hide_unseen)
+        images = LabelledImages(Rows(dataset), benchmark.label_space, hide_unseen=hide_unseen)
         return TrainingExamples(images, transform, seed)
 
     return make
@@ -211,7 +212,6 @@ def test_masks_are_never_changed(examples, dataset):
 
 
 def test_a_label_outside_the_label_set_names_the_image(dataset):
-    mask = PilImage.fromarray(np.full((SIZE, SIZE), 99, np.uint8))
-    rows = [{**dataset[0], "mask": mask, "image_id": "e"}]
+    rows = [Rows(dataset)[0]._replace(labels=torch.full((SIZE, SIZE), 99, dtype=torch.uint8), id="e")]
     with pytest.raises(ValueError, match="mask of e: label 99"):
-        LabelledImages(rows, SCENES.label_map, hide_unseen=True)[0]
+        LabelledImages(rows, SCENES.label_space, hide_unseen=True)[0]

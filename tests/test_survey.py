@@ -10,7 +10,8 @@ from PIL import Image
 
 from cagnet_hf.data.benchmarks import Benchmark
 from cagnet_hf.data.examples import Example
-from cagnet_hf.data.prepared import open_prepared, write_prepared
+from cagnet_hf.data.prepared import write_prepared
+from cagnet_hf.data.sources import open_prepared
 from cagnet_hf.data.survey import format_survey, survey, telling_images, warnings
 
 FARM = Benchmark("farm", ("nothing", "dog", "sheep", "cow"), seen_ids=(1, 2), unseen_ids=(3,), ignored_ids=(0,))
@@ -142,5 +143,5 @@ def test_a_missing_folder_is_refused(tmp_path, load_script, capsys):
 def test_a_folder_that_was_not_prepared_is_refused(tmp_path, load_script, capsys):
     assert load_script("prepare_data").main(["check", str(tmp_path)]) == 2
     assert capsys.readouterr().err == (
-        f"error: {tmp_path}: no classes.yaml in it; scripts/prepare_data.py makes folders that have one\n"
+        f"error: {tmp_path}: no classes.yaml in it; `cagnet-hf prepare_data` makes folders that have one\n"
     )

@@ -205,7 +205,7 @@ def test_an_unknown_recipe_is_refused_in_one_line(train, tmp_path):
 def test_a_benchmark_without_data_says_how_to_make_them(train, tmp_path):
     code, errors = train(tmp_path / "run", "dataset=null", recipe="pascal_voc_edge/cagnet_pi")
     assert (code, len(errors)) == (2, 1)
-    assert "scripts/prepare_data.py pascal_voc" in errors[0]
+    assert "`cagnet-hf prepare_data pascal_voc`" in errors[0]
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])

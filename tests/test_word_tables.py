@@ -7,9 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from word_tables import write_fasttext, write_glove, write_vec, write_word2vec
+from word_tables import write_glove, write_vec, write_word2vec
 
-from cagnet_hf.vectors.fasttext import ngram_buckets
 from cagnet_hf.vectors.word_tables import find_words
 
 TABLE = {"the": [1.0, 2.0, 3.0], "zebra": [0.25, -1.5, 4.0], "Überfluss": [7.0, 0.1, 9.0], "last": [1.0, 1.0, 1e-8]}
@@ -19,23 +18,17 @@ def write_gensim(path: Path, table) -> str:
     return write_word2vec(path, table, row_end=b"")
 
 
-def write_words_alone(path: Path, table) -> str:
-    """A fastText model without n-grams, whose words have their rows alone."""
-    return write_fasttext(path, table, buckets=[], ngrams=(0, 0))
-
-
 FORMATS = {
     "word2vec.bin": write_word2vec,
     "gensim.bin": write_gensim,
     "fasttext.vec": write_vec,
-    "fasttext.bin": write_words_alone,
     "glove.txt": write_glove,
 }
 every_format = pytest.mark.parametrize("name", FORMATS)
 
 
-def found(source: str, *words: str, **options) -> dict[str, list[float]]:
-    return {word: vector.tolist() for word, vector in find_words(source, words, **options).vectors.items()}
+def found(source: str, *words: str) -> dict[str, list[float]]:
+    return {word: vector.tolist() for word, vector in find_words(source, words).vectors.items()}
 
 
 def expected(*words: str) -> dict[str, list[float]]:
@@ -101,92 +94,6 @@ def test_a_large_table_is_never_in_memory(tmp_path, name):
     assert peak < 2.5e6
 
 
-# fastText's own model
-
-CAT = {"</s>": [5.0, 5.0], "cat": [38.0, 0.0], "dog": [0.0, 0.0]}
-BUCKETS = [[float(number), 1.0] for number in range(10)]
-
-
-def test_ngrams_are_hashed_by_fnv_1a():
-    """32-bit FNV-1a, whose authors publish this value; characters are not cut into bytes."""
-    assert ngram_buckets(b"foobar", 6, 6, 2**32)[1] == 0xBF9CF968
-    assert len(ngram_buckets("日本".encode(), 1, 2, 10)) == len(ngram_buckets(b"ab", 1, 2, 10)) == 5
-
-
-def test_a_word_is_the_mean_of_its_row_and_its_ngrams(tmp_path):
-    """`<ca`, `<cat`, `cat`, `cat>`, `at>` hash to the buckets 7, 3, 1, 5, 6: [38 + 22, 5] / 6. fastText agrees."""
-    source = write_fasttext(tmp_path / "model.bin", CAT, BUCKETS, ngrams=(3, 4))
-    assert found(source, "cat")["cat"] == pytest.approx([10, 5 / 6])
-
-
-def test_the_end_of_a_sentence_has_no_ngrams(tmp_path):
-    source = write_fasttext(tmp_path / "model.bin", CAT, BUCKETS, ngrams=(3, 4))
-    assert found(source, "</s>") == {"</s>": [5.0, 5.0]}
-
-
-def test_a_word_outside_the_dictionary_is_composed_on_demand(tmp_path):
-    """`<ö`, `ö`, `ö>` hash to 8, 0, 2, a byte being a signed number."""
-    source = write_fasttext(tmp_path / "model.bin", CAT, BUCKETS, ngrams=(1, 2))
-    assert found(source, "ö") == {}
-    assert found(source, "ö", compose=["ö"])["ö"] == pytest.approx([10 / 3, 1])
-
-
-def test_a_word_of_the_dictionary_is_not_composed(tmp_path):
-    source = write_fasttext(tmp_path / "model.bin", CAT, BUCKETS, ngrams=(3, 4))
-    assert found(source, "cat", compose=["cat"]) == found(source, "cat")
-
-
-def test_labels_of_a_classifier_are_no_words(tmp_path):
-    source = write_fasttext(tmp_path / "model.bin", CAT, BUCKETS, ngrams=(3, 4), labels=["__label__cat"], model=3)
-    assert set(found(source, "cat", "__label__cat")) == {"cat"}
-
-
-def test_a_classifier_of_version_11_has_no_ngrams(tmp_path):
-    source = write_fasttext(tmp_path / "model.bin", CAT, BUCKETS, ngrams=(3, 4), version=11, model=3)
-    assert found(source, "cat") == {"cat": [38.0, 0.0]}
-
-
-@pytest.mark.parametrize(
-    ("damage", "reason"),
-    [
-        ({"version": 13}, "a fastText model of version 13, not 11 or 12"),
-        ({"quantized": True}, r"a quantized model \(.ftz\)"),
-        ({"pruned": 3}, "a pruned model"),
-    ],
-)
-def test_another_kind_of_model_is_refused(tmp_path, damage, reason):
-    source = write_fasttext(tmp_path / "model.bin", CAT, BUCKETS, **damage)
-    with pytest.raises(ValueError, match=f"model.bin: {reason}"):
-        found(source, "cat")
-
-
-def test_a_model_with_a_damaged_header_is_refused(tmp_path):
-    source = Path(write_fasttext(tmp_path / "model.bin", CAT, BUCKETS))
-    data = bytearray(source.read_bytes())
-    data[40] += 1  # the number of buckets
-    source.write_bytes(data)
-    with pytest.raises(ValueError, match="a matrix of 13 x 2, but 3 words and 11 buckets of dimension 2"):
-        found(str(source), "cat")
-    data[8] = 0  # the dimension
-    source.write_bytes(data)
-    with pytest.raises(ValueError, match="a damaged header: dimension 0"):
-        found(str(source), "cat")
-
-
-def test_a_model_that_lacks_rows_which_nobody_asked_for_is_refused(tmp_path):
-    source = Path(write_fasttext(tmp_path / "model.bin", CAT, BUCKETS, ngrams=(0, 0)))
-    output = 17 + 4 * 2 * len(CAT)  # the second matrix, at the end
-    source.write_bytes(source.read_bytes()[: -output - 4])
-    with pytest.raises(ValueError, match="ends early"):
-        found(str(source), "cat")
-
-
-def test_only_a_fasttext_model_composes_words(tmp_path):
-    source = write_vec(tmp_path / "fasttext.vec", TABLE)
-    with pytest.raises(ValueError, match=r"lacks zebbra; only a fastText \.bin can build"):
-        found(source, "zebra", compose=["zebbra"])
-
-
 # What is refused
 
 
@@ -198,7 +105,7 @@ def assert_refused(source: str, reason: str) -> None:
     assert "\n" not in message
 
 
-@pytest.mark.parametrize("name", ["word2vec.bin", "gensim.bin", "fasttext.vec", "fasttext.bin"])
+@pytest.mark.parametrize("name", ["word2vec.bin", "gensim.bin", "fasttext.vec"])
 @pytest.mark.parametrize("kept", [0.4, 0.6])
 def test_a_truncated_table_is_refused(tmp_path, name, kept):
     source = Path(FORMATS[name](tmp_path / name, TABLE))
@@ -211,8 +118,7 @@ def test_a_truncated_table_is_refused(tmp_path, name, kept):
 def test_a_table_that_lacks_its_last_numbers_is_refused(tmp_path, name):
     source = Path(FORMATS[name](tmp_path / name, TABLE))
     data = source.read_bytes()
-    last = len(data) - 4 * 3 * len(TABLE) - 17 if name == "fasttext.bin" else len(data)  # before the output matrix
-    source.write_bytes(data[: last - 6] if name.endswith(".bin") else data[: data.rstrip().rindex(b" ")])
+    source.write_bytes(data[:-6] if name.endswith(".bin") else data[: data.rstrip().rindex(b" ")])
     assert_refused(str(source), "ends early|has 2 numbers, not 3; the file is damaged, truncated")
 
 
@@ -261,6 +167,11 @@ def test_a_file_that_is_no_text_table_is_refused(tmp_path, content):
 def test_a_file_of_another_kind_is_refused(tmp_path):
     (tmp_path / "table.h5").write_bytes(b"data")
     assert_refused(str(tmp_path / "table.h5"), r"word vectors are a \.bin, \.vec or \.txt file")
+
+
+def test_fasttext_s_own_model_is_refused_with_what_to_take_instead(tmp_path):
+    (tmp_path / "model.bin").write_bytes((793712314).to_bytes(4, "little") + bytes(100))
+    assert_refused(str(tmp_path / "model.bin"), "fastText's own model; take its vectors as text, the .vec of the")
 
 
 @pytest.mark.parametrize("suffix", ["gz", "zip"])

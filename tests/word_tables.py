@@ -1,6 +1,5 @@
 """Small tables of word vectors in the formats that are distributed."""
 
-import struct
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -27,33 +26,6 @@ def write_vec(path: Path, table: Table, *, header: str | None = None) -> str:
 
 def write_glove(path: Path, table: Table) -> str:
     path.write_text("\n".join(_rows(table)) + "\n", encoding="utf-8")
-    return str(path)
-
-
-def write_fasttext(
-    path: Path,
-    table: Table,
-    buckets: Sequence[Sequence[float]],
-    *,
-    ngrams: tuple[int, int] = (3, 6),
-    labels: Sequence[str] = (),
-    version: int = 12,
-    model: int = 2,
-    quantized: bool = False,
-    pruned: int = -1,
-) -> str:
-    """fastText's own model: `table` has the words' own rows, `buckets` those of the n-grams."""
-    dimension = len(next(iter(table.values())))
-    arguments = [dimension, 5, 5, 1, 5, 1, 2, model, len(buckets), *ngrams, 100]
-    data = struct.pack("<2i12id", 793712314, version, *arguments, 1e-4)
-    data += struct.pack("<3i2q", len(table) + len(labels), len(table), len(labels), 1000, pruned)
-    for kind, entries in enumerate((table, labels)):
-        for entry in entries:
-            data += entry.encode() + b"\0" + struct.pack("<qb", 10, kind)
-    matrix = np.array([*table.values(), *buckets], "<f4")
-    data += struct.pack("<?2q", quantized, *matrix.shape) + matrix.tobytes()
-    data += struct.pack("<?2q", False, len(table), dimension) + bytes(4 * dimension * len(table))  # the output
-    path.write_bytes(data)
     return str(path)
 
 

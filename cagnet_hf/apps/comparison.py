@@ -1,24 +1,92 @@
 """Several systems on one benchmark: run what is missing, share what rows have in common, tabulate."""
 
 import json
+import re
 import shutil
 from collections.abc import Iterable, Sequence
 from functools import cache
 from hashlib import sha256
 from itertools import combinations
+from logging import getLogger
 from pathlib import Path
 
+import yaml
 from accelerate import Accelerator
 
+from ..data.benchmarks import did_you_mean
 from ..files import write_text_whole, write_whole
 from ..methods import method_of, title_of
-from ..methods.options import Recipe, changed_keys
+from ..methods.options import Recipe, RecipeError, changed_keys
 from ..training.checkpoints import checkpoints, forget_scores
 from ..training.loop import Trainer
+from ..training.recipe_files import load_recipe, recipe_names, stage_of_key
 from ..training.run_folder import RECIPE, recipe_text
 from .report import write_report
 
+logger = getLogger(__name__)
+
 COLUMNS = ("hIoU", "mIoU", "PA", "MA", "S-mIoU", "U-mIoU", "U-PA", "U-MA")
+
+
+def variants_of(benchmark: str, rows: Sequence[str] = (), file: Path | None = None) -> dict[str, list[str]]:
+    """What to compare: name -> row and the keys that are changed in the row.
+
+    Args:
+        benchmark: A folder of recipes.
+        rows: The rows to compare, unchanged; all rows of the benchmark when there are none.
+        file: A YAML file of changed rows to compare instead.
+
+    Raises:
+        ValueError: There is no such benchmark or row, or the file cannot be read.
+    """
+    names = [name.split("/") for name in recipe_names()]
+    known = [row for of_benchmark, row in names if of_benchmark == benchmark]
+    if not known:
+        benchmarks = sorted({of_benchmark for of_benchmark, _ in names})
+        hint = did_you_mean(benchmark, benchmarks)
+        raise ValueError(f"no benchmark {benchmark!r}{hint}; known: {', '.join(benchmarks)}")
+    variants = read_variants(file) if file else {row: [row] for row in rows or known}
+    for row, *_ in variants.values():
+        if row not in known:
+            raise ValueError(f"{benchmark} has no row {row!r}{did_you_mean(row, known)}; rows: {', '.join(known)}")
+    return variants
+
+
+def read_variants(path: Path) -> dict[str, list[str]]:
+    """A YAML file of variants: name -> row and the keys that are changed in the row."""
+    try:
+        variants = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ValueError(f"{path}: cannot be read: {' '.join(str(error).split())}") from None
+    if not isinstance(variants, dict) or not variants:
+        raise ValueError(f"{path}: variants are a mapping, NAME: [ROW, key=value, ...]")
+    for name, words in variants.items():
+        if not (isinstance(name, str) and re.fullmatch(r"[\w-]+", name)):
+            raise ValueError(f"{path}: {name!r} is to name a folder: use letters, digits, - and _")
+        if not (isinstance(words, list) and words and all(isinstance(word, str) for word in words)):
+            raise ValueError(f"{path}: {name}: write [ROW, key=value, ...]")
+    return variants
+
+
+def recipes_of(benchmark: str, variants: dict[str, list[str]], keys: Sequence[str] = ()) -> dict[str, Recipe]:
+    """The recipes of variants, with keys that are changed in all of them: a stage's keys in those that have it.
+
+    Raises:
+        RecipeError: A key cannot be read, or speaks of a stage that none of the rows has.
+    """
+    stages = {row: list(load_recipe(f"{benchmark}/{row}").stages) for row, *_ in variants.values()}
+    known = list(dict.fromkeys(stage for of_row in stages.values() for stage in of_row))
+    for key in keys:
+        if stage_of_key(key) not in (None, *known):
+            raise RecipeError(
+                f"{key!r}: none of the rows has a stage {stage_of_key(key)!r}; stages: {', '.join(known)}"
+            )
+    return {
+        name: load_recipe(
+            f"{benchmark}/{row}", [key for key in keys if stage_of_key(key) in (None, *stages[row])] + changed
+        )
+        for name, (row, *changed) in variants.items()
+    }
 
 
 @cache
@@ -93,7 +161,8 @@ def run_rows(recipes: dict[str, Recipe], folder: Path) -> dict[str, dict]:
         accelerator.wait_for_everyone()
         trainer = Trainer(recipe, output, resume=True)
         if not (output / "metrics.json").is_file():
-            trainer.accelerator.print(f"{row} -> {output}")
+            if accelerator.is_main_process:
+                logger.info("%s -> %s", row, output)
             trainer.run()
             write_report(trainer)
         trainer.accelerator.wait_for_everyone()

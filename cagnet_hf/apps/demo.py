@@ -13,11 +13,10 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
-from ..cli import one_line
-from ..data.examples import read_image
-from ..model.decoding_cagnet import eight_bit
+from ..data.samples import read_image
+from ..model.decoding_cagnet import rgb_image
 from ..vectors.new_classes import embed_new_classes
 from ..weights.folders import load_model
 from .pictures import class_palette, overlay
@@ -144,10 +143,9 @@ def open_image(path: Path) -> Image.Image:
     if width * height > MAX_PIXELS:
         raise ValueError(f"{path.name}: more than {MAX_PIXELS // 10**6} megapixels; make it smaller")
     try:
-        image = read_image(path)
+        image = rgb_image(read_image(path))
     except ValueError as error:
         raise ValueError(str(error).replace(str(path), path.name)) from None
-    image = eight_bit(ImageOps.exif_transpose(image)).convert("RGB")
     image.thumbnail((MAX_SIDE, MAX_SIDE))
     return image
 
@@ -163,47 +161,44 @@ def build_page(model_path: str, *, class_embeddings: str | None = None, encoder:
 
     import gradio as gr  # seconds, so after what may be refused
 
-    def visit_of(visit: Visit | None) -> Visit:
-        return visit or Visit(model, processor, class_embeddings, encoder)
+    def answer(change):
+        """The page's handler of a change that a visitor asked for: `change(visit, gamma, *values)` -> message."""
 
-    def views(visit: Visit, message: str = "", *, is_error: bool = False):
-        """What changes on the page: (visit, overlay, legend, message)."""
-        tone = "error" if is_error else "note"
-        return visit, visit.shown(), visit.legend(), f'<p class="{tone}" role="status">{message}</p>'
+        def handler(gamma: float, visit: Visit | None, *values):
+            visit = visit or Visit(model, processor, class_embeddings, encoder)
+            try:
+                tone, message = "note", change(visit, gamma, *values)
+            except (ValueError, OSError) as error:
+                tone, message = "error", escape(str(error))
+            told = f'<p class="{tone}" role="status">{message}</p>'
+            views = visit, visit.shown(), visit.legend(), told
+            return views if change is not added else (*views, "" if tone == "note" else gr.skip())
 
-    def open_file(path, gamma, visit):
-        visit = visit_of(visit)
-        try:
-            visit.open(path)
-        except (ValueError, OSError) as error:
-            return views(visit, escape(one_line(error)), is_error=True)
+        return handler
+
+    def opened(visit, gamma, path):
+        visit.open(path)
         visit.segment(gamma)
-        return views(visit, "Click a pixel to see its class and score." if visit.prediction else "")
+        return "Click a pixel to see its class and score." if visit.prediction else ""
 
-    def calibrate(gamma, visit):
-        visit = visit_of(visit)
+    def calibrated(visit, gamma):
         visit.segment(gamma)
-        return views(visit)
+        return ""
 
-    def add_class(name, gamma, visit):
-        visit = visit_of(visit)
+    def added(visit, gamma, name):
         started = time.monotonic()
-        try:
-            visit.add_class(name)
-        except (ValueError, OSError) as error:
-            return name, *views(visit, escape(one_line(error)), is_error=True)
+        visit.add_class(name)
         seconds = time.monotonic() - started
         visit.segment(gamma)
         message = f"Learnt <b>{escape(name.strip())}</b> from its vector in {seconds:.1f} s."
         if visit.prediction and name.strip() not in {found.name for found in visit.prediction.classes}:
             message += " It is nowhere in this image."
-        return "", *views(visit, message)
+        return message
 
-    def forget(gamma, visit):
-        visit = visit_of(visit)
+    def forgotten(visit, gamma):
         visit.forget_classes()
         visit.segment(gamma)
-        return views(visit, "The model has its own classes again.")
+        return "The model has its own classes again."
 
     def point(visit, event: gr.SelectData):
         told = visit.describe_pixel(*event.index) if visit else "Forgotten meanwhile: drop the image again."
@@ -222,14 +217,9 @@ def build_page(model_path: str, *, class_embeddings: str | None = None, encoder:
         state = gr.State(time_to_live=FORGOTTEN_AFTER)
         gr.Markdown(introduction)
         with gr.Row():
+            accepted = {"sources": ["upload", "clipboard"], "placeholder": f"# Drop an image\n{limits}"}
             upload = gr.Image(
-                type="filepath",
-                image_mode=None,
-                label="Image",
-                sources=["upload", "clipboard"],
-                placeholder=f"# Drop an image\n{limits}",
-                height=440,
-                elem_id="upload",
+                label="Image", type="filepath", image_mode=None, height=440, elem_id="upload", **accepted
             )
             # Unread: gradio would decode an image of any size before `open_image` judges it.
             upload.preprocess = lambda payload: None if payload is None else payload.path
@@ -239,32 +229,22 @@ def build_page(model_path: str, *, class_embeddings: str | None = None, encoder:
         message = gr.HTML(elem_id="message")
         with gr.Row():
             with gr.Column():
+                hint = "Is taken from the scores of seen classes."
                 gamma = gr.Slider(
-                    0,
-                    1,
-                    config.calibration,
-                    step=0.05,
-                    label="Calibration γ",
-                    info="Is taken from the scores of seen classes.",
-                    elem_id="gamma",
+                    0, 1, config.calibration, step=0.05, label="Calibration γ", info=hint, elem_id="gamma"
                 )
-                name = gr.Textbox(
-                    label="New class",
-                    info="The model learns it from a vector of its name, without an image.",
-                    placeholder="zebra",
-                    max_length=60,
-                    elem_id="name",
-                )
+                hint = "The model learns it from a vector of its name, without an image."
+                name = gr.Textbox(label="New class", info=hint, placeholder="zebra", max_length=60, elem_id="name")
                 with gr.Row():
                     add = gr.Button("Add class", variant="primary", size="md", elem_id="add")
                     reset = gr.Button("Forget new classes", size="md", elem_id="forget")
             legend = gr.HTML(elem_id="legend")
-        outputs = [state, result, legend, message]
+        inputs, outputs = [gamma, state], [state, result, legend, message]
         hidden = {"api_visibility": "private", "show_progress": "minimal"}
-        upload.change(open_file, [upload, gamma, state], outputs, **hidden)
-        gamma.change(calibrate, [gamma, state], outputs, trigger_mode="always_last", **hidden)
-        gr.on([add.click, name.submit], add_class, [name, gamma, state], [name, *outputs], **hidden)
-        reset.click(forget, [gamma, state], outputs, **hidden)
+        upload.change(answer(opened), [*inputs, upload], outputs, **hidden)
+        gamma.change(answer(calibrated), inputs, outputs, trigger_mode="always_last", **hidden)
+        gr.on([add.click, name.submit], answer(added), [*inputs, name], [*outputs, name], **hidden)
+        reset.click(answer(forgotten), inputs, outputs, **hidden)
         result.select(point, [state], [message], **hidden)
     return page
 

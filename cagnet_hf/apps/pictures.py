@@ -10,9 +10,9 @@ from functools import cache
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from ..data.benchmarks import IGNORE_INDEX
+from ..data.label_space import UNLABELLED
 
-INK, PAPER, UNLABELLED = (34, 34, 34), (255, 255, 255), (64, 64, 64)
+INK, PAPER, BLANK = (34, 34, 34), (255, 255, 255), (64, 64, 64)
 GAP = 8  # pixels between the parts of a picture
 
 Ids = Iterable[int]
@@ -68,7 +68,7 @@ def overlay(
     pixels, label_map = np.array(image.convert("RGB")), np.asarray(label_map)
     if label_map.shape != pixels.shape[:2]:
         raise ValueError(f"label map of shape {label_map.shape} over an image of shape {pixels.shape[:2]}")
-    labelled = label_map != IGNORE_INDEX
+    labelled = label_map != UNLABELLED
     wrong = label_map[labelled & ((label_map < 0) | (label_map >= len(palette)))]
     if wrong.size:
         raise ValueError(f"label {wrong[0]} has no colour: the palette has {len(palette)}")
@@ -114,7 +114,7 @@ def legend(
             swatches.append((left, top, i))
             texts.append((left + swatch[0] + GAP, top, class_names[i]))
         y = texts[-1][1] + line + GAP if ids else y
-    labels = np.full((y, width), IGNORE_INDEX)
+    labels = np.full((y, width), UNLABELLED)
     for left, top, i in swatches:
         labels[top : top + swatch[1], left : left + swatch[0]] = i
     paper = Image.new("RGB", (width, y), PAPER)
@@ -159,9 +159,9 @@ def prediction_grid(
     pictures = [_headings([title], width)] if title else []
     pictures.append(_headings(["Image", "Truth", "Prediction"], width))
     for image, truth, prediction in rows:
-        blank = Image.new("RGB", image.size, UNLABELLED)
+        blank = Image.new("RGB", image.size, BLANK)
         cells = [image, *(overlay(blank, m, palette, **look) for m in (truth, prediction))]
-        strength = np.where(truth == IGNORE_INDEX, 56, 255).astype(np.uint8)
+        strength = np.where(truth == UNLABELLED, 56, 255).astype(np.uint8)
         cells[2] = Image.composite(cells[2], blank, Image.fromarray(strength))
         picture = Image.new("RGB", (width, image.height + GAP), PAPER)
         for column, cell in enumerate(cells):

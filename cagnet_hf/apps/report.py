@@ -1,11 +1,13 @@
 """What a finished run leaves behind: the model folder, the metrics, the pictures."""
 
 import json
+from dataclasses import replace
 from itertools import islice
 
 import numpy as np
+from PIL import Image
 
-from ..data.benchmarks import LabelMap
+from ..data.label_space import UNLABELLED, LabelSpace
 from ..files import write_text_whole
 from ..hub.cards.trained import model_card
 from ..hub.models import FIGURES, METRICS, figure_titles, published_recipe
@@ -46,17 +48,19 @@ def write_report(trainer: Trainer) -> None:
 
 def _predictions(trainer: Trainer, title: str):
     """Test images with many classes, unseen ones first, beside truth and prediction."""
-    config, to_model_order = trainer.model.config, LabelMap.of(trainer.model.config).to_model_order
+    config = trainer.model.config
+    # In pictures, pixels without a label are 255, whatever the model calls them.
+    labels_of = replace(LabelSpace.of(config), ignore_index=UNLABELLED)
     candidates = []
-    for index, example in enumerate(islice(trainer.test_set, 200)):
-        labels = to_model_order(np.asarray(example["mask"]))
-        present = set(np.unique(labels).tolist()) - {config.ignore_index}
-        candidates.append((len(present & set(config.unseen_ids)), len(present), -index, labels, example["image"]))
+    for index, sample in enumerate(islice(trainer.test_set, 200)):
+        labels = labels_of.to_model_order(sample.labels)
+        present = set(np.unique(labels).tolist()) - {UNLABELLED}
+        candidates.append((len(present & set(config.unseen_ids)), len(present), -index, labels, sample.image))
         candidates = sorted(candidates, key=lambda c: c[:3], reverse=True)[:NUM_PICTURES]
     rows = []
     trainer.model.eval()
     for *_, labels, image in candidates:
-        image = image.convert("RGB")
+        image = Image.fromarray(image.permute(1, 2, 0).numpy())
         (prediction,) = segment(trainer.model, trainer.processor, [image])
         rows.append((image, labels, prediction.label_map))
     names = [config.id2label[i] for i in range(config.num_labels)]

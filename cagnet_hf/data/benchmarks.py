@@ -1,6 +1,6 @@
-"""Facts of the benchmarks: label names, seen/unseen splits, and the one map between stored ids and model order.
+"""Class tables: the label names of a benchmark, and its split into seen and unseen classes.
 
-The published ones lie in `benchmarks.json`; a dataset of one's own brings its facts along, as a class table:
+The published ones lie in `class_tables/`; a dataset of one's own brings a class table along:
 
     name: farm                # what reports call it
     classes:
@@ -9,25 +9,28 @@ The published ones lie in `benchmarks.json`; a dataset of one's own brings its f
     - {id: 2, name: cow}
     seen: [sheep]             # by name or by id
     unseen: [cow]
-    ignored: [nothing]        # may be left out, as may tuning: the seen classes that play unseen ones
+    ignored: [nothing]        # may be left out, as may what follows
+    tuning: [sheep]           # seen classes that play unseen ones
+    unannotated: [cow]        # classes that no mask shows
+    origin: {description: Photographs of a farm.}  # also source, license, terms, citation (see `Origin`)
 
-A *stored id* is the number in a mask of the dataset. *Model order* is what the package computes with: the seen
-classes first, then the unseen ones, numbered from 0. `LabelMap` turns one into the other; training, evaluation and
-prediction all use it.
+Ids are those that masks store (see `label_space`).
 """
 
-import difflib
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
+from types import MappingProxyType
+from typing import NamedTuple
 
-import numpy as np
 import yaml
 
-IGNORE_INDEX = 255
+from .label_space import UNLABELLED, LabelSpace
+from .names import did_you_mean
+
 CLASS_TABLE = "classes.yaml"
+_PUBLISHED = Path(__file__).with_name("class_tables")
 # What a class table calls groups of classes -> the field of a benchmark.
 _GROUPS = {
     "seen": "seen_ids",
@@ -38,11 +41,32 @@ _GROUPS = {
 }
 
 
+class Origin(NamedTuple):
+    """Where a dataset comes from.
+
+    Attributes:
+        description: A sentence on what it is.
+        source: Where it is distributed, or what it was made from.
+        license: The Hub's name of a licence; "other" where `terms` are none of these.
+        terms: What the licence says, in words.
+        citation: BibTeX of what to cite.
+        images: How many images the official splits have.
+    """
+
+    description: str
+    source: str = "images and masks of its owner"
+    license: str = "unknown"
+    terms: str = "not stated by its owner"
+    citation: str = ""
+    images: Mapping[str, int] = MappingProxyType({})
+
+
 @dataclass(frozen=True)
 class Benchmark:
     """Label names by stored id ("" where there is no such class) and the split into seen and unseen classes.
 
-    `colors` are what masks of colours show instead of stored ids; empty where a benchmark names none.
+    `colors` are what masks of colours show instead of stored ids; empty where a benchmark names none. `table` is the
+    file that the benchmark was read from; empty for the published ones.
     """
 
     name: str
@@ -53,6 +77,8 @@ class Benchmark:
     seen_ids_for_tuning: tuple[int, ...] = ()
     unannotated_ids: tuple[int, ...] = ()
     colors: Mapping[int, tuple[int, int, int]] = field(default_factory=dict, hash=False)
+    origin: Origin | None = field(default=None, compare=False)
+    table: str = field(default="", compare=False)
 
     def __post_init__(self):
         both = set(self.seen_ids) & set(self.unseen_ids)
@@ -72,9 +98,18 @@ class Benchmark:
         """Label names in model order."""
         return tuple(self.label_names[i] for i in self.class_ids)
 
-    @property
-    def label_map(self) -> "LabelMap":
-        return LabelMap(self.class_ids, len(self.seen_ids), self.ignored_ids)
+    @cached_property
+    def label_space(self) -> LabelSpace:
+        """What the masks of this benchmark mean."""
+        return LabelSpace(
+            self.class_ids,
+            len(self.seen_ids),
+            self.ignored_ids,
+            names={i: name for i, name in enumerate(self.label_names) if name},
+            colors=self.colors,
+            benchmark=self.name,
+            **({"table": self.table} if self.table else {}),
+        )
 
     def config_fields(self) -> dict:
         """What a model's configuration says about its classes (see `CaGNetConfig`)."""
@@ -104,61 +139,14 @@ class Benchmark:
         )
 
 
-class LabelMap:
-    """Maps stored masks to model order and predictions back to stored ids; ids it does not know are refused."""
-
-    def __init__(self, class_ids, num_seen: int, ignored_ids=()):
-        self.class_ids = np.asarray(class_ids, dtype=np.uint8)
-        self._all = np.full(256, -1, dtype=np.int16)  # -1: not in the label set
-        self._all[list(ignored_ids)] = IGNORE_INDEX
-        self._all[IGNORE_INDEX] = IGNORE_INDEX
-        self._all[self.class_ids] = np.arange(len(self.class_ids))
-        self._seen = self._all.copy()
-        self._seen[self.class_ids[num_seen:]] = IGNORE_INDEX
-
-    @classmethod
-    def of(cls, config) -> "LabelMap":
-        """The map of a model's configuration."""
-        return cls(config.dataset_ids, len(config.seen_ids), config.ignored_dataset_ids)
-
-    def to_model_order(self, mask: np.ndarray, *, hide_unseen: bool = False, source: str = "mask") -> np.ndarray:
-        """Stored ids `(H, W)` uint8 -> model order, uint8, 255 = ignored. The input is not changed.
-
-        Args:
-            mask: Stored ids.
-            hide_unseen: Map unseen classes to 255, as in training.
-            source: What to call the mask in an error (a file name or image id).
-
-        Raises:
-            ValueError: The mask holds an id outside the label set.
-        """
-        mask = np.asarray(mask)
-        if mask.dtype != np.uint8 or mask.ndim != 2:
-            raise ValueError(f"{source}: a mask is a 2-d uint8 array, got {mask.dtype} of shape {mask.shape}")
-        mapped = self._all[mask]
-        if mapped.min(initial=0) < 0:
-            wrong = sorted(set(np.unique(mask[mapped < 0]).tolist()))
-            raise ValueError(f"{source}: label {wrong[0]} is not in the label set (unknown ids: {wrong})")
-        return (self._seen[mask] if hide_unseen else mapped).astype(np.uint8)
-
-    def to_stored_ids(self, prediction: np.ndarray) -> np.ndarray:
-        """Model order `(H, W)` -> stored ids, uint8."""
-        return self.class_ids[np.asarray(prediction)]
-
-
-def did_you_mean(word: str, known: Iterable[str], cutoff: float = 0.5) -> str:
-    """`; did you mean 'WORD'?`, or nothing where no known word is near."""
-    near = difflib.get_close_matches(str(word), list(known), n=1, cutoff=cutoff)
-    return f"; did you mean {near[0]!r}?" if near else ""
+def benchmark_names() -> list[str]:
+    """The published benchmarks and the synthetic one."""
+    return sorted(path.stem for path in _PUBLISHED.glob("*.yaml"))
 
 
 @cache
-def _facts() -> dict:
-    return json.loads(Path(__file__).with_name("benchmarks.json").read_text(encoding="utf-8"))
-
-
-def benchmark_names() -> list[str]:
-    return sorted(_facts())
+def _published_benchmark(name: str) -> Benchmark:
+    return parse_class_table((_PUBLISHED / f"{name}.yaml").read_text(encoding="utf-8"), name, name)
 
 
 def load_benchmark(name: str | Path) -> Benchmark:
@@ -167,28 +155,23 @@ def load_benchmark(name: str | Path) -> Benchmark:
     Raises:
         ValueError: There is no such benchmark, or its class table is wrong.
     """
-    facts, path = _facts(), Path(name)
-    if str(name) not in facts:
-        table = path / CLASS_TABLE if path.is_dir() else path
-        if table.suffix in (".yaml", ".yml") and table.is_file():
-            return parse_class_table(table.read_text(encoding="utf-8"), str(table), table.absolute().parent.name)
-        if path.is_dir():
-            raise ValueError(f"{path}: no {CLASS_TABLE} in it; scripts/prepare_data.py makes folders that have one")
-        known = benchmark_names()
-        raise ValueError(
-            f"unknown benchmark {str(name)!r}{did_you_mean(str(name), known)}; known: {', '.join(known)}, and folders "
-            "of prepared datasets"
-        )
-    entry = facts[str(name)]
-    return Benchmark(
-        name=str(name),
-        label_names=tuple(entry["label_names"]),
-        seen_ids=tuple(entry["seen_ids"]),
-        unseen_ids=tuple(entry["unseen_ids"]),
-        ignored_ids=tuple(entry["ignored_ids"]),
-        seen_ids_for_tuning=tuple(entry["seen_ids_for_tuning"] or ()),
-        unannotated_ids=tuple(entry.get("unannotated_ids", ())),
+    known, path = benchmark_names(), Path(name)
+    if str(name) in known:
+        return _published_benchmark(str(name))
+    table = path / CLASS_TABLE if path.is_dir() else path
+    if table.suffix in (".yaml", ".yml") and table.is_file():
+        return read_class_table(table, table.absolute().parent.name)
+    if path.is_dir():
+        raise ValueError(f"{path}: no {CLASS_TABLE} in it; `cagnet-hf prepare_data` makes folders that have one")
+    raise ValueError(
+        f"unknown benchmark {str(name)!r}{did_you_mean(str(name), known)}; known: {', '.join(known)}, and folders "
+        "of prepared datasets"
     )
+
+
+def read_class_table(table, name: str) -> Benchmark:
+    """The benchmark of a class table's file, a `Path` or one in an archive (see `parse_class_table`)."""
+    return replace(parse_class_table(table.read_text(encoding="utf-8"), str(table), name), table=str(table))
 
 
 def format_class_table(benchmark: Benchmark) -> str:
@@ -228,7 +211,7 @@ def parse_class_table(text: str, where: str, name: str) -> Benchmark:
 
 def _parse_class_table(text: str, name: str) -> Benchmark:
     table = yaml.safe_load(text)
-    known = ["name", "classes", *_GROUPS]
+    known = ["name", "classes", *_GROUPS, "origin"]
     if not isinstance(table, dict):
         raise ValueError(f"not a mapping of {', '.join(known)}")
     for key in table:
@@ -237,7 +220,7 @@ def _parse_class_table(text: str, name: str) -> Benchmark:
     for key in ("classes", "seen", "unseen"):
         if not table.get(key):
             raise ValueError(f"no {key}; a class table has classes, seen and unseen")
-    for key in table.keys() - {"name"}:
+    for key in table.keys() - {"name", "origin"}:
         if not isinstance(table[key], list):
             raise ValueError(f"{key} is a list, got {table[key]!r}")
     names, colors = _parse_classes(table["classes"])
@@ -253,7 +236,17 @@ def _parse_class_table(text: str, name: str) -> Benchmark:
         if stored_id not in groups["seen_ids"]:
             raise ValueError(f"tuning: {names[stored_id]!r} is no seen class")
     label_names = tuple(names.get(i, "") for i in range(max(names) + 1))
-    return Benchmark(name=str(table.get("name", name)), label_names=label_names, colors=colors, **groups)
+    origin = _parse_origin(table["origin"]) if "origin" in table else None
+    return Benchmark(str(table.get("name", name)), label_names, **groups, colors=colors, origin=origin)
+
+
+def _parse_origin(entry: object) -> Origin:
+    try:
+        return Origin(**entry)
+    except TypeError:
+        raise ValueError(
+            f"origin {entry!r}: write a description, and any of {', '.join(Origin._fields[1:])}"
+        ) from None
 
 
 def _parse_classes(entries: list) -> tuple[dict[int, str], dict[int, tuple[int, int, int]]]:
@@ -263,8 +256,8 @@ def _parse_classes(entries: list) -> tuple[dict[int, str], dict[int, tuple[int, 
         if not isinstance(entry, dict) or not {"id", "name"} <= entry.keys() <= {"id", "name", "color"}:
             raise ValueError(f"{entry!r} is no class: write {{id: 1, name: sheep}}, with color: [r, g, b] if need be")
         stored_id, label, color = entry["id"], entry["name"], entry.get("color")
-        if type(stored_id) is not int or not 0 <= stored_id < IGNORE_INDEX:
-            raise ValueError(f"id {stored_id!r} of class {label!r}: an id is a number from 0 to {IGNORE_INDEX - 1}")
+        if type(stored_id) is not int or not 0 <= stored_id < UNLABELLED:
+            raise ValueError(f"id {stored_id!r} of class {label!r}: an id is a number from 0 to {UNLABELLED - 1}")
         if not isinstance(label, str) or not label.strip():
             raise ValueError(f"name {label!r} of id {stored_id}: a name is a text (in quotes where YAML needs them)")
         if stored_id in names:

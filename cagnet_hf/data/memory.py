@@ -1,7 +1,7 @@
 """A training set held in memory: decoded once, as bytes on the device that trains."""
 
 import torch
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from .stream import LabelledImages
 from .threads import map_in_order

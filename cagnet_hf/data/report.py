@@ -1,40 +1,70 @@
-"""What went into a split, class by class."""
+"""What is in each split of a dataset, class by class: the report, and the card that lies beside the data."""
 
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
+from huggingface_hub import DatasetCard, DatasetCardData
 
-from .benchmarks import IGNORE_INDEX, Benchmark
+from .benchmarks import Benchmark, Origin
 from .examples import CheckedExample
+from .label_space import UNLABELLED
+from .samples import BrokenFileError
 
 
 @dataclass
 class SplitReport:
-    """What went into a split. The counts are indexed by stored id, `(256,)`."""
+    """What is in a split.
 
-    num_images: int = 0
+    Attributes:
+        image_ids: Of the examples, in order; so are the next three.
+        digests: Of the images' bytes: equal ones are of the same picture.
+        sizes: Width and height.
+        present: Which stored ids the mask holds, `(256,)` bool.
+        num_pixels: Of all masks, by stored id, `(256,)`.
+        skipped: What was left out, and why.
+        problems: What is to be refused.
+    """
+
+    image_ids: list[str] = field(default_factory=list)
+    digests: list[bytes] = field(default_factory=list)
+    sizes: list[tuple[int, int]] = field(default_factory=list)
+    present: list[np.ndarray] = field(default_factory=list)
     num_pixels: np.ndarray = field(default_factory=lambda: np.zeros(256, np.int64))
-    num_images_with: np.ndarray = field(default_factory=lambda: np.zeros(256, np.int64))
     skipped: list[str] = field(default_factory=list)
+    problems: list[ValueError] = field(default_factory=list)
 
-    def add(self, example: CheckedExample) -> None:
-        self.num_images += 1
+    @property
+    def num_images(self) -> int:
+        return len(self.image_ids)
+
+    @property
+    def num_images_with(self) -> np.ndarray:
+        """How many masks hold each stored id, `(256,)`."""
+        return np.sum(self.present or [np.zeros(256, bool)], axis=0)
+
+    def enter(
+        self, results: Iterable[CheckedExample | ValueError], *, skip_broken: bool = False
+    ) -> Iterator[CheckedExample]:
+        """Enter what `check_examples` gives; the valid examples are handed on until there is a problem."""
+        for result in results:
+            if isinstance(result, CheckedExample):
+                self._add(result)
+                if not self.problems:
+                    yield result
+            elif skip_broken and isinstance(result, BrokenFileError):
+                self.skipped.append(str(result))
+            else:
+                self.problems.append(result)
+
+    def _add(self, example: CheckedExample) -> None:
+        self.image_ids.append(example.image_id)
+        self.digests.append(hashlib.blake2b(example.image_bytes, digest_size=16).digest())
+        self.sizes.append(example.size)
+        self.present.append(example.num_pixels > 0)
         self.num_pixels += example.num_pixels
-        self.num_images_with += example.num_pixels > 0
-
-    def to_json(self) -> dict:
-        return {
-            "num_images": self.num_images,
-            "num_pixels": self.num_pixels.tolist(),
-            "num_images_with": self.num_images_with.tolist(),
-            "skipped": self.skipped,
-        }
-
-    @classmethod
-    def from_json(cls, fields: dict) -> "SplitReport":
-        counts = {key: np.array(fields[key], np.int64) for key in ("num_pixels", "num_images_with")}
-        return cls(fields["num_images"], **counts, skipped=fields["skipped"])
 
 
 def format_report(benchmark: Benchmark, reports: Mapping[str, SplitReport]) -> str:
@@ -42,9 +72,10 @@ def format_report(benchmark: Benchmark, reports: Mapping[str, SplitReport]) -> s
     roles = dict.fromkeys(benchmark.seen_ids, "seen") | dict.fromkeys(benchmark.unseen_ids, "unseen")
     header = ["id", "class", "role"] + [f"{split} {what}" for split in reports for what in ("images", "pixels")]
     rows = [header, ["---"] * len(header)]
-    names = {i: name for i, name in enumerate(benchmark.label_names) if name} | {IGNORE_INDEX: "(unlabelled)"}
+    names = {i: name for i, name in enumerate(benchmark.label_names) if name} | {UNLABELLED: "(unlabelled)"}
+    counted = [(report.num_images_with, report.num_pixels) for report in reports.values()]
     for i, name in names.items():
-        counts = [f"{n:,}" for r in reports.values() for n in (r.num_images_with[i], r.num_pixels[i])]
+        counts = [f"{values[i]:,}" for pair in counted for values in pair]
         rows.append([str(i), name, roles.get(i, "ignored"), *counts])
     totals = [f"{n:,}" for r in reports.values() for n in (r.num_images, r.num_pixels.sum())]
     rows.append(["", "all", "", *totals])
@@ -54,3 +85,26 @@ def format_report(benchmark: Benchmark, reports: Mapping[str, SplitReport]) -> s
             lines += ["", f"Skipped in {split}: {len(report.skipped)}"]
             lines += [f"- {reason}" for reason in report.skipped]
     return "\n".join(lines)
+
+
+def dataset_card(benchmark: Benchmark, reports: Mapping[str, SplitReport], origin: Origin) -> str:
+    """The card in Markdown; its YAML header tells `datasets` which files make which split."""
+    files = [{"split": split, "path": f"data/{split}-*"} for split in reports]
+    metadata = DatasetCardData(
+        pretty_name=benchmark.name,
+        license=origin.license,
+        task_categories=["image-segmentation"],
+        tags=["zero-shot-segmentation"],
+        configs=[{"config_name": "default", "data_files": files}],
+    )
+    card = DatasetCard.from_template(
+        metadata,
+        template_path=Path(__file__).with_name("dataset_card.md"),
+        benchmark=benchmark,
+        class_ids=list(benchmark.class_ids),
+        origin=origin,
+        reports=reports,
+        labels=format_report(benchmark, reports),
+        number="{:,}".format,
+    )
+    return str(card)

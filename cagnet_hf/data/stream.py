@@ -8,33 +8,30 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from ..model.decoding_cagnet import image_tensor
-from .benchmarks import LabelMap
-from .rows import StreamedRows
+from .label_space import LabelSpace
+from .rows import Rows, StreamedRows
 from .transforms import TrainingTransform
 
 
 class LabelledImages:
-    """Decoded rows of a dataset: image `(3, H, W)` uint8, labels `(H, W)` uint8 in model order.
+    """Samples of a dataset in model order: image `(3, H, W)` uint8, labels `(H, W)` (see `to_model_order`).
 
     Args:
-        dataset: Rows with `image`, `mask` and `image_id`.
-        label_map: From the masks' stored ids to model order.
-        hide_unseen: Map unseen classes to 255.
+        dataset: What gives a `Sample` by its key.
+        labels: The labels of the model.
+        hide_unseen: Map unseen classes to `ignore_index`.
     """
 
-    def __init__(self, dataset, label_map: LabelMap, *, hide_unseen: bool):
-        self.dataset, self.label_map, self.hide_unseen = dataset, label_map, hide_unseen
+    def __init__(self, dataset: Rows | StreamedRows, labels: LabelSpace, *, hide_unseen: bool):
+        self.dataset, self.labels, self.hide_unseen = dataset, labels, hide_unseen
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __getitem__(self, row) -> tuple[torch.Tensor, torch.Tensor]:
-        example = self.dataset[row]
-        labels = self.label_map.to_model_order(
-            np.asarray(example["mask"]), hide_unseen=self.hide_unseen, source=f"mask of {example['image_id']}"
-        )
-        return image_tensor(example["image"]), torch.from_numpy(labels)
+        sample = self.dataset[row]
+        labels = self.labels.to_model_order(sample.labels, hide_unseen=self.hide_unseen, source=f"mask of {sample.id}")
+        return sample.image, torch.from_numpy(labels)
 
 
 class TrainingExamples(Dataset):
@@ -57,14 +54,7 @@ class EndlessBatches(Sampler):
     """Batches of (position, row) from iteration `start` on: every epoch a new permutation, no state to save."""
 
     def __init__(
-        self,
-        num_rows: int,
-        batch_size: int,
-        seed: int,
-        *,
-        start: int = 0,
-        process: int = 0,
-        processes: int = 1,
+        self, num_rows: int, batch_size: int, seed: int, *, start: int = 0, process: int = 0, processes: int = 1
     ):
         if num_rows == 0:
             raise ValueError("the training split is empty")

@@ -1,52 +1,24 @@
 """A look at a prepared dataset before hours are spent on it: every file decoded, classes counted, doubts voiced."""
 
-import hashlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
-from datasets import Dataset, Image, get_dataset_split_names
-from tqdm import tqdm
+from datasets import Dataset, get_dataset_split_names
+from tqdm.auto import tqdm
 
-from .benchmarks import IGNORE_INDEX, Benchmark
-from .examples import CheckedExample, Example, check_examples
-from .prepared import BadPairsError, open_prepared
+from .benchmarks import Benchmark
+from .examples import Example, check_examples
+from .label_space import UNLABELLED
+from .prepared import refuse_problems
 from .report import SplitReport, format_report
+from .rows import undecoded
+from .samples import MadeFile
+from .sources import open_prepared
 
 
-@dataclass
-class SplitSurvey(SplitReport):
-    """What is in a split."""
-
-    image_ids: list[str] = field(default_factory=list)
-    digests: list[bytes] = field(default_factory=list)
-    sizes: list[tuple[int, int]] = field(default_factory=list)  # width, height
-    present: list[np.ndarray] = field(default_factory=list)  # (256,) bool: the stored ids of each image
-
-    def add(self, example: CheckedExample) -> None:
-        super().add(example)
-        self.image_ids.append(example.image_id)
-        self.digests.append(hashlib.blake2b(example.image_bytes, digest_size=16).digest())
-        self.sizes.append(example.size)
-        self.present.append(example.num_pixels > 0)
-
-
-@dataclass(frozen=True)
-class _Stored:
-    """An image or mask of a row, as a file."""
-
-    data: bytes
-    name: str
-
-    def __str__(self) -> str:
-        return self.name
-
-    def read_bytes(self) -> bytes:
-        return self.data
-
-
-def survey(folder: str | Path, benchmark: Benchmark, num_proc: int | None = None) -> dict[str, SplitSurvey]:
+def survey(folder: str | Path, benchmark: Benchmark, num_proc: int | None = None) -> dict[str, SplitReport]:
     """Look at every image and mask of a prepared dataset, by split.
 
     Raises:
@@ -54,33 +26,29 @@ def survey(folder: str | Path, benchmark: Benchmark, num_proc: int | None = None
         ValueError: A file cannot be decoded, a mask does not fit its image, or holds an id that is no class's.
     """
     open_prepared(folder, split="train")  # says best what is wrong with a folder
-    surveys, problems = {}, []
+    surveys: dict[str, SplitReport] = {}
     for split in get_dataset_split_names(str(folder)):
-        rows = open_prepared(folder, split=split)
-        surveys[split] = SplitSurvey()
-        results = check_examples(_stored(rows, split), benchmark.label_map, num_proc)
-        for result in tqdm(results, total=len(rows), desc=split, unit="image"):
-            if isinstance(result, CheckedExample):
-                surveys[split].add(result)
-            else:
-                problems.append(result)
-    if problems:
-        raise BadPairsError(problems)
+        rows, surveys[split] = open_prepared(folder, split=split), SplitReport()
+        results = check_examples(_stored(rows, split), benchmark.label_space, num_proc)
+        for _ in surveys[split].enter(tqdm(results, total=len(rows), desc=split, unit="image")):
+            pass
+    refuse_problems(surveys)
     return surveys
 
 
 def _stored(rows: Dataset, split: str) -> Iterator[Example]:
-    for column in ("image", "mask"):
-        rows = rows.cast_column(column, Image(decode=False))
-    for row in rows:
-        where = f"{split} {row['image_id']}"
-        yield Example(row["image_id"], *(_Stored(row[c]["bytes"], f"{c} of {where}") for c in ("image", "mask")))
+    for row in undecoded(rows, "image", "mask"):
+        files = (
+            MadeFile(f"{column} of {split} {row['image_id']}", partial(bytes, row[column]["bytes"]))
+            for column in ("image", "mask")
+        )
+        yield Example(row["image_id"], *files)
 
 
-def warnings(benchmark: Benchmark, surveys: Mapping[str, SplitSurvey]) -> list[str]:
+def warnings(benchmark: Benchmark, surveys: Mapping[str, SplitReport]) -> list[str]:
     """What would spoil training or scores, a sentence each."""
     found, names = [], benchmark.label_names
-    trained, tested = (surveys.get(split, SplitSurvey()) for split in ("train", "test"))
+    trained, tested = (surveys.get(split, SplitReport()) for split in ("train", "test"))
     for ids, role, splits in (
         (benchmark.seen_ids, "seen", {"train": trained, "test": tested}),
         (benchmark.unseen_ids, "unseen", {"test": tested}),
@@ -105,7 +73,7 @@ def warnings(benchmark: Benchmark, surveys: Mapping[str, SplitSurvey]) -> list[s
     return found
 
 
-def format_survey(benchmark: Benchmark, surveys: Mapping[str, SplitSurvey]) -> str:
+def format_survey(benchmark: Benchmark, surveys: Mapping[str, SplitReport]) -> str:
     """Counts by class, shares of seen, unseen and unlabelled pixels, sizes, and warnings, in Markdown."""
     lines = [format_report(benchmark, surveys), ""]
     for split, counted in surveys.items():
@@ -114,7 +82,7 @@ def format_survey(benchmark: Benchmark, surveys: Mapping[str, SplitSurvey]) -> s
             "seen": benchmark.seen_ids,
             "unseen": benchmark.unseen_ids,
             "ignored classes": benchmark.ignored_ids,
-            "unlabelled": (IGNORE_INDEX,),
+            "unlabelled": (UNLABELLED,),
         }
         shares = ", ".join(f"{what} {counted.num_pixels[list(ids)].sum() / total:.1%}" for what, ids in groups.items())
         lines.append(f"{split}, pixels: {shares}")
@@ -130,10 +98,10 @@ def format_survey(benchmark: Benchmark, surveys: Mapping[str, SplitSurvey]) -> s
     return "\n".join([*lines, *(f"Warning: {warning}" for warning in warnings(benchmark, surveys))])
 
 
-def telling_images(surveys: Mapping[str, SplitSurvey], number: int) -> list[tuple[str, int]]:
+def telling_images(surveys: Mapping[str, SplitReport], number: int) -> list[tuple[str, int]]:
     """(split, row) of images that together show as many classes as can be, each the one that adds most."""
     places = [(split, row) for split, counted in surveys.items() for row in range(counted.num_images)]
-    present = np.array([row for counted in surveys.values() for row in counted.present])[:, :IGNORE_INDEX]
+    present = np.array([row for counted in surveys.values() for row in counted.present])[:, :UNLABELLED]
     left, chosen = present.copy(), []
     while len(chosen) < min(number, len(places)):
         gain = left.sum(1) + present.sum(1) / 1000  # once all classes are shown: the fullest images

@@ -56,7 +56,7 @@ class TrainingTransform:
 
         Args:
             image: PIL image or array `(H, W, 3)`, or a tensor `(3, H, W)`; RGB.
-            labels: `(H, W)` uint8, model order.
+            labels: `(H, W)`, model order.
 
         Returns:
             `pixel_values` float32 `(3, crop, crop)`, `labels` int64 `(crop, crop)`, and `padding` bool `(crop, crop)`:

@@ -5,7 +5,8 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 
 from ..data.benchmarks import Benchmark
-from .scoring import load_metric, scored_batches, summarize
+from .scoring import gathered_scores, scored_batches
+from .zero_shot_segmentation.confusion_matrix import ConfusionMatrix
 
 GAMMAS = tuple(round(0.05 * i, 2) for i in range(20))
 
@@ -27,33 +28,27 @@ def check_choosable(config, benchmark: Benchmark | None, model: str) -> None:
 def calibration_curve(
     model, processor, dataset, *, gammas=GAMMAS, batch_size: int = 8, progress: bool = True
 ) -> dict[float, dict]:
-    """The metric's dictionary for every γ, by protocol `full`.
+    """The scores (see `ConfusionMatrix.scores`) of every γ, by protocol `full`.
 
     γ is subtracted from the softmax probabilities of seen classes (SPNet, section 3.4), so a pixel turns unseen when
     its best unseen class comes within γ of its best seen one: the probabilities are needed once, whatever the grid.
     """
     accelerator = Accelerator()
     model.to(accelerator.device)
-    metrics = {gamma: load_metric(model.config) for gamma in gammas}
+    matrices = {gamma: ConfusionMatrix.of(model.config) for gamma in gammas}
     num_seen = len(model.config.seen_ids)
     batches = scored_batches(
-        model,
-        processor,
-        dataset,
-        protocol="full",
-        batch_size=batch_size,
-        accelerator=accelerator,
-        progress=progress,
+        model, processor, dataset, batch_size=batch_size, accelerator=accelerator, progress=progress
     )
     for outputs, references in batches:
         for logits, labels in zip(outputs.logits, references, strict=True):
             scores = F.interpolate(logits[None].float(), labels.shape, mode="bilinear", align_corners=False)[0]
             seen, unseen = scores.softmax(dim=0).tensor_split([num_seen])
             (seen_best, seen_ids), (unseen_best, unseen_ids) = seen.max(dim=0), unseen.max(dim=0)
-            for gamma, metric in metrics.items():
+            for gamma, matrix in matrices.items():
                 prediction = torch.where(unseen_best > seen_best - gamma, unseen_ids + num_seen, seen_ids)
-                metric.add(prediction=prediction.cpu().numpy(), reference=labels)
-    return {gamma: summarize(metric, accelerator) for gamma, metric in metrics.items()}
+                matrix.add([prediction], [labels])
+    return {gamma: gathered_scores(matrix, accelerator) for gamma, matrix in matrices.items()}
 
 
 def best_gamma(curve: dict[float, dict]) -> float:

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import numpy as np
 from accelerate import Accelerator
 
-from .scoring import count, score
+from .scoring import count, score, scored_batches
 
 
 def score_before(model, processor, dataset) -> dict:
@@ -23,13 +23,12 @@ def score_after(model, processor, dataset, before: dict) -> dict:
         model: The model that has learnt classes since it was scored.
         before: From `score_before`, on the same dataset.
     """
-    metric, _ = count(model, processor, dataset, protocol="full", batch_size=8, accelerator=Accelerator())
-    matrix = metric.confusion_matrix
-    everything = metric.compute()  # which starts afresh
+    batches = scored_batches(model, processor, dataset, accelerator=Accelerator())
+    matrix, _ = count(model.config, processor, batches)
+    everything = matrix.scores()
     new = [i for i, name in model.config.id2label.items() if name not in before["per_class"]]
-    matrix[new] = 0
-    metric.merge(matrix)
-    old = metric.compute()["per_class"]
+    matrix.counts[new] = 0
+    old = matrix.scores()["per_class"]
     pairs = {name: (entry["iou"], old[name]["iou"]) for name, entry in before["per_class"].items()}
     means = mean_ious(pairs.values())
     names = [model.config.id2label[i] for i in new]

@@ -1,34 +1,23 @@
 """Run a model over a test set and score it, by either protocol of the field."""
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
-import evaluate
 import numpy as np
 import torch
 from accelerate import Accelerator
-from tqdm import tqdm
+from tqdm.auto import tqdm
 from transformers.utils import ModelOutput
 
-from ..data.benchmarks import Benchmark, LabelMap
-from ..data.rows import StreamedRows
+from ..data.benchmarks import Benchmark
+from ..data.label_space import LabelSpace
+from ..data.rows import Rows, StreamedRows
+from ..data.samples import Sample
+from ..model.configuration_cagnet import plain_name
 from ..model.maps_cagnet import resize_labels
-from ..vectors.class_embeddings import plain_name
-from . import METRIC_PATH
+from .zero_shot_segmentation.confusion_matrix import ConfusionMatrix
 
 PROTOCOLS = ("full", "paper")
-
-
-def load_metric(config):
-    """The `evaluate` metric, set up for a model's classes."""
-    return evaluate.load(
-        METRIC_PATH,
-        num_labels=config.num_labels,
-        seen_ids=list(config.seen_ids),
-        unseen_ids=list(config.unseen_ids),
-        id2label=config.id2label,
-        ignore_index=config.ignore_index,
-    )
 
 
 def check_classes(config, benchmark: Benchmark | None, dataset: str) -> None:
@@ -59,87 +48,86 @@ def check_classes(config, benchmark: Benchmark | None, dataset: str) -> None:
 def score(
     model,
     processor,
-    dataset,
+    dataset: Rows | StreamedRows,
     *,
     protocol: str = "full",
     batch_size: int = 8,
     accelerator: Accelerator | None = None,
     progress: bool = True,
 ) -> dict:
-    """Score a model on a dataset with the columns `image`, `mask`, `image_id`, numbered or streamed.
+    """Score a model on the rows of a dataset.
 
     Args:
         protocol: `"full"`: logits brought to the original image size (bilinear), scored against the original
             labels. `"paper"`: images warped to a square, predictions scored at feature resolution against labels
             resized to it (nearest); a projection (SPNet) is scored at the square's resolution.
+        batch_size: How many images of equal size the model sees at once.
+        accelerator: Shares the rows between its processes.
+        progress: Whether to show a bar.
 
     Returns:
-        The metric's dictionary (see `METRIC_PATH`) with `protocol` and `num_images`, equal on all processes.
+        The scores (see `ConfusionMatrix.scores`) with `protocol` and `num_images`, equal on all processes.
     """
     accelerator = accelerator or Accelerator()
-    metric, num_images = count(
-        model,
-        processor,
-        dataset,
-        protocol=protocol,
-        batch_size=batch_size,
-        accelerator=accelerator,
-        progress=progress,
+    batches = scored_batches(
+        model, processor, dataset, protocol=protocol, batch_size=batch_size, accelerator=accelerator, progress=progress
     )
+    matrix, num_images = count(model.config, processor, batches)
     num_images = accelerator.reduce(torch.tensor(num_images, device=accelerator.device), "sum").item()
-    return summarize(metric, accelerator) | {"protocol": protocol, "num_images": num_images}
+    return gathered_scores(matrix, accelerator) | {"protocol": protocol, "num_images": num_images}
 
 
-def count(
-    model, processor, dataset, *, protocol: str, batch_size: int, accelerator: Accelerator, progress: bool = True
-):
-    """The metric with this process's share of the pixels in its confusion matrix, and its number of images."""
-    metric, num_images = load_metric(model.config), 0
-    for outputs, references in scored_batches(
-        model,
-        processor,
-        dataset,
-        protocol=protocol,
-        batch_size=batch_size,
-        accelerator=accelerator,
-        progress=progress,
-    ):
-        predictions = processor.post_process_semantic_segmentation(
-            outputs, target_sizes=[labels.shape for labels in references]
-        )
-        metric.add_batch(predictions=[p.cpu().numpy() for p in predictions], references=references)
+def count(config, processor, batches: Iterable[tuple[ModelOutput, list[np.ndarray]]]) -> tuple[ConfusionMatrix, int]:
+    """The pixels of `scored_batches` by true and predicted class, and the number of images."""
+    matrix, num_images = ConfusionMatrix.of(config), 0
+    for outputs, references in batches:
+        sizes = [labels.shape for labels in references]
+        predictions = processor.post_process_semantic_segmentation(outputs, target_sizes=sizes)
+        matrix.add(predictions, references)
         num_images += len(references)
-    return metric, num_images
+    return matrix, num_images
 
 
-def summarize(metric, accelerator: Accelerator) -> dict:
-    """The metric over all processes' images."""
+def gathered_scores(matrix: ConfusionMatrix, accelerator: Accelerator) -> dict:
+    """The scores over all processes' images."""
     if accelerator.num_processes > 1:
-        counts = accelerator.reduce(torch.from_numpy(metric.confusion_matrix).to(accelerator.device), "sum")
-        metric.reset()
-        metric.merge(counts.cpu().numpy())
-    return metric.compute()
+        counts = accelerator.reduce(torch.from_numpy(matrix.counts).to(accelerator.device), "sum")
+        matrix.reset()
+        matrix.merge(counts)
+    return matrix.scores()
 
 
 def scored_batches(
-    model, processor, dataset, *, protocol: str, batch_size: int, accelerator: Accelerator, progress: bool
+    model,
+    processor,
+    dataset: Rows | StreamedRows,
+    *,
+    protocol: str = "full",
+    batch_size: int = 8,
+    accelerator: Accelerator,
+    progress: bool = True,
 ) -> Iterator[tuple[ModelOutput, list[np.ndarray]]]:
     """(outputs of the model in evaluation mode, label maps to score them against) of this process's share."""
+    if protocol not in PROTOCOLS:
+        raise ValueError(f"unknown protocol {protocol!r}: choose one of {', '.join(PROTOCOLS)}")
+    square = None
+    if protocol == "paper":
+        side = processor.size.get("height") or processor.size["longest_edge"]
+        square = {"height": side, "width": side}
+    process, processes = accelerator.process_index, accelerator.num_processes
+    total = len(range(process, len(dataset), processes)) if isinstance(dataset, Rows) else None
+    samples = dataset.share(process, processes)
+    examples = _examples(samples, LabelSpace.of(model.config), processor, square, accelerator.device)
     training = model.training
     model.eval()
-    examples = _examples(dataset, LabelMap.of(model.config), processor, protocol, accelerator)
-    total = None
-    if not isinstance(dataset, StreamedRows):
-        total = len(range(accelerator.process_index, len(dataset), accelerator.num_processes))
     with tqdm(
         total=total, desc=f"evaluate ({protocol})", disable=not (progress and accelerator.is_main_process)
     ) as bar:
         for batch in _batches_of_equal_size(examples, batch_size):
-            pixel_values = torch.stack([torch.from_numpy(pixels) for pixels, _ in batch]).to(accelerator.device)
             with torch.inference_mode(), accelerator.autocast():
-                outputs = model(pixel_values)
+                outputs = model(torch.stack([pixels for pixels, _ in batch]))
             references = [labels for _, labels in batch]
-            if protocol == "paper" and model.config.classifier != "projection":
+            if square and model.config.classifier != "projection":
                 size = tuple(outputs.logits.shape[-2:])
                 references = [resize_labels(labels, size) for labels in references]
             yield outputs, references
@@ -147,23 +135,17 @@ def scored_batches(
     model.train(training)
 
 
-def _examples(dataset, label_map, processor, protocol, accelerator) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """(pixel values, labels) of this process's share; labels at the size they are scored from."""
-    if protocol not in PROTOCOLS:
-        raise ValueError(f"unknown protocol {protocol!r}: choose one of {', '.join(PROTOCOLS)}")
-    square = {}
-    if protocol == "paper":
-        side = processor.size.get("height") or processor.size["longest_edge"]
-        square = {"size": {"height": side, "width": side}}
-    process, processes = accelerator.process_index, accelerator.num_processes
-    if isinstance(dataset, StreamedRows):
-        rows = dataset.share(process, processes)
-    else:
-        rows = (dataset[index] for index in range(process, len(dataset), processes))
-    for example in rows:
-        labels = label_map.to_model_order(np.asarray(example["mask"]), source=f"mask of {example['image_id']}")
-        prepared = processor(example["image"], segmentation_maps=labels, return_tensors=None, **square)
-        yield prepared["pixel_values"][0], prepared["labels"][0] if protocol == "paper" else labels
+def _examples(
+    samples: Iterable[Sample], labels: LabelSpace, processor, square: dict | None, device
+) -> Iterator[tuple[torch.Tensor, np.ndarray]]:
+    """(pixel values on the device, labels in model order): of an image warped to a square, or else of any size."""
+    for sample in samples:
+        stored = labels.to_model_order(sample.labels, source=f"mask of {sample.id}")
+        if square is None:
+            yield processor.prepare(sample.image.to(device)), stored
+        else:
+            pixels = processor.prepare(sample.image.to(device), size=square)
+            yield pixels, resize_labels(stored, tuple(square.values()))
 
 
 def _batches_of_equal_size(examples, batch_size: int):

@@ -5,7 +5,7 @@ from pathlib import Path
 from huggingface_hub import HfApi, constants
 
 from ..data.benchmarks import CLASS_TABLE
-from ..data.card import CARD, ID2LABEL
+from ..data.prepared import CARD, ID2LABEL
 from .repositories import claim_repository, told_in_one_line
 
 

@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from ..data.benchmarks import load_benchmark
 from ..methods.options import Recipe
 from ..training.recipe_files import load_recipe
+from ..training.run_folder import METRICS, RECIPE
 from ..weights.backbones import is_own
 from ..weights.folders import CARD, check_model_folder, load_model
 from .cards import MODEL_ID
@@ -19,7 +20,7 @@ from .cards.converted import CONVERTED
 from .cards.trained import model_card
 from .repositories import claim_repository, told_in_one_line
 
-METRICS, RECIPE, FIGURES = "metrics.json", "recipe.yaml", "figures"
+FIGURES = "figures"
 # What a model folder holds; anything else that lies in it is nobody's business.
 _MODEL_FILES = ("*.safetensors", "*.json", "*.py")
 _PICTURE_OUTSIDE = re.compile(r"^!\[[^\]]*\]\(\.\./[^)]*\)\n+", re.MULTILINE)
@@ -143,7 +144,7 @@ def check_own_weights(recipe: Recipe) -> None:
     if not is_own(recipe.backbone_weights):
         raise ValueError(
             f"the model starts from the weights of {recipe.backbone_weights}, whose licence binds it: "
-            "push it with scripts/push_to_hub.py --license ID"
+            "push it with `cagnet-hf push_to_hub --license ID`"
         )
 
 

@@ -97,7 +97,7 @@ class CaGNetImageProcessor(PilBackend):
 
     def convert_to_rgb(self, image, input_data_format=None):
         if isinstance(image, Image.Image):
-            return np.asarray(rgb_image(image))
+            return np.array(rgb_image(image))
         return super().convert_to_rgb(image, input_data_format=input_data_format)
 
     def preprocess(self, images, segmentation_maps=None, **kwargs) -> BatchFeature:
@@ -142,11 +142,14 @@ class CaGNetImageProcessor(PilBackend):
     def _preprocess(self, images, **options):
         return [self.prepare(torch.from_numpy(np.array(image)), **options).numpy() for image in images]
 
-    def prepare(self, image: torch.Tensor, **options) -> torch.Tensor:
-        """What `preprocess` does to one RGB image `(3, H, W)`, on the device it is on; `options` stand for its own."""
+    def prepare(self, image: torch.Tensor, **changes) -> torch.Tensor:
+        """What `preprocess` does to one RGB image `(3, H, W)`, on the device it is on.
+
+        `changes` are options that differ from the processor's own, such as another `size`.
+        """
 
         def option(name):
-            return options[name] if name in options else getattr(self, name)
+            return changes[name] if name in changes else getattr(self, name)
 
         if option("do_flip_channel_order"):
             image = image.flip(0)

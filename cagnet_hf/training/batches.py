@@ -18,11 +18,22 @@ class StageBatches:
         images: What is trained on: labelled images that an index leads to (see `TrainingExamples`).
         rows: The dataset that they come from.
         index: The number of the stage in the recipe.
+        ignore_index: What the model calls pixels without a class.
     """
 
     def __init__(
-        self, recipe: Recipe, stage: StageRecipe, index: int, images, rows, processor, accelerator: Accelerator
+        self,
+        recipe: Recipe,
+        stage: StageRecipe,
+        index: int,
+        images,
+        rows,
+        processor,
+        accelerator: Accelerator,
+        *,
+        ignore_index: int,
     ):
+        self.ignore_index = ignore_index
         self.recipe, self.stage, self.seed = recipe, stage, recipe.seed * 1000 + index
         self.images, self.rows, self.processor, self.accelerator = images, rows, processor, accelerator
 
@@ -30,7 +41,9 @@ class StageBatches:
         """The stream of batches from an iteration of the stage on."""
         recipe, device = self.recipe, self.accelerator.device
         augmentation = self.stage.augmentation or recipe.augmentation
-        transform = TrainingTransform(self.processor, self.stage.crop_size, **augmentation.model_dump())
+        transform = TrainingTransform(
+            self.processor, self.stage.crop_size, **augmentation.model_dump(), ignore_index=self.ignore_index
+        )
         # What is on the device already needs no workers.
         num_workers = 0 if recipe.in_memory else recipe.num_workers
         pin_memory = device.type == "cuda" and not recipe.in_memory
@@ -52,9 +65,7 @@ class StageBatches:
         if self.stage.is_synthetic(iteration):
             return []
         rows = [row for batch in islice(self._order(iteration), self.stage.accumulate) for _position, row in batch]
-        if isinstance(self.rows, StreamedRows):
-            return [str(row["image_id"]) for row in rows]
-        return [str(image_id) for image_id in self.rows.select_columns("image_id")[rows]["image_id"]]
+        return self.rows.image_ids(rows)
 
     def _order(self, iteration: int) -> EndlessBatches | StreamedBatches:
         streamed = isinstance(self.rows, StreamedRows)

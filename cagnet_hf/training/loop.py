@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from accelerate.utils import ProjectConfiguration, broadcast, gather_object, set_seed
 from tqdm.auto import tqdm
 
+from ..data.label_space import LabelSpace
 from ..data.memory import hold
 from ..data.stream import LabelledImages
 from ..evaluation.scoring import score
@@ -65,7 +66,8 @@ class Trainer:
         self.processor = build_processor(recipe)
         self.models = build_stage_models(recipe, self.benchmark)  # of the stages to come
         self.model = self.models[list(recipe.stages)[self.state.stage]]
-        self.train_images = LabelledImages(self.train_set, self.benchmark.label_map, hide_unseen=not recipe.supervised)
+        labels = LabelSpace.of(self.model.config)
+        self.train_images = LabelledImages(self.train_set, labels, hide_unseen=not recipe.supervised)
         if recipe.in_memory:
             self.train_images = hold(self.train_images, self.accelerator.device)
         if self.accelerator.process_index:  # the model starts equal everywhere; noise and label maps must differ
@@ -132,11 +134,14 @@ class StageRun:
         if state.iteration == 0:
             self._reinitialize()
         images, rows = trainer.train_images, trainer.train_set
-        self.batches = StageBatches(self.recipe, stage, self.index, images, rows, trainer.processor, accelerator)
+        ignore_index = self.model.config.ignore_index
+        self.batches = StageBatches(
+            self.recipe, stage, self.index, images, rows, trainer.processor, accelerator, ignore_index=ignore_index
+        )
         with closing(self.batches.start(state.iteration)) as batches:
             with accelerator.main_process_first():
                 label_maps = LabelMapsAtFeatureStride(
-                    rows, trainer.benchmark.label_map, self.recipe, self.model.cagnet
+                    rows, trainer.benchmark.label_space, self.recipe, self.model.cagnet
                 )
                 self.method.prepare(label_maps, trainer.output_dir)
             if self.folder.checkpoint is not None:

@@ -1,16 +1,16 @@
 """From a recipe to its parts: benchmark, data, embeddings, image processor, model, label maps of synthetic steps."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from datasets import Dataset
 from huggingface_hub.errors import StrictDataclassError
 
-from ..data.benchmarks import Benchmark, LabelMap, load_benchmark
-from ..data.masks import MaskReader
-from ..data.rows import StreamedRows
+from ..data.benchmarks import Benchmark, load_benchmark
+from ..data.label_space import LabelSpace
+from ..data.rows import Rows, StreamedRows
 from ..data.scenes import scenes_class_embeddings
 from ..data.sources import open_dataset
 from ..methods import method_of
@@ -36,7 +36,7 @@ def benchmark_of(recipe: Recipe) -> Benchmark:
     return benchmark.for_tuning() if recipe.split == "tuning" else benchmark
 
 
-def dataset_of(recipe: Recipe, split: str) -> Dataset | StreamedRows:
+def dataset_of(recipe: Recipe, split: str) -> Rows | StreamedRows:
     """A split: drawn from the recipe's seed for `scenes`, opened otherwise.
 
     A benchmark that is the folder of a prepared dataset is its own dataset.
@@ -48,14 +48,14 @@ def dataset_of(recipe: Recipe, split: str) -> Dataset | StreamedRows:
         source = recipe.benchmark
     if source is None:
         raise ValueError(
-            f"the recipe needs dataset=DIR: a folder made by scripts/prepare_data.py {recipe.benchmark}, or a Hub id"
+            f"the recipe needs dataset=DIR: a folder made by `cagnet-hf prepare_data {recipe.benchmark}`, or a Hub id"
         )
     return open_dataset(
         source,
         split,
         image_column=recipe.image_column,
         mask_column=recipe.mask_column,
-        masks=MaskReader(load_benchmark(recipe.benchmark), recipe.label_map),
+        labels=replace(load_benchmark(recipe.benchmark).label_space, label_map=recipe.label_map),
         streaming=recipe.streaming,
         shuffle_buffer=recipe.shuffle_buffer,
     )
@@ -145,22 +145,14 @@ class LabelMapsAtFeatureStride:
     Unseen classes are hidden, even from the upper bound: patches are sampled for them.
     """
 
-    def __init__(self, dataset: Dataset | StreamedRows, label_map: LabelMap, recipe: Recipe, network: CaGNetModel):
-        self.dataset, self.label_map, self.seed = dataset, label_map, recipe.seed
+    def __init__(self, dataset: Rows | StreamedRows, labels: LabelSpace, recipe: Recipe, network: CaGNetModel):
+        self.dataset, self.labels, self.seed = dataset, labels, recipe.seed
         self.size, self.network = build_processor(recipe).size, network
 
     def __iter__(self):
-        stride = self.network.feature_stride
-        if isinstance(self.dataset, StreamedRows):
-            masks = self.dataset.without_images()
-            rows = masks.shuffled(self.seed)
-        else:
-            masks = self.dataset.select_columns(["mask", "image_id"])
-            rows = np.random.default_rng(self.seed).permutation(len(masks)).tolist()
-        for row in rows:
-            example = masks[row]
-            labels = self.label_map.to_model_order(
-                np.asarray(example["mask"]), hide_unseen=True, source=f"mask of {example['image_id']}"
-            )
+        stride, masks = self.network.feature_stride, self.dataset.without_images()
+        for row in masks.shuffled(self.seed):
+            sample = masks[row]
+            labels = self.labels.to_model_order(sample.labels, hide_unseen=True, source=f"mask of {sample.id}")
             sides = fit_size(*labels.shape, self.size)
             yield torch.from_numpy(resize_labels(labels, tuple(-(-side // stride) for side in sides)))

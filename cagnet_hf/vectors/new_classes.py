@@ -10,7 +10,7 @@ import numpy as np
 from ..data.benchmarks import load_benchmark
 from ..data.scenes import scenes_class_embeddings
 from ..model.configuration_cagnet import plain_name
-from .class_embeddings import BUNDLED, check_vectors, join_parts, read_table
+from .class_embeddings import BUNDLED, check_vectors, embedding_files, join_parts, name_of, read_metadata, read_table
 from .text_encoders import encode_names
 
 ATTRIBUTES = "attributes"  # of the synthetic benchmark
@@ -24,11 +24,11 @@ def describe_source(source: str) -> dict:
     Returns:
         `source`; of a table that one text encoder made `encoder`, `pooling` and `prompt`; `license` where it is known.
     """
-    parts = [part.strip() for part in source.split(",")]
-    record = {"source": ",".join(Path(part).name for part in parts)}
-    if len(parts) > 1 or parts[0] == ATTRIBUTES:
-        return record
-    metadata = read_table(parts[0]).metadata if parts[0] == BUNDLED or parts[0].endswith(".safetensors") else {}
+    if source == ATTRIBUTES:
+        return {"source": source}
+    files = embedding_files(source)
+    record = {"source": ",".join(map(name_of, files))}
+    metadata = read_metadata(files[0]) if len(files) == 1 else {}
     origins = json.loads(metadata.get("sources", "[]"))
     if len(origins) == 1 and "encoder" in origins[0]:
         record |= {key: origins[0][key] for key in ("encoder", "pooling", "prompt")}
@@ -93,7 +93,7 @@ def _vectors(source: str) -> dict[str, np.ndarray]:
     if source == ATTRIBUTES:
         benchmark = load_benchmark("scenes")
         return dict(zip(benchmark.class_names, scenes_class_embeddings(benchmark), strict=True))
-    tables = [read_table(part.strip()).vectors for part in source.split(",")]
+    tables = [read_table(path) for path in embedding_files(source)]
     names = [name for name in tables[0] if all(name in table for table in tables)]
     if not names:
         raise ValueError(f"{source}: no name is in every table")
@@ -135,8 +135,8 @@ def _no_vector(missing: Sequence[str], source: str | None, record: dict) -> str:
     named = f" (the model's are from {record['source']})" if record else ""
     return (
         f"no embedding of class {', '.join(map(repr, missing))}{where}{named}; make a table with "
-        "scripts/prepare_embeddings.py from the source of the model's own, with one of its classes in it, and give it "
-        "as class embeddings"
+        "`cagnet-hf prepare_embeddings` from the source of the model's own, with one of its classes in it, and give "
+        "it as class embeddings"
     )
 
 

@@ -6,7 +6,6 @@ in that order. So were the vectors of the paper's release made, as far as the ro
 their like tell; for the names where it deviates there are synonyms.
 """
 
-import difflib
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import yaml
 
+from ..data.names import did_you_mean
 from ..model.configuration_cagnet import name_words, plain_name
 from .word_tables import FoundWords, find_words
 
@@ -22,45 +22,31 @@ Synonyms = Mapping[str, str | Sequence[str]]
 
 @dataclass(frozen=True)
 class NamedVectors:
-    """The vectors of names, `(E,)` float32 each; the words that each is the mean of; which of these are composed."""
+    """The vectors of names, `(E,)` float32 each, and the words that each is the mean of."""
 
     vectors: dict[str, np.ndarray]
     words: dict[str, list[str]]
-    composed: list[str]
 
 
 def look_up_names(
-    names: Iterable[str],
-    source: str,
-    *,
-    synonyms: Synonyms | None = None,
-    optional: Collection[str] = (),
-    subwords: bool = False,
+    names: Iterable[str], source: str, *, synonyms: Synonyms | None = None, optional: Collection[str] = ()
 ) -> NamedVectors:
-    """The vectors of class names in a table of word vectors (see `tables` for what it may be).
+    """The vectors of class names in a table of word vectors (see `word_tables` for what it may be).
 
     Args:
         names: The class names.
         source: The table.
         synonyms: What to look up for a name instead: another name, or a list of words to take the mean of.
         optional: Those of the names that may be missing from the table, and then from the result.
-        subwords: Build a missing word from its character n-grams, which only a fastText `.bin` has.
 
     Raises:
         ValueError: The table lacks a name (all such names are listed, with near words), or cannot be read.
     """
     synonyms = {plain_name(name): meant for name, meant in (synonyms or {}).items()}
     meant = {name: synonyms.get(plain_name(name), name) for name in names}
-    spellings = {spelling for item in meant.values() for spelling in _spellings_to_ask(item)}
-    found = find_words(source, spellings)
+    found = find_words(source, {spelling for item in meant.values() for spelling in _spellings_to_ask(item)})
     words = {name: _words_of(item, found) for name, item in meant.items()}
-    composed = set()
     missing = [name for name in meant if not words[name] and name not in optional]
-    if subwords and missing:
-        composed = {word.lower() for name in missing for word in _missing_words(meant[name], found)}
-        found = find_words(source, spellings, compose=composed)
-        words = {name: _words_of(item, found) for name, item in meant.items()}
-        missing = [name for name in missing if not words[name]]
     if missing:
         reasons = ", ".join(_reason(name, meant[name], found) for name in missing)
         raise ValueError(
@@ -68,7 +54,7 @@ def look_up_names(
         )
     words = {name: used for name, used in words.items() if used}
     vectors = {name: np.mean([found.vectors[word] for word in used], axis=0) for name, used in words.items()}
-    return NamedVectors(vectors, words, sorted(composed & found.vectors.keys()))
+    return NamedVectors(vectors, words)
 
 
 def load_synonyms(path: str | Path, names: Iterable[str]) -> dict[str, str | list[str]]:
@@ -89,8 +75,7 @@ def load_synonyms(path: str | Path, names: Iterable[str]) -> dict[str, str | lis
         if not words or not all(isinstance(word, str) and name_words(word) for word in [name, *words]):
             raise ValueError(f"{path}: {name!r} has {meant!r}, but a synonym is a name or a list of words")
         if plain_name(name) not in known:
-            near = difflib.get_close_matches(plain_name(name), known, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
+            hint = did_you_mean(plain_name(name), known)
             raise ValueError(f"{path}: {name!r} is none of the class names{hint}")
     return synonyms
 
@@ -122,13 +107,9 @@ def _first(spellings: Iterable[str], found: FoundWords) -> str | None:
     return next((spelling for spelling in spellings if spelling in found.vectors), None)
 
 
-def _missing_words(meant: str | Sequence[str], found: FoundWords) -> list[str]:
-    return [word for word in _parts(meant) if not _first(_spellings([word]), found)]
-
-
 def _reason(name: str, meant: str | Sequence[str], found: FoundWords) -> str:
     """A missing name, for which of its words, and what is near these."""
-    missing = _missing_words(meant, found)
+    missing = [word for word in _parts(meant) if not _first(_spellings([word]), found)]
     near = [near for word in missing for near in found.near(word)]
     reason = "" if missing == [name] else f"no {', '.join(map(repr, missing))}"
     hint = f"near: {', '.join(near)}" if near else ""

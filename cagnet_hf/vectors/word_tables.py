@@ -2,7 +2,7 @@
 
 | name ends in | format |
 |---|---|
-| `.bin` | word2vec, binary; or fastText's own model, known by its first bytes |
+| `.bin` | word2vec, binary |
 | `.vec`, `.txt` | word2vec or fastText as text, with a first line `COUNT DIMENSION`; or GloVe, which has none |
 
 Each of them also as `.gz`, and as the only file or the member `FILE.zip:MEMBER` of a zip archive.
@@ -11,15 +11,16 @@ Each of them also as `.gz`, and as the only file or the member `FILE.zip:MEMBER`
 import difflib
 import io
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import chain
 
 import numpy as np
 
-from .fasttext import MAGIC, read_fasttext
-from .word_streams import BLOCK, Blocks, open_stream
+from .word_streams import BLOCK, open_stream
 
+_MAX_WORD = 4096  # bytes; a longer "word" means that numbers are read as text
+_FASTTEXT_MODEL = (793712314).to_bytes(4, "little")  # how fastText's own models begin
 _BEGINNING = 3  # bytes that near words share
 _NEAR_WORDS = 300  # kept for each beginning: the first, in most tables the most frequent
 
@@ -38,94 +39,69 @@ class FoundWords:
         return difflib.get_close_matches(word.lower(), lower, n=3)
 
 
-def find_words(source: str, words: Iterable[str], *, compose: Iterable[str] = ()) -> FoundWords:
+def find_words(source: str, words: Iterable[str]) -> FoundWords:
     """The vectors that a table has of the asked words, each as it is spelled.
 
     Args:
         source: A file, see above.
         words: What to look for; a word that the table lacks is absent from the result.
-        compose: Words to build from their character n-grams where the table, a fastText `.bin`, lacks them.
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: The file is of another format or an archive that cannot be read, is truncated, holds an asked
-            word twice, or a row of another dimension; `compose` is given and the file is no fastText `.bin`.
+        ValueError: The file is of another format or an archive that cannot be read, is truncated, or holds an asked
+            word twice, or a row of another dimension.
     """
-    search = _Search(source, words)
-    compose = sorted(word.encode() for word in compose)
+    asked = {word.encode() for word in words}
+    beginnings = {_beginning(word) for word in asked}
+    vectors, row_of, alike = {}, {}, defaultdict(list)
     with open_stream(source) as (name, file):
         suffix = name.lower().rpartition(".")[2]
-        is_model = suffix == "bin" and file.peek(len(MAGIC)).startswith(MAGIC)
-        if compose and not is_model:
-            listed = b", ".join(compose).decode()
-            raise ValueError(f"{source}: lacks {listed}; only a fastText .bin can build words from character n-grams")
-        if is_model:
-            vectors = read_fasttext(Blocks(source, file), search.meet, compose)
-        elif suffix == "bin":
-            vectors = _read_word2vec(Blocks(source, file), search.meet)
-        elif suffix in ("vec", "txt"):
-            vectors = _read_text(source, file, search.meet)
-        else:
+        if suffix not in ("bin", "vec", "txt"):
             raise ValueError(f"{source}: word vectors are a .bin, .vec or .txt file (or one of these as .gz or .zip)")
-    return FoundWords({word.decode(): vector for word, vector in vectors.items()}, dict(search.alike))
-
-
-class _Search:
-    """Meets every word of a table: tells which are asked for, and remembers some that begin like these."""
-
-    def __init__(self, source: str, words: Iterable[str]):
-        self.source = source
-        self.alike: dict[bytes, list[bytes]] = defaultdict(list)
-        self._asked = {word.encode() for word in words}
-        self._beginnings = {_beginning(word) for word in self._asked}
-        self._rows: dict[bytes, int] = {}
-        self._row = 0
-
-    def meet(self, word: bytes) -> bool:
-        self._row += 1
-        beginning = _beginning(word)
-        if beginning not in self._beginnings:
-            return False
-        if len(self.alike[beginning]) < _NEAR_WORDS:
-            self.alike[beginning].append(word)
-        if word not in self._asked:
-            return False
-        if word in self._rows:
-            raise ValueError(
-                f"{self.source}: rows {self._rows[word]} and {self._row} are both of the word {word.decode()!r}; "
-                "delete one"
-            )
-        self._rows[word] = self._row
-        return True
+        rows, parse = (_binary_rows, _floats_of_bytes) if suffix == "bin" else (_text_rows, _floats_of_text)
+        for row, (word, numbers) in enumerate(rows(source, file), start=1):
+            beginning = _beginning(word)
+            if beginning not in beginnings:
+                continue
+            if len(alike[beginning]) < _NEAR_WORDS:
+                alike[beginning].append(word)
+            if word in asked:
+                if word in row_of:
+                    both = f"rows {row_of[word]} and {row} are both of the word {word.decode()!r}"
+                    raise ValueError(f"{source}: {both}; delete one")
+                row_of[word] = row
+                try:
+                    vectors[word.decode()] = parse(numbers)
+                except ValueError as error:
+                    raise ValueError(f"{source}: row {row} holds something else than numbers ({error})") from error
+    return FoundWords(vectors, dict(alike))
 
 
 def _beginning(word: bytes) -> bytes:
     return word[:_BEGINNING].lower()
 
 
-def _read_word2vec(blocks: Blocks, meet: Callable[[bytes], bool]) -> dict[bytes, np.ndarray]:
+def _binary_rows(source: str, file: io.BufferedReader) -> Iterator[tuple[bytes, bytes]]:
     """The layout of Mikolov's tool: the line `COUNT DIMENSION`; each word, a space and little-endian float32."""
-    count, dimension = _parse_header(blocks.source, blocks.take_until(b"\n"))
-    vectors = {}
+    if file.peek(len(_FASTTEXT_MODEL)).startswith(_FASTTEXT_MODEL):
+        raise ValueError(f"{source}: fastText's own model; take its vectors as text, the .vec of the same name")
+    count, dimension = _parse_header(source, file.readline(_MAX_WORD).rstrip(b"\n"))
+    block, at = b"", 0
     for _ in range(count):
-        word = blocks.take_until(b" ").lstrip(b"\n")  # some writers end a row with a line break
-        numbers = blocks.take(4 * dimension)
-        if meet(word):
-            vectors[word] = np.frombuffer(numbers, dtype="<f4")
-    if blocks.rest(2).strip(b"\n"):
-        raise ValueError(f"{blocks.source}: goes on after {count} rows of {dimension} numbers; its header is wrong")
-    return vectors
+        while (space := block.find(b" ", at)) < 0 or len(block) <= space + 4 * dimension:
+            if space < 0 and len(block) - at > _MAX_WORD:
+                raise ValueError(f"{source}: a word of more than {_MAX_WORD} bytes; the header does not fit the file")
+            more = file.read(BLOCK)
+            if not more:
+                raise ValueError(f"{source}: ends early; it is truncated, or its header does not fit: fetch it again")
+            block, at = block[at:] + more, 0
+        word, at = block[at:space].lstrip(b"\n"), space + 1 + 4 * dimension  # some writers end a row with a line break
+        yield word, block[space + 1 : at]
+    if (block[at : at + 2] + file.read(2)).strip(b"\n"):
+        raise ValueError(f"{source}: goes on after {count} rows of {dimension} numbers; its header is wrong")
 
 
-def _parse_header(source: str, line: bytes) -> tuple[int, int]:
-    fields = line.split()
-    if len(fields) != 2 or not all(number.isdigit() for number in fields) or not 0 < int(fields[1]) <= 10_000:
-        start = line[:40].decode(errors="replace")
-        raise ValueError(f"{source}: starts with {start!r}, not with a line COUNT DIMENSION")
-    return int(fields[0]), int(fields[1])
-
-
-def _read_text(source: str, file: io.BufferedReader, meet: Callable[[bytes], bool]) -> dict[bytes, np.ndarray]:
+def _text_rows(source: str, file: io.BufferedReader) -> Iterator[tuple[bytes, bytes]]:
     """A line for each word: it and its numbers, separated by single spaces."""
     lines = _lines(source, file)
     first = next(lines, b"")
@@ -137,23 +113,20 @@ def _read_text(source: str, file: io.BufferedReader, meet: Callable[[bytes], boo
         lines = chain([first], lines)
     if not dimension:
         raise ValueError(f"{source}: its first line is neither COUNT DIMENSION nor a word and its numbers")
-    vectors = {}
     row = 0
     for row, line in enumerate(lines, start=1):
         extra = line.count(b" ") - dimension
         word, _, numbers = line.partition(b" ")
         if extra > 0 and not _is_number(line.split(b" ", extra + 1)[extra]):
-            continue  # a few tables have words with spaces in them, which no lookup asks for
-        if extra:
+            word, *_ = line.rsplit(b" ", dimension)  # a few tables have words with spaces, which no lookup asks for
+        elif extra:
             raise ValueError(
                 f"{source}: row {row} ({word.decode(errors='replace')!r}) has {dimension + extra} numbers, "
                 f"not {dimension}; the file is damaged, truncated, or separated by more than single spaces"
             )
-        if meet(word):
-            vectors[word] = _parse_numbers(source, row, numbers)
+        yield word, numbers
     if count not in (None, row):
         raise ValueError(f"{source}: {row} rows, but the first line says {count}; it is truncated or wrong")
-    return vectors
 
 
 def _lines(source: str, file: io.BufferedReader) -> Iterator[bytes]:
@@ -165,11 +138,20 @@ def _lines(source: str, file: io.BufferedReader) -> Iterator[bytes]:
             yield line
 
 
-def _parse_numbers(source: str, row: int, numbers: bytes) -> np.ndarray:
-    try:
-        return np.array([float(number) for number in numbers.split(b" ")], dtype=np.float32)
-    except ValueError as error:
-        raise ValueError(f"{source}: row {row} holds something else than numbers ({error})") from error
+def _parse_header(source: str, line: bytes) -> tuple[int, int]:
+    fields = line.split()
+    if len(fields) != 2 or not all(number.isdigit() for number in fields) or not 0 < int(fields[1]) <= 10_000:
+        start = line[:40].decode(errors="replace")
+        raise ValueError(f"{source}: starts with {start!r}, not with a line COUNT DIMENSION")
+    return int(fields[0]), int(fields[1])
+
+
+def _floats_of_bytes(numbers: bytes) -> np.ndarray:
+    return np.frombuffer(numbers, dtype="<f4")
+
+
+def _floats_of_text(numbers: bytes) -> np.ndarray:
+    return np.array([float(number) for number in numbers.split(b" ")], dtype=np.float32)
 
 
 def _is_number(text: bytes) -> bool:

@@ -12,9 +12,9 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 from safetensors import SafetensorError
-from transformers import AutoConfig
 
 from ..files import write_whole
+from ..model.configuration_cagnet import CaGNetConfig
 from ..model.image_processing_cagnet import CaGNetImageProcessor
 from ..model.modeling_cagnet import CaGNetForSemanticSegmentation
 
@@ -34,9 +34,10 @@ def load_model(model_path: str):
     name, _, revision = (model_path, "", "") if Path(model_path).is_dir() else model_path.partition("@")
     where = {"revision": revision or "main"}
     with _told_in_one_line(name, where["revision"]):
-        config = AutoConfig.from_pretrained(name, **where)
-        if config.model_type != "cagnet":
-            raise ValueError(f"{model_path} is a {config.model_type!r} model, not a CaGNet one")
+        fields, _ = CaGNetConfig.get_config_dict(name, **where)
+        if fields.get("model_type") != CaGNetConfig.model_type:
+            raise ValueError(f"{model_path} is a {fields.get('model_type')!r} model, not a CaGNet one")
+        config = CaGNetConfig.from_pretrained(name, **where)
         try:
             model, report = CaGNetForSemanticSegmentation.from_pretrained(
                 name, config=config, use_safetensors=True, output_loading_info=True, **where

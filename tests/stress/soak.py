@@ -19,7 +19,7 @@ import numpy as np
 import psutil
 import torch
 
-from cagnet_hf.evaluation.scoring import load_metric
+from cagnet_hf.evaluation.zero_shot_segmentation.confusion_matrix import ConfusionMatrix
 from cagnet_hf.training.interruption import Stopped
 from cagnet_hf.training.loop import Trainer
 from cagnet_hf.training.recipe_files import load_recipe
@@ -90,11 +90,12 @@ def real_steps(steps: int) -> dict:
 
 def metric_batches(batches: int) -> dict:
     recipe = load_recipe("scenes")
-    metric, samples = load_metric(build_model(recipe, benchmark_of(recipe)).config), Samples("metric add_batch")
+    config = build_model(recipe, benchmark_of(recipe)).config
+    matrix, samples = ConfusionMatrix.of(config), Samples("metric add_batch")
     rng = np.random.default_rng(0)
     maps = rng.integers(0, 16, (2, 8, 4, 32, 32), dtype=np.uint8)
     for step in range(batches + 1):
-        metric.add_batch(predictions=list(maps[0, step % 8]), references=list(maps[1, step % 5]))
+        matrix.add(list(maps[0, step % 8]), list(maps[1, step % 5]))
         if step % 1000 == 0:
             samples.take(step)
     return samples.summary()

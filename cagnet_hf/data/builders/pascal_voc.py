@@ -19,31 +19,11 @@ from pathlib import Path
 
 import numpy as np
 
-from .archives import AnyPath, find_root, open_source, require
-from .card import Origin
-from .examples import Example
-from .mat_files import MatMask, import_loadmat
+from ..examples import Example
+from .archives import AnyPath, find_root, open_source, read_list, refuse_shared, require
+from .mat_files import import_loadmat, mat_mask
 
-ORIGIN = Origin(
-    "Pascal VOC 2012, train_aug (VOC train and SBD, without VOC val) and val.",
-    source="http://host.robots.ox.ac.uk/pascal/VOC/voc2012/ and the Semantic Boundaries Dataset (SBD), "
-    "http://home.bharathh.info/pubs/codes/SBD/download.html",
-    license="other",
-    terms="the photographs are from Flickr, under its terms of use; the masks as their authors distribute them",
-    citation="""
-@article{everingham2010pascal,
-  title={The PASCAL Visual Object Classes (VOC) Challenge},
-  author={Everingham, Mark and Van Gool, Luc and Williams, Christopher K. I. and Winn, John and Zisserman, Andrew},
-  journal={International Journal of Computer Vision}, volume={88}, pages={303--338}, year={2010}
-}
-@inproceedings{hariharan2011semantic,
-  title={Semantic Contours from Inverse Detectors},
-  author={Hariharan, Bharath and Arbel{\\'a}ez, Pablo and Bourdev, Lubomir and Maji, Subhransu and Malik, Jitendra},
-  booktitle={ICCV}, year={2011}
-}""",
-)
 LISTS = {"train": "train_aug.txt", "test": "val.txt"}
-OFFICIAL_IMAGES = {"train": 10_582, "test": 1_449}
 
 
 def pascal_voc_examples(source: str | Path, sbd: str | Path | None = None) -> dict[str, list[Example]]:
@@ -69,15 +49,8 @@ def pascal_voc_examples(source: str | Path, sbd: str | Path | None = None) -> di
         "a folder of PNG masks, VOC's and SBD's, one per image; or give SBD itself (--sbd)",
     )
     ids = {split: read_list(require(lists / name, f"the list of {split} image ids")) for split, name in LISTS.items()}
-    shared = sorted(set(ids["train"]) & set(ids["test"]))
-    if shared:
-        raise ValueError(
-            f"{root}: {len(shared)} images of {LISTS['test']} are also in {LISTS['train']} "
-            f"(first: {shared[0]}); remove them there, or test images are trained on"
-        )
-    return {
-        split: [Example(i, image=images / f"{i}.jpg", mask=masks / f"{i}.png") for i in ids[split]] for split in ids
-    }
+    refuse_shared(root, ids, LISTS)
+    return {split: [Example(i, images / f"{i}.jpg", masks / f"{i}.png") for i in some] for split, some in ids.items()}
 
 
 def _with_sbd(root: AnyPath, images: AnyPath, lists: AnyPath, sbd: str | Path) -> dict[str, list[Example]]:
@@ -96,7 +69,7 @@ def _with_sbd(root: AnyPath, images: AnyPath, lists: AnyPath, sbd: str | Path) -
     return {
         "train": [
             *(Example(i, images / f"{i}.jpg", masks / f"{i}.png") for i in train if i not in set(val)),
-            *(Example(i, images / f"{i}.jpg", MatMask(benchmark / "cls" / f"{i}.mat", _sbd_map, _same)) for i in more),
+            *(Example(i, images / f"{i}.jpg", mat_mask(benchmark / "cls" / f"{i}.mat", _sbd_map)) for i in more),
         ],
         "test": [Example(i, images / f"{i}.jpg", masks / f"{i}.png") for i in val],
     }
@@ -104,10 +77,6 @@ def _with_sbd(root: AnyPath, images: AnyPath, lists: AnyPath, sbd: str | Path) -
 
 def _sbd_map(variables: dict) -> np.ndarray:
     return variables["GTcls"]["Segmentation"][0, 0]
-
-
-def _same(labels: np.ndarray, _name: str) -> np.ndarray:
-    return labels
 
 
 def voc_root(source: str | Path, year: str) -> AnyPath:
@@ -118,12 +87,3 @@ def voc_root(source: str | Path, year: str) -> AnyPath:
         "JPEGImages",
         f"no VOCdevkit/{year}/JPEGImages in it; give the folder that holds VOCdevkit, or its archive",
     )
-
-
-def read_list(path: AnyPath) -> list[str]:
-    """Image ids, one a line; a line may also be `/JPEGImages/ID.jpg /SegmentationClassAug/ID.png`."""
-    lines = path.read_text(encoding="utf-8").splitlines()
-    ids = [Path(line.split()[0]).stem for line in lines if line.strip()]
-    if not ids:
-        raise ValueError(f"{path} lists no images")
-    return ids

@@ -9,29 +9,9 @@ The value of a pixel is its id, 0 to 181; 255 is unlabelled.
 
 from pathlib import Path
 
-from .archives import AnyPath, find_root, open_source
-from .card import Origin
-from .examples import Example, pair_by_stem
+from ..examples import Example, pair_by_stem
+from .archives import AnyPath, find_root, open_source, refuse_shared
 
-ORIGIN = Origin(
-    "COCO-Stuff (164k): train2017 and val2017 of COCO, label maps of things and stuff.",
-    source="https://cocodataset.org and https://github.com/nightrome/cocostuff",
-    license="other",
-    terms="the photographs are from Flickr, under its terms of use; the masks are under CC BY 4.0",
-    citation="""
-@inproceedings{caesar2018coco,
-  title={{COCO-Stuff}: Thing and Stuff Classes in Context},
-  author={Caesar, Holger and Uijlings, Jasper and Ferrari, Vittorio},
-  booktitle={CVPR}, year={2018}
-}
-@inproceedings{lin2014microsoft,
-  title={{Microsoft COCO}: Common Objects in Context},
-  author={Lin, Tsung-Yi and Maire, Michael and Belongie, Serge and Hays, James and Perona, Pietro and Ramanan, Deva
-    and Doll{\\'a}r, Piotr and Zitnick, C. Lawrence},
-  booktitle={ECCV}, year={2014}
-}""",
-)
-OFFICIAL_IMAGES = {"train": 118_287, "test": 5_000}
 FOLDERS = {"train": "train2017", "test": "val2017"}
 MAPS = "stuffthingmaps_trainval2017"
 
@@ -54,10 +34,7 @@ def coco_stuff_examples(source: str | Path) -> dict[str, list[Example]]:
     for split, name in FOLDERS.items():
         masks = find_root(maps, ["", MAPS], name, f"no {name} in it; get the official {MAPS}.zip") / name
         examples[split] = pair_by_stem(_images(source, name), masks, [".jpg"], [".png"])
-    train = {example.image_id for example in examples["train"]}
-    shared = [example.image_id for example in examples["test"] if example.image_id in train]
-    if shared:
-        raise ValueError(f"{source}: {len(shared)} images are in both train2017 and val2017 (first: {shared[0]})")
+    refuse_shared(source, {split: [e.image_id for e in some] for split, some in examples.items()}, FOLDERS)
     return examples
 
 

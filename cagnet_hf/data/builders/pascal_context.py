@@ -14,40 +14,24 @@ from pathlib import Path
 
 import numpy as np
 
-from .archives import AnyPath, open_source, require
-from .benchmarks import Benchmark
-from .card import Origin
-from .examples import Example
-from .mat_files import MatMask, import_loadmat
-from .pascal_voc import read_list, voc_root
+from ..benchmarks import Benchmark, load_benchmark
+from ..examples import Example
+from .archives import AnyPath, open_source, read_list, refuse_shared, require
+from .mat_files import import_loadmat, mat_mask
+from .pascal_voc import voc_root
 
-ORIGIN = Origin(
-    "Pascal-Context, 33 classes, on the images of Pascal VOC 2010: its lists train and val.",
-    source="https://cs.stanford.edu/~roozbeh/pascal-context/ and http://host.robots.ox.ac.uk/pascal/VOC/voc2010/",
-    license="other",
-    terms="the photographs are from Flickr, under its terms of use; the masks as their authors distribute them",
-    citation="""
-@inproceedings{mottaghi2014role,
-  title={The Role of Context for Object Detection and Semantic Segmentation in the Wild},
-  author={Mottaghi, Roozbeh and Chen, Xianjie and Liu, Xiaobai and Cho, Nam-Gyu and Lee, Seong-Whan and Fidler, Sanja
-    and Urtasun, Raquel and Yuille, Alan},
-  booktitle={CVPR}, year={2014}
-}""",
-)
-OFFICIAL_IMAGES = {"train": 4_998, "test": 5_105}
 LISTS = {"train": "train.txt", "test": "val.txt"}
 # What labels.txt calls a class, where that is not our name.
 _ALIASES = {"diningtable": "table", "tv": "tvmonitor"}
 
 
-def pascal_context_examples(source: str | Path, labels: str | Path, benchmark: Benchmark) -> dict[str, list[Example]]:
+def pascal_context_examples(source: str | Path, labels: str | Path) -> dict[str, list[Example]]:
     """The pairs of image and mask by split. No image is opened yet.
 
     Args:
         source: VOC 2010, a folder or an archive (see `pascal_voc_examples`).
         labels: The folder of label files, one above it, or the archive `33_context_labels.tar.gz` or
             `trainval.tar.gz`; `labels.txt` lies in it or beside it.
-        benchmark: Names the classes.
 
     Raises:
         FileNotFoundError: A source is none of these, or lacks one of the parts named above.
@@ -59,9 +43,7 @@ def pascal_context_examples(source: str | Path, labels: str | Path, benchmark: B
         split: read_list(require(root / "ImageSets" / "Main" / name, f"VOC's list of {split} image ids"))
         for split, name in LISTS.items()
     }
-    shared = sorted(set(ids["train"]) & set(ids["test"]))
-    if shared:
-        raise ValueError(f"{root}: {len(shared)} images are in both train.txt and val.txt (first: {shared[0]})")
+    refuse_shared(root, ids, LISTS)
     tree = open_source(labels)
     folder, suffix = _label_folder(tree)
     if suffix == ".png":
@@ -72,8 +54,8 @@ def pascal_context_examples(source: str | Path, labels: str | Path, benchmark: B
         names = next((path for path in beside if path.is_file()), None)
         if names is None:
             raise FileNotFoundError(f"{folder}: .mat files need labels.txt beside them (lines such as `2: aeroplane`)")
-        convert = _Numbers(names, benchmark).to_stored_ids
-        masks = {i: MatMask(folder / f"{i}.mat", _label_map, convert) for some in ids.values() for i in some}
+        convert = _Numbers(names, load_benchmark("pascal_context")).to_stored_ids
+        masks = {i: mat_mask(folder / f"{i}.mat", _label_map, convert) for some in ids.values() for i in some}
     return {split: [Example(i, images / f"{i}.jpg", masks[i]) for i in some] for split, some in ids.items()}
 
 

@@ -11,18 +11,15 @@ or the same, without test.txt, in each of train/ and test/, beside classes.yaml.
 
 import json
 import zlib
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from .archives import AnyPath, open_source, require
-from .benchmarks import CLASS_TABLE, Benchmark, parse_class_table
-from .examples import Example, File, encode_mask, pair_by_stem, read_encoded
-from .masks import MaskReader
-from .pascal_voc import read_list
+from ..benchmarks import CLASS_TABLE, Benchmark, read_class_table
+from ..examples import Example, pair_by_stem
+from ..image_inputs import IMAGE_SUFFIXES
+from .archives import AnyPath, open_source, read_list, require
 
-IMAGE_SUFFIXES = [".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"]
-MASK_SUFFIXES = [".png", ".bmp", ".tif", ".tiff", ".gif"]  # those that keep ids as they are
-_LOSSY = [".jpg", ".jpeg"]
+MASK_SUFFIXES = (".png", ".bmp", ".tif", ".tiff", ".gif")  # those that keep ids as they are
+_LOSSY = (".jpg", ".jpeg")
 METADATA = "metadata.jsonl"
 LISTED, SPLITS = "test.txt", ("train", "test")
 
@@ -42,12 +39,10 @@ def folder_examples(source: str | Path, test_share: float = 0.2) -> tuple[dict[s
     if not (root / CLASS_TABLE).exists():  # it may lie one level below, as in an archive of the folder
         root = next((path for path in root.iterdir() if (path / CLASS_TABLE).is_file()), root)
     table = require(root / CLASS_TABLE, "the class table: classes (id, name), seen, unseen")
-    benchmark = parse_class_table(table.read_text(encoding="utf-8"), str(table), Path(source).absolute().stem)
-    decode = MaskReader(benchmark, where=str(table))
+    benchmark = read_class_table(table, Path(source).absolute().stem)
     if all((root / split).is_dir() for split in SPLITS):
-        examples = {split: _pairs(root / split, decode) for split in SPLITS}
-        return examples, benchmark
-    pairs = _pairs(root, decode)
+        return {split: _pairs(root / split) for split in SPLITS}, benchmark
+    pairs = _pairs(root)
     if (root / LISTED).is_file():
         held_out = set(read_list(root / LISTED))
         unknown = sorted(held_out - {pair.image_id for pair in pairs})
@@ -62,7 +57,7 @@ def folder_examples(source: str | Path, test_share: float = 0.2) -> tuple[dict[s
     }, benchmark
 
 
-def _pairs(folder: AnyPath, decode: MaskReader) -> list[Example]:
+def _pairs(folder: AnyPath) -> list[Example]:
     if (folder / METADATA).is_file():
         pairs = _listed_pairs(folder)
     else:
@@ -72,7 +67,7 @@ def _pairs(folder: AnyPath, decode: MaskReader) -> list[Example]:
     for pair in pairs:
         if pair.mask.suffix.lower() in _LOSSY:
             raise ValueError(f"{pair.mask}: a JPEG does not keep the ids of a mask; save it as PNG")
-    return [Example(pair.image_id, pair.image, _OwnMask(pair.mask, decode)) for pair in pairs]
+    return pairs
 
 
 def _listed_pairs(folder: AnyPath) -> list[Example]:
@@ -87,18 +82,3 @@ def _listed_pairs(folder: AnyPath) -> list[Example]:
             ) from None
         pairs.append(Example(image.stem, folder / str(image), folder / str(mask)))
     return pairs
-
-
-@dataclass(frozen=True)
-class _OwnMask:
-    """A mask of ids as it is; one of colours as a PNG of ids."""
-
-    file: File
-    decode: MaskReader
-
-    def __str__(self) -> str:
-        return str(self.file)
-
-    def read_bytes(self) -> bytes:
-        data, mask = read_encoded(self.file)
-        return encode_mask(self.decode(mask, str(self))) if self.decode.shows_colors(mask) else data

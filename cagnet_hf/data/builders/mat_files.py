@@ -2,16 +2,19 @@
 
 import io
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 
-from .examples import BrokenFileError, File, encode_mask
+from ..examples import encode_mask
+from ..samples import BrokenFileError, File, MadeFile
 
 
-@dataclass(frozen=True)
-class MatMask:
-    """A `.mat` file that reads as a PNG of stored ids.
+def mat_mask(
+    file: File,
+    find: Callable[[dict], np.ndarray],
+    to_stored_ids: Callable[[np.ndarray, str], np.ndarray] = lambda labels, _name: labels,
+) -> MadeFile:
+    """A `.mat` file as a PNG of stored ids.
 
     Args:
         file: The file.
@@ -19,22 +22,17 @@ class MatMask:
         to_stored_ids: From the labels of the file, and what to call it in an error.
     """
 
-    file: File
-    find: Callable[[dict], np.ndarray]
-    to_stored_ids: Callable[[np.ndarray, str], np.ndarray]
-
-    def __str__(self) -> str:
-        return str(self.file)
-
-    def read_bytes(self) -> bytes:
-        data = self.file.read_bytes()
+    def read_bytes() -> bytes:
+        data = file.read_bytes()
         try:
-            labels = self.find(import_loadmat()(io.BytesIO(data)))
+            labels = find(import_loadmat()(io.BytesIO(data)))
         except Exception as error:  # scipy ends a damaged file in errors of every kind
-            raise BrokenFileError(f"{self}: not a whole .mat file with a label map") from error
+            raise BrokenFileError(f"{file}: not a whole .mat file with a label map") from error
         if labels.ndim != 2 or labels.dtype.kind != "u":
-            raise BrokenFileError(f"{self}: its label map is {labels.dtype} of shape {labels.shape}")
-        return encode_mask(self.to_stored_ids(labels, str(self)))
+            raise BrokenFileError(f"{file}: its label map is {labels.dtype} of shape {labels.shape}")
+        return encode_mask(to_stored_ids(labels, str(file)))
+
+    return MadeFile(str(file), read_bytes)
 
 
 def import_loadmat() -> Callable:

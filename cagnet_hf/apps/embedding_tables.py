@@ -1,0 +1,114 @@
+"""A table of class embeddings, made from tables of word vectors and text encoders."""
+
+import json
+from collections.abc import Collection, Sequence
+from importlib.metadata import version
+from logging import getLogger
+from pathlib import Path
+
+import numpy as np
+
+from ..data.benchmarks import load_benchmark
+from ..files import sha256
+from ..model.configuration_cagnet import plain_name
+from ..vectors.class_embeddings import check_vectors, join_parts, save_embedding_table
+from ..vectors.text_encoders import encode_names, encoder_files
+from ..vectors.word_names import load_synonyms, look_up_names
+from ..vectors.word_streams import split_archive
+
+logger = getLogger(__name__)
+
+
+def wanted_names(
+    benchmarks: Sequence[str] = (), names: Sequence[str] = (), names_file: Path | None = None
+) -> tuple[list[str], set[str]]:
+    """The class names of benchmarks, or those given or listed in a file, and those of them that no class needs.
+
+    The names are as they are first written, in order of their plain spelling. Only the ignored labels of a benchmark
+    are not needed.
+    """
+    needed: dict[str, str] = {}
+    ignored: dict[str, str] = {}
+    for benchmark in map(load_benchmark, benchmarks):
+        needed = {plain_name(name): name for name in benchmark.class_names} | needed
+        ignored |= {plain_name(benchmark.label_names[i]): benchmark.label_names[i] for i in benchmark.ignored_ids}
+    if names_file is not None:
+        try:
+            names = names_file.read_text(encoding="utf-8-sig").splitlines()
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{names_file}: not a text file of UTF-8 ({error})") from error
+    for name in names:
+        if "," in name:
+            raise ValueError(f"name {name!r} has a comma; write names apart: --names zebra 'polar bear'")
+        if plain_name(name):
+            needed.setdefault(plain_name(name), name.strip())
+    if not needed:
+        raise ValueError(f"{names_file or '--names'}: holds no names")
+    found = ignored | needed
+    return [found[name] for name in sorted(found)], {ignored[name] for name in ignored.keys() - needed.keys()}
+
+
+def write_table(
+    output: Path,
+    sources: Sequence[tuple[str, str]],
+    names: Sequence[str],
+    optional: Collection[str] = (),
+    *,
+    synonyms: Sequence[Path] = (),
+    pooling: str | None = None,
+    prompt: str = "{}",
+    encoder_name: str | None = None,
+    normalize: str = "whole",
+    license: str = "unknown",
+) -> None:
+    """Write a table of the vectors of names, joined from several sources; it records what it was made of.
+
+    Args:
+        output: The `.safetensors` file.
+        sources: `("word_vectors", FILE)` or `("encoder", DIR_OR_ID)`, in the order in which they are joined.
+        names: The class names.
+        optional: Those of the names that are left out where a source lacks them.
+        synonyms: A file for each table of word vectors, or none; see `load_synonyms`.
+        pooling: See `encode_names`.
+        prompt: See `encode_names`.
+        encoder_name: What the table calls the encoder; the folder's name or the id when None.
+        normalize: `"whole"`, or `"parts"`: give the vectors of each source length 1 before they are joined, too.
+        license: The licence of the sources.
+    """
+    meant = iter([load_synonyms(path, names) for path in synonyms])
+    parts, records = [], []
+    for kind, source in sources:
+        if kind == "encoder":
+            vectors = dict(zip(names, encode_names(names, source, pooling=pooling, prompt=prompt), strict=True))
+            record = {
+                "encoder": encoder_name or (Path(source).resolve().name if Path(source).is_dir() else source),
+                "pooling": pooling or "own",
+                "prompt": prompt,
+                "sha256": {path.name: sha256(path) for path in encoder_files(source)},
+            }
+        else:
+            found = look_up_names(names, source, synonyms=next(meant, {}), optional=optional)
+            means = sum(len(words) > 1 for words in found.words.values())
+            counts = len(found.words) - means, means
+            logger.info("%s: %d names are entries of the table, %d means of several", source, *counts)
+            path, member = split_archive(source)
+            file = path.name if member is None else f"{path.name}:{member}"
+            vectors, record = found.vectors, {"file": file, "sha256": sha256(path), "words": found.words}
+        parts.append(vectors)
+        records.append(record)
+    left_out = [name for name in names if not all(name in part for part in parts)]
+    if left_out:
+        logger.info("Left out %s: an ignored label without a vector", ", ".join(map(repr, left_out)))
+    kept = [name for name in names if name not in left_out]
+    matrices = [np.stack([part[name] for name in kept]) for part in parts]
+    for (_, source), matrix in zip(sources, matrices, strict=True):
+        check_vectors(source, kept, matrix)
+    joined = join_parts(matrices, normalize_parts=normalize == "parts")
+    metadata = {
+        "sources": json.dumps(records),
+        "normalize": normalize,
+        "license": license,
+        "made_by": f"cagnet-hf {version('cagnet-hf')}",
+    }
+    save_embedding_table(output, [plain_name(name) for name in kept], joined, metadata)
+    logger.info("Wrote %s: %d names, %d numbers each", output, len(kept), joined.shape[1])

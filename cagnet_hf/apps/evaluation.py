@@ -1,0 +1,113 @@
+"""Scoring a trained model on a dataset, and choosing the calibration of one."""
+
+import json
+from logging import getLogger
+from pathlib import Path
+
+from accelerate import Accelerator
+
+from ..data.sources import open_with_classes
+from ..evaluation.calibration import best_gamma, calibration_curve, check_choosable
+from ..evaluation.scoring import check_classes, score
+from ..files import write_text_whole
+from ..hub.cards.calibrated import calibrated_card
+from ..weights.folders import CARD, load_model
+
+logger = getLogger(__name__)
+
+
+def evaluate(
+    model,
+    dataset: str | Path,
+    *,
+    processor=None,
+    split: str = "test",
+    protocol: str = "full",
+    gamma: float | None = None,
+    batch_size: int = 8,
+    **columns,
+) -> dict:
+    """Score a model on the seen and unseen classes of a dataset.
+
+    Args:
+        model: A model folder, a Hub id, `ID@REVISION`, or a model; this needs its `processor`, too.
+        dataset: A prepared folder, a Hub id, or `scenes:SEED`.
+        split: The split of the dataset to score on.
+        protocol: `"full"`: at the images' own sizes. `"paper"`: images warped to a square, at feature resolution.
+        gamma: The calibration, which is subtracted from the seen classes' probabilities; the model's own when None.
+        batch_size: Images of equal size per batch.
+        columns: How the dataset is read: `image_column` and `mask_column`, where they have other names; `benchmark`,
+            the name or class table of the masks' classes, where the dataset does not say; `label_map`, YAML of the ids
+            of a dataset that counts otherwise, `"{1: dog, 7: null}"`; `streaming=True` to read rows when needed.
+
+    Returns:
+        The dictionary of the metric at `METRIC_PATH`, with `protocol` and `num_images`.
+
+    Raises:
+        ValueError: The model or the dataset cannot be used, they have other classes, or an option is out of range.
+    """
+    if gamma is not None and not 0 <= gamma <= 1:
+        raise ValueError(f"gamma {gamma}: it is subtracted from probabilities, so choose a number from 0 to 1")
+    if batch_size < 1:
+        raise ValueError(f"batch_size {batch_size}: choose a number of at least 1")
+    if not isinstance(model, str | Path) and processor is None:
+        raise ValueError("a model is scored with its image processor: evaluate(model, dataset, processor=processor)")
+    accelerator = Accelerator()
+    rows, classes = open_with_classes(str(dataset), split, **columns)
+    if isinstance(model, str | Path):
+        model, processor = load_model(str(model))
+    check_classes(model.config, classes, str(dataset))
+    own = model.config.calibration
+    try:
+        model.config.calibration = own if gamma is None else gamma
+        options = {"protocol": protocol, "batch_size": batch_size, "accelerator": accelerator}
+        return score(model.to(accelerator.device), processor, rows, **options)
+    finally:
+        model.config.calibration = own
+
+
+def choose_calibration(
+    model: str, dataset: str, *, split: str = "test", apply_to: Path | None = None, **columns
+) -> tuple[float, dict[float, dict]]:
+    """The calibration of the highest hIoU, and the metrics of every calibration of the grid.
+
+    Args:
+        model: A model that was trained with `split=tuning`.
+        dataset: What to score the model on.
+        split: The split of the dataset.
+        apply_to: The folder of the model that the calibration is for, if that is known: it must know more classes.
+        columns: How the dataset is read; see `evaluate`.
+
+    Raises:
+        ValueError: See `evaluate`; or the model knows the classes that it would be tested on.
+    """
+    num_labels = None if apply_to is None else len(_config_of(apply_to)["id2label"])
+    rows, classes = open_with_classes(dataset, split, **columns)
+    network, processor = load_model(model)
+    check_classes(network.config, classes, dataset)
+    check_choosable(network.config, classes, model)
+    if num_labels is not None and network.config.num_labels >= num_labels:
+        raise ValueError(
+            f"{model} knows {network.config.num_labels} classes, {apply_to} {num_labels}: "
+            "choose on a model trained with split=tuning, which knows fewer"
+        )
+    curve = calibration_curve(network, processor, rows)
+    return best_gamma(curve), curve
+
+
+def apply_calibration(folder: Path, gamma: float) -> None:
+    """Write a calibration into a model folder: into `config.json`, and into the card, which names the scores' own."""
+    fields, card = _config_of(folder), folder / CARD
+    if card.is_file():
+        text = calibrated_card(card.read_text(encoding="utf-8"), gamma, fields.get("calibration", 0.0))
+        write_text_whole(card, text)
+    write_text_whole(folder / "config.json", json.dumps(fields | {"calibration": gamma}, indent=2) + "\n")
+    logger.info("Wrote calibration %s to %s", gamma, folder / "config.json")
+
+
+def _config_of(folder: Path) -> dict:
+    path = folder / "config.json"
+    fields = json.loads(path.read_text(encoding="utf-8"))
+    if fields.get("model_type") != "cagnet":
+        raise ValueError(f"{path}: not the configuration of a model of this package")
+    return fields

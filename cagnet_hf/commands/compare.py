@@ -1,0 +1,51 @@
+"""`cagnet-hf compare`."""
+
+from logging import getLogger
+from pathlib import Path
+
+logger = getLogger(__name__)
+
+
+def compare(
+    *,
+    benchmark: str,
+    rows: list[str] = (),
+    variants: Path | None = None,
+    seeds: list[int] = (0,),
+    output_dir: Path,
+    set_: list[str] = (),
+) -> None:
+    """Train and score several systems on one benchmark.
+
+    The scores are put into one table. Rows share the first stages that they have in common, finished rows are kept,
+    and the same command resumes after an interruption. The command writes OUTPUT_DIR/seed_N/ROW (as `cagnet-hf train`
+    does), comparison.json, comparison.md and comparison.png.
+
+    Args:
+        benchmark: A folder of recipes, such as scenes or pascal_voc_edge.
+        rows (ROW): Methods such as cagnet_pi_st (default: all there are).
+        variants (YAML): A file of changed rows to compare instead: NAME: [ROW, key=value, ...].
+        seeds (SEED): One run of every row for each of these seeds.
+        output_dir: The folder that gets the runs, the table and the figure.
+        set_ (key=value): Recipe keys to change in every row; the keys of a stage in the rows that have the stage.
+
+    Examples:
+        cagnet-hf compare --benchmark scenes --rows spnet zs3net cagnet_pi --output_dir outputs/comparison
+        cagnet-hf compare --benchmark scenes --variants variants.yaml --output_dir outputs/variants
+    """
+    from accelerate import PartialState
+
+    from ..apps.charts import seen_unseen_scatter
+    from ..apps.comparison import points, published_rows, recipes_of, run_rows, variants_of, write_comparison
+
+    if rows and variants:
+        raise ValueError("--rows and --variants exclude each other: leave out one")
+    changed = variants_of(benchmark, rows, variants)
+    # All recipes first: a typing error must not be found after hours.
+    recipes = {seed: recipes_of(benchmark, changed, [*set_, f"seed={seed}"]) for seed in seeds}
+    runs = {seed: run_rows(recipes[seed], output_dir / f"seed_{seed}") for seed in seeds}
+    if PartialState().is_main_process:
+        published = published_rows(next(iter(recipes[seeds[0]].values())))
+        table = write_comparison(benchmark, runs, output_dir, published, changed if variants else None)
+        logger.info(table.rstrip("\n"))
+        seen_unseen_scatter(points(runs.values()), output_dir / "comparison.png", title=benchmark)

@@ -1,0 +1,49 @@
+"""`cagnet-hf evaluate`."""
+
+import json
+from dataclasses import asdict
+from logging import getLogger
+from pathlib import Path
+from typing import Literal
+
+from .options import DatasetOptions
+
+logger = getLogger(__name__)
+
+
+def evaluate(
+    data: DatasetOptions,
+    *,
+    model: str,
+    protocol: Literal["full", "paper"] = "full",
+    gamma: float | None = None,
+    batch_size: int = 8,
+    output: Path | None = None,
+) -> None:
+    """Score a model on the seen and unseen classes of a dataset.
+
+    Args:
+        model: A model folder, a Hub id, or ID@REVISION.
+        protocol: full scores every image at its own size; paper warps images to a square and scores at the resolution
+            of the feature map.
+        gamma: The calibration, a number from 0 to 1 that is subtracted from the seen classes' probabilities (default:
+            the model's own).
+        batch_size: Images of equal size per batch.
+        output: The JSON file to write.
+
+    Examples:
+        cagnet-hf evaluate --model outputs/scenes/model --dataset scenes:0 --output metrics.json
+    """
+    from accelerate import PartialState
+
+    from ..apps import evaluation
+    from ..files import write_text_whole
+
+    if output and output.is_dir():
+        raise IsADirectoryError(f"{output} is a folder: name the JSON file to write")
+    metrics = evaluation.evaluate(model, **asdict(data), protocol=protocol, gamma=gamma, batch_size=batch_size)
+    for key in ("S-mIoU", "U-mIoU", "hIoU", "mIoU", "PA", "MA", "U-PA", "U-MA"):
+        logger.info("%-7s %s", key, "undefined" if metrics[key] is None else f"{metrics[key]:.4f}")
+    if output and PartialState().is_main_process:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        write_text_whole(output, json.dumps(metrics, indent=1))

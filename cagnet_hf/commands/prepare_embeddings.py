@@ -1,0 +1,80 @@
+"""`cagnet-hf prepare_embeddings`."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+
+def prepare_embeddings(
+    *,
+    sources: Annotated[list[tuple[str, str]], ("word_vectors", "encoder")] = (),
+    output: Path,
+    benchmark: list[str] = (),
+    names: list[str] = (),
+    names_file: Path | None = None,
+    normalize: Literal["whole", "parts"] = "whole",
+    synonyms: list[Path] = (),
+    pooling: Literal["mean", "head"] | None = None,
+    prompt: str = "{}",
+    encoder_name: str | None = None,
+    license: str = "unknown",
+    overwrite: bool = False,
+) -> None:
+    """Make class embeddings from word vectors and text encoders.
+
+    Class names are looked up or encoded; the table is a .safetensors file. Several --word_vectors and --encoder are
+    joined in the order in which they are given. Give one of --benchmark, --names and --names_file.
+
+    Args:
+        word_vectors (FILE): word2vec .bin; fastText .vec; GloVe .txt; or these as .gz, .zip or FILE.zip:MEMBER.
+        encoder (DIR_OR_ID): A text encoder of transformers or sentence-transformers: a folder or a Hub id.
+        output: The table to write (.safetensors).
+        benchmark (NAME): The benchmarks to take names from.
+        names (NAME): The class names themselves: zebra "polar bear".
+        names_file: A text file with a class name on each line.
+        normalize: Vectors get length 1 once they are joined (whole), or each part before, too (parts).
+        synonyms (FILE): YAML of what to look up in word vectors instead, `tv: television`, or `tv: [television, set]`
+            for the mean; once for all --word_vectors, or once for each in their order.
+        pooling: Of encoders: the mean over a text's tokens, or the model's own head (default: the head of a text tower
+            such as CLIP's, what a sentence-transformers folder says, else the mean).
+        prompt: The text around a name for encoders, such as "a photo of a {}.".
+        encoder_name: What the table calls the encoder (default: the folder's name or the id).
+        license: The licence of the sources, kept in the table.
+        overwrite: Replace a file at --output.
+
+    Examples:
+        cagnet-hf prepare_embeddings --word_vectors crawl.vec.zip --benchmark pascal_context --output table.safetensors
+        cagnet-hf prepare_embeddings --encoder DIR_OR_ID --names zebra "polar bear" --output table.safetensors
+    """
+    from ..apps.embedding_tables import wanted_names, write_table
+
+    kinds = [kind for kind, _ in sources]
+    num_tables, num_encoders = kinds.count("word_vectors"), kinds.count("encoder")
+    if not kinds:
+        raise ValueError("nothing to make vectors from; give --word_vectors FILE or --encoder DIR_OR_ID")
+    if output.suffix != ".safetensors":
+        raise ValueError(f"--output {output}: the name of a table ends in .safetensors")
+    if output.exists() and not overwrite:
+        raise FileExistsError(f"--output {output} exists; choose another or pass --overwrite")
+    if not num_tables and synonyms:
+        raise ValueError("--synonyms are for --word_vectors, but there are none")
+    if not num_encoders and (pooling or prompt != "{}"):
+        raise ValueError("--pooling and --prompt are for an --encoder, but there is none")
+    if len(synonyms) not in (0, 1, num_tables):
+        raise ValueError(f"{len(synonyms)} --synonyms for {num_tables} --word_vectors; give one, or one for each")
+    if encoder_name and num_encoders != 1:
+        raise ValueError(f"--encoder_name {encoder_name} names one --encoder, but there are {num_encoders}")
+    if sum(map(bool, (benchmark, names, names_file))) != 1:
+        raise ValueError("give the class names by one of --benchmark, --names and --names_file")
+    wanted, optional = wanted_names(benchmark, names, names_file)
+    write_table(
+        output,
+        sources,
+        wanted,
+        optional,
+        synonyms=synonyms * num_tables if len(synonyms) == 1 else synonyms,
+        pooling=pooling,
+        prompt=prompt,
+        encoder_name=encoder_name,
+        normalize=normalize,
+        license=license,
+    )
