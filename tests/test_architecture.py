@@ -177,7 +177,7 @@ def test_no_other_program_is_started(path):
 def test_the_metric_alone_imports_evaluate(path):
     """A file called evaluate.py beside a script would hide the library."""
     module = module_name(path).removeprefix("cagnet_hf.")
-    allowed = {"evaluation.zero_shot_segmentation.zero_shot_segmentation", "scripts.speed.parts"}
+    allowed = {"evaluation.zero_shot_segmentation.zero_shot_segmentation"}
     assert "evaluate" not in {name.partition(".")[0] for name in imported_modules(path)} or module in allowed
 
 
