@@ -174,6 +174,14 @@ def test_no_other_program_is_started(path):
 
 
 @every_file
+def test_the_metric_alone_imports_evaluate(path):
+    """A file called evaluate.py beside a script would hide the library."""
+    module = module_name(path).removeprefix("cagnet_hf.")
+    allowed = {"evaluation.zero_shot_segmentation.zero_shot_segmentation", "scripts.speed.parts"}
+    assert "evaluate" not in {name.partition(".")[0] for name in imported_modules(path)} or module in allowed
+
+
+@every_file
 def test_weights_are_saved_as_safetensors_alone(path):
     """Checkpoints of a run, optimisers included, are Accelerate's."""
     assert not [call for call in calls(path) if ast.unparse(call.func) == "torch.save"]

@@ -54,23 +54,12 @@ class EndlessBatches(Sampler):
     """Batches of (position, row) from iteration `start` on: every epoch a new permutation, no state to save."""
 
     def __init__(
-        self,
-        num_rows: int,
-        batch_size: int,
-        seed: int,
-        *,
-        start: int = 0,
-        process: int = 0,
-        processes: int = 1,
+        self, num_rows: int, batch_size: int, seed: int, *, start: int = 0, process: int = 0, processes: int = 1
     ):
         if num_rows == 0:
             raise ValueError("the training split is empty")
-        self.num_rows = num_rows
-        self.batch_size = batch_size
-        self.seed = seed
-        self.start = start
-        self.process = process
-        self.processes = processes
+        self.num_rows, self.batch_size, self.seed, self.start = num_rows, batch_size, seed, start
+        self.process, self.processes = process, processes
 
     def __iter__(self):
         epoch, order, iteration = -1, None, self.start
