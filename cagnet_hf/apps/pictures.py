@@ -163,10 +163,7 @@ def prediction_grid(
         cells = [image, *(overlay(blank, m, palette, **look) for m in (truth, prediction))]
         strength = np.where(truth == UNLABELLED, 56, 255).astype(np.uint8)
         cells[2] = Image.composite(cells[2], blank, Image.fromarray(strength))
-        picture = Image.new("RGB", (width, image.height + GAP), PAPER)
-        for column, cell in enumerate(cells):
-            picture.paste(cell, (column * (cell_width + GAP) + (cell_width - cell.width) // 2, 0))
-        pictures.append(picture)
+        pictures.append(_side_by_side(cells, cell_width))
     pictures.append(legend(class_names, palette, **listed, width=width))
     return _stack(pictures)
 
@@ -195,14 +192,11 @@ def contact_sheet(
     width = columns * cell + (columns - 1) * GAP
     pictures = []
     for start in range(0, len(pairs), columns):
-        line = [_fitted(image, label_map, cell) for image, label_map, _ in pairs[start : start + columns]]
-        picture = Image.new("RGB", (width, max(image.height for image, _ in line)), PAPER)
-        for column, (image, label_map) in enumerate(line):
-            picture.paste(
-                overlay(image, label_map, palette, unseen_ids=listed["unseen_ids"]), (column * (cell + GAP), 0)
-            )
-        captions = [caption for *_, caption in pairs[start : start + columns]]
-        pictures += [picture, _headings(captions + [""] * (columns - len(captions)), width)]
+        line = pairs[start : start + columns]
+        fitted = (_fitted(image, label_map, cell) for image, label_map, _ in line)
+        cells = [overlay(*pair, palette, unseen_ids=listed["unseen_ids"]) for pair in fitted]
+        captions = [caption for *_, caption in line] + [""] * (columns - len(line))
+        pictures += [_side_by_side(cells, cell), _headings(captions, width)]
     return _stack([*pictures, legend(class_names, palette, **listed, width=width)])
 
 
@@ -243,10 +237,19 @@ def _headings(texts: Sequence[str], width: int) -> Image.Image:
     return picture
 
 
+def _side_by_side(pictures: Sequence[Image.Image], cell: int) -> Image.Image:
+    """Pictures in cells of one width, above a gap."""
+    size = len(pictures) * (cell + GAP) - GAP, max(picture.height for picture in pictures) + GAP
+    line = Image.new("RGB", size, PAPER)
+    for column, picture in enumerate(pictures):
+        line.paste(picture, (column * (cell + GAP), 0))
+    return line
+
+
 def _stack(pictures: Sequence[Image.Image]) -> Image.Image:
     """Pictures below each other, with a margin."""
-    height, width = sum(picture.height for picture in pictures), max(picture.width for picture in pictures)
-    sheet = Image.new("RGB", (width + 2 * GAP, height + 2 * GAP), PAPER)
+    width = max(picture.width for picture in pictures)
+    sheet = Image.new("RGB", (width + 2 * GAP, sum(picture.height for picture in pictures) + 2 * GAP), PAPER)
     y = GAP
     for picture in pictures:
         sheet.paste(picture, (GAP, y))

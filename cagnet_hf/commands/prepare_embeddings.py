@@ -45,7 +45,8 @@ def prepare_embeddings(
         cagnet-hf prepare_embeddings --word_vectors crawl.vec.zip --benchmark pascal_context --output table.safetensors
         cagnet-hf prepare_embeddings --encoder DIR_OR_ID --names zebra "polar bear" --output table.safetensors
     """
-    from ..apps.embedding_tables import wanted_names, write_table
+    from ..apps.embedding_tables import encoded, looked_up, wanted_names, write_joined
+    from ..vectors.word_names import load_synonyms
 
     kinds = [kind for kind, _ in sources]
     num_tables, num_encoders = kinds.count("word_vectors"), kinds.count("encoder")
@@ -66,15 +67,13 @@ def prepare_embeddings(
     if sum(map(bool, (benchmark, names, names_file))) != 1:
         raise ValueError("give the class names by one of --benchmark, --names and --names_file")
     wanted, optional = wanted_names(benchmark, names, names_file)
-    write_table(
-        output,
-        sources,
-        wanted,
-        optional,
-        synonyms=synonyms * num_tables if len(synonyms) == 1 else synonyms,
-        pooling=pooling,
-        prompt=prompt,
-        encoder_name=encoder_name,
-        normalize=normalize,
-        license=license,
-    )
+    files = synonyms * num_tables if len(synonyms) == 1 else synonyms
+    meant = iter([load_synonyms(path, wanted) for path in files])
+    made = [
+        encoded(source, wanted, pooling=pooling, prompt=prompt, called=encoder_name)
+        if kind == "encoder"
+        else looked_up(source, wanted, optional, next(meant, None))
+        for kind, source in sources
+    ]
+    parts, records = zip(*made, strict=True)
+    write_joined(output, wanted, parts, records, normalize=normalize, license=license)
