@@ -54,10 +54,12 @@ class Classifier(nn.Module):
         learns: Whether the classifier has weights. They are then a `class_head`, a convolution with a row for each
             class, and what comes before the head.
         neighbourhood: The score of a pixel depends on a square of this many pixels a side.
+        beside_scores: The names of parts that class scores do not depend on.
     """
 
     learns = True
     neighbourhood = 1
+    beside_scores: tuple[str, ...] = ()
     class_head: nn.Conv2d
 
     def head_inputs(self, features):
