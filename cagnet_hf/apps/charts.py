@@ -1,6 +1,7 @@
 """Charts of training and scores: loss curves, bars per class, seen against unseen classes, systems side by side."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from importlib.util import find_spec
 from itertools import cycle, groupby
 from pathlib import Path
 
@@ -9,6 +10,16 @@ import numpy as np
 from .pictures import class_palette
 
 SEEN_COLOR, UNSEEN_COLOR = "#4477aa", "#ee7733"
+
+
+def check_drawing() -> None:
+    """Refuse, before the work, to draw without matplotlib.
+
+    Raises:
+        ValueError: matplotlib is not installed.
+    """
+    if find_spec("matplotlib") is None:
+        raise ValueError("the charts need matplotlib: pip install 'cagnet-hf[train]'")
 
 
 def _panels(lines: int, columns: int, *, size: tuple[float, float]) -> tuple:

@@ -4,13 +4,16 @@ Label maps are in model order; 255 marks pixels without a label. Regions of unse
 and outline, in pictures and legends alike, so that they are told from seen ones without knowing the colours.
 """
 
+import io
 from collections.abc import Iterable, Sequence
 from functools import cache
+from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
 from ..data.label_space import UNLABELLED
+from ..files import write_bytes_whole
 
 INK, PAPER, BLANK = (34, 34, 34), (255, 255, 255), (64, 64, 64)
 GAP = 8  # pixels between the parts of a picture
@@ -44,6 +47,14 @@ def class_palette(num_classes: int) -> np.ndarray:
     if not 0 < num_classes <= 255:
         raise ValueError(f"a palette of {num_classes} colours: label maps have 1 to 255 classes")
     return _ranked_colors()[:num_classes].copy()
+
+
+def save_picture(picture: Image.Image, path: Path, mark: str) -> None:
+    """Write a PNG file, whole, that carries a mark (see `files.made_by`)."""
+    info, buffer = PngImagePlugin.PngInfo(), io.BytesIO()
+    info.add_text("Software", mark)
+    picture.save(buffer, "PNG", pnginfo=info)
+    write_bytes_whole(path, buffer.getvalue())
 
 
 def overlay(

@@ -50,7 +50,7 @@ def add_classes(
     """
     from ..data.sources import open_dataset
     from ..evaluation.new_classes import score_after, score_before
-    from ..files import write_text_whole
+    from ..files import MODEL_FOLDER, check_output, made_by, write_text_whole
     from ..hub.cards.edited import edited_model_card
     from ..vectors.new_classes import embed_new_classes
     from ..weights.folders import load_model, save_model_folder
@@ -64,6 +64,9 @@ def add_classes(
         raise FileExistsError(f"--output {output} exists; choose another")
     if bool(dataset) != bool(scores) or (dataset and not new):
         raise ValueError("--dataset and --scores go together, with --class")
+    check_output(output, MODEL_FOLDER, inputs=(model,), overwrite=False)
+    if scores:
+        check_output(scores, made_by("add_classes"))
     images = open_dataset(dataset, "test") if dataset else None
     network, processor = load_model(model)
     if remove:
@@ -80,7 +83,7 @@ def add_classes(
         if dataset:
             found = score_after(network, processor, images, before) | {"seconds": round(seconds, 2)}
             scores.parent.mkdir(parents=True, exist_ok=True)
-            write_text_whole(scores, json.dumps(found, indent=1) + "\n")
+            write_text_whole(scores, json.dumps({"made_by": made_by("add_classes")} | found, indent=1) + "\n")
             logger.info("mIoU of the old classes %(before).4f before, %(after).4f after", found["old_mIoU"])
             for name, entry in found["new"].items():
                 logger.info("%s: IoU %s", name, "undefined" if entry["iou"] is None else format(entry["iou"], ".4f"))

@@ -26,6 +26,7 @@ from typing import NamedTuple
 
 import yaml
 
+from ..files import parse_yaml
 from .label_space import UNLABELLED, LabelSpace
 from .names import did_you_mean
 
@@ -210,7 +211,7 @@ def parse_class_table(text: str, where: str, name: str) -> Benchmark:
 
 
 def _parse_class_table(text: str, name: str) -> Benchmark:
-    table = yaml.safe_load(text)
+    table = parse_yaml(text)
     known = ["name", "classes", *_GROUPS, "origin"]
     if not isinstance(table, dict):
         raise ValueError(f"not a mapping of {', '.join(known)}")

@@ -9,6 +9,7 @@ import yaml
 from datasets import Dataset, Features, Image, config, get_dataset_split_names, load_dataset_builder
 from datasets.exceptions import DatasetGenerationError
 
+from ..files import parse_yaml
 from .benchmarks import CLASS_TABLE, Benchmark, load_benchmark
 from .label_space import LabelSpace
 from .rows import Rows, StreamedRows, undecoded
@@ -72,7 +73,7 @@ def open_with_classes(
 
 def _parsed(label_map: str | None) -> dict[int, int | str | None]:
     try:
-        tree = yaml.safe_load(label_map or "{}")
+        tree = parse_yaml(label_map or "{}")
     except yaml.YAMLError:
         tree = None
     if not isinstance(tree, dict) or not all(

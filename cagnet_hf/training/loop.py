@@ -55,14 +55,14 @@ class Trainer:
         if self.accelerator.gradient_accumulation_steps > 1:
             raise RecipeError("the launcher cannot accumulate gradients: set accumulate of the stages instead")
         self.folder = RunFolder(self.output_dir)
-        self.state = self.folder.enter(recipe, resume=resume)
+        self.state = self.folder.enter(recipe, resume=resume, locks=self.accelerator.is_main_process)
         self.stop = StopSignal()
         use_deterministic_algorithms(recipe.deterministic)
         set_seed(recipe.seed)
         self.benchmark = benchmark_of(recipe)
         self.train_set, self.test_set = (dataset_of(recipe, s) for s in (recipe.train_split, recipe.test_split))
         splits = {"train": self.train_set, "test": self.test_set}
-        record = run_record(recipe, splits, self.accelerator, self.folder.record())
+        record = {"run": self.state.run} | run_record(recipe, splits, self.accelerator, self.folder.record())
         self.processor = build_processor(recipe)
         self.models = build_stage_models(recipe, self.benchmark)  # of the stages to come
         self.model = self.models[list(recipe.stages)[self.state.stage]]

@@ -13,7 +13,7 @@ from huggingface_hub.errors import (
 )
 from safetensors import SafetensorError
 
-from ..files import write_whole
+from ..files import MODEL_FOLDER, write_whole
 from ..model.configuration_cagnet import CaGNetConfig
 from ..model.image_processing_cagnet import CaGNetImageProcessor
 from ..model.modeling_cagnet import CaGNetForSemanticSegmentation
@@ -91,4 +91,4 @@ def save_model_folder(model, processor, target: Path, card: str) -> None:
         processor.save_pretrained(folder)
         (folder / CARD).write_text(card, encoding="utf-8")
 
-    write_whole(target, write)
+    write_whole(target, write, MODEL_FOLDER)
