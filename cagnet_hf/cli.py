@@ -81,6 +81,7 @@ def run(command: Callable[[], None], *, resumed_by: tuple[str, Sequence[str]] | 
     Returns:
         The exit code: 0, or 2 for bad input.
     """
+    from .data.names import printable
     from .training.interruption import Stopped
 
     try:
@@ -90,7 +91,7 @@ def run(command: Callable[[], None], *, resumed_by: tuple[str, Sequence[str]] | 
     except (ValueError, OSError, FloatingPointError, MemoryError, RuntimeError) as error:
         if not _is_foreseen(error):
             raise
-        print(f"error: {one_line(error)}", file=sys.stderr)
+        print(f"error: {printable(one_line(error))}", file=sys.stderr)
         return 2
     _leave_process_group()
     return 0
@@ -155,9 +156,11 @@ class _Terminal(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         from tqdm.auto import tqdm
 
+        from .data.names import printable
+
         warns = record.levelno >= logging.WARNING
         if warns or os.environ.get("RANK", "0") == "0":
-            tqdm.write(self.format(record), file=sys.stderr if warns else sys.stdout)
+            tqdm.write(printable(self.format(record), lines=True), file=sys.stderr if warns else sys.stdout)
 
 
 def use_every_core() -> None:

@@ -1,7 +1,9 @@
 """Files and folders that are whole or absent, that replace nothing of the user's, and how to tell files apart."""
 
 import hashlib
+import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -11,6 +13,7 @@ import yaml
 from safetensors import SafetensorError
 from tqdm.auto import tqdm
 
+_INDEX = "model.safetensors.index.json"
 _SEARCHED_BYTES = 1 << 20  # at the beginning and at the end of a file, where a mark is looked for
 
 
@@ -109,6 +112,35 @@ def holds(file: Path, text: str) -> bool:
         beginning = stream.read(_SEARCHED_BYTES)
         stream.seek(max(0, file.stat().st_size - _SEARCHED_BYTES))
         return text.encode() in beginning or text.encode() in stream.read()
+
+
+def check_weight_files(source: str, revision: str | None = None) -> None:
+    """Refuse, before it is opened, a model whose index of weights names anything but safetensors files beside it.
+
+    Args:
+        source: A folder, or an id of the Hub.
+        revision: A branch, tag or commit of the Hub.
+
+    Raises:
+        ValueError: The index names another file, or is damaged.
+    """
+    from transformers.utils import cached_file
+
+    missing_is_none = ("missing_entries", "gated_repo", "connection_errors")
+    options = {f"_raise_exceptions_for_{case}": False for case in missing_is_none}
+    try:
+        index = cached_file(source, _INDEX, revision=revision, **options)
+    except OSError:  # no such model: who opens it says so best
+        return
+    if index is None:
+        return
+    try:
+        names = set(json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values())
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
+        raise ValueError(f"{source}: {_INDEX} is damaged ({type(error).__name__})") from None
+    wrong = [name for name in names if not re.fullmatch(r"[^/\\:]+\.safetensors", str(name))]
+    if wrong:
+        raise ValueError(f"{source}: {_INDEX} names {min(map(str, wrong))!r}, which is no safetensors file beside it")
 
 
 def parse_yaml(text: str) -> object:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..data.names import printable
 from .pictures import class_palette
 
 SEEN_COLOR, UNSEEN_COLOR = "#4477aa", "#ee7733"
@@ -20,6 +21,11 @@ def check_drawing() -> None:
     """
     if find_spec("matplotlib") is None:
         raise ValueError("the charts need matplotlib: pip install 'cagnet-hf[train]'")
+
+
+def _plain(name: str) -> str:
+    """A name as matplotlib shows it, without the formulas that it would read in it."""
+    return printable(name).replace("$", r"\$")
 
 
 def _panels(lines: int, columns: int, *, size: tuple[float, float]) -> tuple:
@@ -103,7 +109,7 @@ def per_class_bars(metrics: dict, path: str | Path, *, title: str = "") -> None:
             if metrics[name] is not None:
                 label = f"{name} {100 * metrics[name]:.1f} %"
                 panel.axhline(metrics[name], color=color, linestyle="--", linewidth=1.2, label=label)
-        panel.set_xticks(range(len(chunk)), [name for name, *_ in chunk], rotation=90)
+        panel.set_xticks(range(len(chunk)), [_plain(name) for name, *_ in chunk], rotation=90)
         panel.set_xlim(-0.7, per_line - 0.3)
         panel.set_ylim(0, 1)
         panel.set_ylabel("IoU", fontsize=8)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ..data.benchmarks import load_benchmark
+from ..data.names import printable
 from ..files import sha256
 from ..hub.cards.converted import UNTRAINED_ASPP, Origin, converted_backbone_card, converted_model_card
 from ..model.image_processing_cagnet import CaGNetImageProcessor
@@ -66,7 +67,7 @@ def _segmenter(
 ) -> tuple[nn.Module, str, str]:
     """(model, card, one line about it) of a CaGNet or, with `classes`, of an SPNet."""
     config, weights = convert_spnet(tensors, *classes) if classes else convert_state_dict(tensors)
-    names = ", ".join(config.id2label.values())
+    names = ", ".join(map(printable, config.id2label.values()))
     summary = f"{len(config.seen_ids)} seen and {len(config.unseen_ids)} unseen classes: {names}"
     model = _with_weights(CaGNetForSemanticSegmentation, config, weights)
     return model, converted_model_card(config, processor, origin), summary

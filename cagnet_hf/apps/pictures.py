@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
 from ..data.label_space import UNLABELLED
+from ..data.names import printable
 from ..files import write_bytes_whole
 
 INK, PAPER, BLANK = (34, 34, 34), (255, 255, 255), (64, 64, 64)
@@ -113,6 +114,7 @@ def legend(
     font = _font(width)
     swatch, line = (round(1.7 * font.size), font.size), round(1.6 * font.size)
     groups = {"Seen classes": list(seen_ids), "Unseen classes (hatched)": list(unseen_ids)}
+    class_names = [printable(name) for name in class_names]
     names = [class_names[i] for ids in groups.values() for i in ids]
     column = swatch[0] + 3 * GAP + round(max(map(font.getlength, names), default=0))
     per_line = max(1, width // column)
@@ -250,7 +252,7 @@ def _headings(texts: Sequence[str], width: int) -> Image.Image:
     draw = ImageDraw.Draw(picture)
     for column, text in enumerate(texts):
         centre = (width * (2 * column + 1) / (2 * len(texts)), picture.height / 2)
-        draw.text(centre, text, fill=INK, font=font, anchor="mm")
+        draw.text(centre, printable(text), fill=INK, font=font, anchor="mm")
     return picture
 
 

@@ -48,6 +48,7 @@ def add_classes(
         cagnet-hf add_classes --model outputs/voc/model --class zebra --class "traffic cone" --output outputs/voc_zebra
         cagnet-hf add_classes --model outputs/voc/model --remove sofa --rename tv=television --output outputs/voc_19
     """
+    from ..data.names import printable
     from ..data.sources import open_dataset
     from ..evaluation.new_classes import score_after, score_before
     from ..files import MODEL_FOLDER, check_output, made_by, write_text_whole
@@ -88,7 +89,7 @@ def add_classes(
             for name, entry in found["new"].items():
                 logger.info("%s: IoU %s", name, "undefined" if entry["iou"] is None else format(entry["iou"], ".4f"))
     save_model_folder(network, processor, output, edited_model_card(network.config, model, new))
-    logger.info("Wrote %s: %s", output, ", ".join(network.config.id2label.values()))
+    logger.info("Wrote %s: %s", output, ", ".join(map(printable, network.config.id2label.values())))
 
 
 def _renamings(pairs: list[str]) -> dict[str, str]:

@@ -20,6 +20,9 @@ from tqdm.auto import tqdm
 
 TAR_SUFFIXES = (".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz")
 MAX_MEMBER_BYTES = 1 << 30  # a member is read whole: a list, an image, a mask
+MAX_TOTAL_BYTES = 1 << 38  # of what waits in the temporary file
+MAX_RATIO = 200  # of that to the bytes of a compressed tar; photographs hardly shrink, masks do
+MAX_DEPTH = 100  # folders in folders
 _COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ")  # how gzip, bzip2 and xz files begin
 _ROOT = PurePosixPath()
 
@@ -113,6 +116,8 @@ def open_source(path: str | Path, wanted: Callable[[str], bool] = lambda name: T
                 raise ValueError(f"{path}: member {name!r} points out of the archive; get the official one")
             if size > MAX_MEMBER_BYTES:
                 raise ValueError(f"{path}: member {name!r} would unpack to {size >> 20:,} MB, no image does")
+            if len(place.parts) > MAX_DEPTH:
+                raise ValueError(f"{path}: a member lies more than {MAX_DEPTH} folders deep; get the official one")
             files[place] = read
             for inner in (place, *place.parents[:-1]):
                 folders.setdefault(inner.parent, {})[inner] = None
@@ -145,9 +150,12 @@ def _tar_members(path: Path, wanted: Callable[[str], bool]) -> Members:
         return
     packed, file = file, tempfile.TemporaryFile()
     progress = tqdm.wrapattr(packed, "read", total=path.stat().st_size, desc=f"reading {path.name}")
+    most = min(MAX_TOTAL_BYTES, max(MAX_MEMBER_BYTES, MAX_RATIO * path.stat().st_size))
     with packed, progress as stream, tarfile.open(fileobj=stream, mode="r|*") as tar:
         for member in tar:
             if member.isreg() and wanted(member.name):
+                if file.tell() + member.size > most:
+                    raise ValueError(f"{path}: it would unpack to more than {most >> 20:,} MB; get the official one")
                 yield member.name, member.size, partial(read, file.tell(), member.size)
                 shutil.copyfileobj(tar.extractfile(member), file)
 
