@@ -5,7 +5,8 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -194,20 +195,23 @@ def write_whole(target: Path, write, kind: FolderKind | None = None) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def write_text_whole(path: Path, text: str) -> None:
-    """Write a text file aside, then rename it."""
-    write_bytes_whole(path, text.encode())
-
-
-def write_bytes_whole(path: Path, data: bytes) -> None:
-    """Write a file aside, then rename it."""
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """A path aside to write a file to, in a folder that is made if need be; whole, the file gets its name."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.partial")
     try:
-        aside.write_bytes(data)
+        yield aside
         os.replace(aside, path)
-    except OSError:  # a full disk, or a folder of that name
+    except BaseException:  # a full disk, a folder of that name, Ctrl-C
         aside.unlink(missing_ok=True)
         raise
+
+
+def write_text_whole(path: Path, text: str) -> None:
+    """Write a text file aside, then rename it."""
+    with whole(path) as aside:
+        aside.write_text(text, encoding="utf-8")
 
 
 def sha256(path: Path) -> str:

@@ -156,7 +156,7 @@ def test_nothing_runs_text_as_code_or_a_shell(path):
 NETWORK = {"aiohttp", "ftplib", "http", "httpx", "requests", "smtplib", "socket", "telnetlib", "urllib", "urllib3"}
 MAY_FETCH = {"data.image_inputs"}  # the addresses of images that a user asks to predict
 # git, to write down the commit; the scripts that the benchmark times.
-MAY_START_PROGRAMS = {"training.record", "scripts.speed.processes"}
+MAY_START_PROGRAMS = {"training.record", "scripts.speed.lines"}
 
 
 @every_file

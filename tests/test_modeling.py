@@ -253,7 +253,7 @@ def test_the_stride_of_a_transformers_backbone_is_measured(name, sizes, stride, 
 
 
 def test_a_stride_that_a_backbone_cannot_have_is_not_ignored_in_silence(tmp_path, recwarn):
-    with pytest.warns(UserWarning, match="output_stride=4 is left aside: a resnet backbone has a stride of its own"):
+    with pytest.warns(UserWarning, match="output_stride=4 is left aside: a resnet backbone has its own"):
         config = CaGNetConfig(**TINY, **with_backbone("resnet"), output_stride=4)
     recwarn.clear()
     config.save_pretrained(tmp_path)

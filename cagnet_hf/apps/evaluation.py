@@ -39,7 +39,7 @@ def evaluate(
         batch_size: Images of equal size per batch.
         columns: How the dataset is read: `image_column` and `mask_column`, where they have other names; `benchmark`,
             the name or class table of the masks' classes, where the dataset does not say; `label_map`, YAML of the ids
-            of a dataset that counts otherwise, `"{1: dog, 7: null}"`; `streaming=True` to read rows when needed.
+            of a dataset that counts otherwise, `"{1: dog, 7: null}"`; `streaming=True` to read rows as needed.
 
     Returns:
         The dictionary of the metric at `METRIC_PATH`, with `protocol` and `num_images`.

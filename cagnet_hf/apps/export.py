@@ -7,7 +7,6 @@ variance of the latent, which only training needs, stay behind.
 import copy
 import json
 import logging
-import os
 import warnings
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,7 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..files import made_by
+from ..files import made_by, whole
 from ..model.image_processing_cagnet import CaGNetImageProcessor
 from ..model.modeling_cagnet import CaGNetForSemanticSegmentation
 
@@ -86,16 +85,11 @@ def export_onnx(model: CaGNetForSemanticSegmentation, processor: CaGNetImageProc
             verbose=False,
         )
     program.model.metadata_props.update(graph_metadata(model.config, processor))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.partial")
-    try:
+    with whole(path) as aside:
         program.save(aside)
         difference = _difference(network, aside)
         if difference > TOLERANCE:
             raise RuntimeError(f"{path}: the graph differs from the model by {difference:.1e} of its largest logit")
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
     return difference
 
 

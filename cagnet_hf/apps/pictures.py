@@ -4,7 +4,6 @@ Label maps are in model order; 255 marks pixels without a label. Regions of unse
 and outline, in pictures and legends alike, so that they are told from seen ones without knowing the colours.
 """
 
-import io
 from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
@@ -14,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
 from ..data.label_space import UNLABELLED
 from ..data.names import printable
-from ..files import write_bytes_whole
+from ..files import whole
 
 INK, PAPER, BLANK = (34, 34, 34), (255, 255, 255), (64, 64, 64)
 GAP = 8  # pixels between the parts of a picture
@@ -52,10 +51,10 @@ def class_palette(num_classes: int) -> np.ndarray:
 
 def save_picture(picture: Image.Image, path: Path, mark: str) -> None:
     """Write a PNG file, whole, that carries a mark (see `files.made_by`)."""
-    info, buffer = PngImagePlugin.PngInfo(), io.BytesIO()
+    info = PngImagePlugin.PngInfo()
     info.add_text("Software", mark)
-    picture.save(buffer, "PNG", pnginfo=info)
-    write_bytes_whole(path, buffer.getvalue())
+    with whole(path) as aside:
+        picture.save(aside, "PNG", pnginfo=info)
 
 
 def overlay(

@@ -83,7 +83,6 @@ def add_classes(
         logger.info("Learnt %s in %.1f s", ", ".join(new), seconds)
         if dataset:
             found = score_after(network, processor, images, before) | {"seconds": round(seconds, 2)}
-            scores.parent.mkdir(parents=True, exist_ok=True)
             write_text_whole(scores, json.dumps({"made_by": made_by("add_classes")} | found, indent=1) + "\n")
             logger.info("mIoU of the old classes %(before).4f before, %(after).4f after", found["old_mIoU"])
             for name, entry in found["new"].items():

@@ -44,7 +44,6 @@ def calibrate(data: DatasetOptions, *, model: str, apply_to: Path | None = None,
         columns = "  ".join(f"{key} {metrics[key] or 0.0:.4f}" for key in ("S-mIoU", "U-mIoU", "hIoU"))
         logger.info("%s gamma %.2f  %s", "*" if gamma == chosen else " ", gamma, columns)
     if output:
-        output.parent.mkdir(parents=True, exist_ok=True)
         facts = {"made_by": made_by("calibrate"), "chosen": chosen, "curve": curve}
         write_text_whole(output, json.dumps(facts, indent=1))
     if apply_to is not None:

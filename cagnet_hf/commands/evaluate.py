@@ -45,5 +45,4 @@ def evaluate(
     for key in ("S-mIoU", "U-mIoU", "hIoU", "mIoU", "PA", "MA", "U-PA", "U-MA"):
         logger.info("%-7s %s", key, "undefined" if metrics[key] is None else f"{metrics[key]:.4f}")
     if output and PartialState().is_main_process:
-        output.parent.mkdir(parents=True, exist_ok=True)
         write_text_whole(output, json.dumps(metrics, indent=1))

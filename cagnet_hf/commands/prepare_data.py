@@ -1,8 +1,8 @@
 """Write a dataset of images and masks as Parquet files.
 
 Every pair is checked. `datasets.load_dataset` opens the files, and so do training and evaluation. The first word names
-the dataset: `cagnet-hf prepare_data pascal_voc --help` tells what it is read from. Archives are read where they lie,
-not unpacked. `cagnet-hf prepare_data check DIR` looks at a prepared dataset.
+the dataset: `cagnet-hf prepare_data pascal_voc --help` tells what it is read from. Archives need not be unpacked.
+`cagnet-hf prepare_data check DIR` looks at a prepared dataset.
 """
 
 from dataclasses import dataclass
@@ -55,7 +55,7 @@ class Preparation:
 
         self.check(*options.values())
         benchmark = load_benchmark(name)
-        self.write(BUILDERS[name].read(self.source, **options), benchmark, benchmark.origin)
+        self.write(BUILDERS[name](self.source, **options), benchmark, benchmark.origin)
 
     def write(self, examples, benchmark, origin) -> None:
         """Write the dataset, report what went into it, and upload it where that was asked for.
@@ -73,7 +73,7 @@ class Preparation:
             reports = write_prepared(examples, self.output, benchmark, origin=origin, **options)
         except BadPairsError as error:
             if len(error.problems) > NUM_PROBLEMS_SHOWN:
-                logger.info("\n".join(error.problems))
+                logger.info("\n".join(map(str, error.problems)))
             raise
         logger.info("%s\n", format_report(benchmark, reports))
         for split, number in origin.images.items():

@@ -1,6 +1,7 @@
 """A sample: an image and its labels as arrays, from the bytes of any file or row."""
 
 import io
+import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -87,8 +88,12 @@ def read_encoded(file: File) -> tuple[bytes, Image.Image]:
     """The bytes of an image, and what `read_image` gives."""
     try:
         data = file.read_bytes()
+    except FileNotFoundError as error:
+        raise BrokenFileError(f"{file}: {error.strerror or 'No such file in the archive'}") from error
     except OSError as error:
         raise BrokenFileError(f"{file}: {error.strerror or error}") from error
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
+        raise BrokenFileError(f"{file}: damaged in its archive ({error})") from error
     with decoding(file):
         image = Image.open(io.BytesIO(data))
         image.load()

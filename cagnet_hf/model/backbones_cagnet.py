@@ -24,15 +24,7 @@ class ConvNorm(nn.Module):
     """Convolution without bias, batch normalisation, optional activation."""
 
     def __init__(
-        self,
-        in_channels,
-        out_channels,
-        kernel_size,
-        stride=1,
-        dilation=1,
-        groups=1,
-        activation=None,
-        eps=1e-5,
+        self, in_channels, out_channels, kernel_size, stride=1, dilation=1, groups=1, activation=None, eps=1e-5
     ):
         super().__init__()
         padding = dilation * (kernel_size // 2)

@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from ..data.benchmarks import Benchmark
+from ..files import whole
 from ..model.configuration_cagnet import plain_name
 
 BUNDLED = "bundled"
@@ -100,10 +101,8 @@ def save_embedding_table(
         raise ValueError(f"{path}: {len(names)} names need as many rows, got vectors of shape {vectors.shape}")
     _rows_by_name(path, names)
     check_vectors(path, names, vectors)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_bytes(save({"embeddings": vectors}, {**(metadata or {}), "names": json.dumps(list(names))}))
-    partial.replace(path)
+    with whole(path) as aside:
+        aside.write_bytes(save({"embeddings": vectors}, {**(metadata or {}), "names": json.dumps(list(names))}))
 
 
 def join_parts(parts: Sequence[np.ndarray], *, normalize_parts: bool = False) -> np.ndarray:

@@ -75,7 +75,7 @@ def _pairs(folder: AnyPath) -> list[Example]:
         masks = require(folder / "masks", "the folder of masks, named as their images")
         pairs = pair_by_stem(images, masks, IMAGE_SUFFIXES, MASK_SUFFIXES + _LOSSY)
     for pair in pairs:
-        if pair.mask.suffix.lower() in _LOSSY:
+        if PurePosixPath(pair.mask.name).suffix.lower() in _LOSSY:
             raise ValueError(f"{pair.mask}: a JPEG does not keep the ids of a mask; save it as PNG")
     return pairs
 
