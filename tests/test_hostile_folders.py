@@ -268,19 +268,19 @@ def test_a_host_beyond_ascii_is_refused_in_words():
 # The page
 
 
-def test_the_page_takes_uploads_alone(tmp_path, monkeypatch):
-    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "uploads"))
+def test_the_page_takes_uploads_alone(tmp_path):
+    folder = str(tmp_path / "uploads")
     (tmp_path / "uploads").mkdir()
     inside, outside = tmp_path / "uploads" / "a.png", tmp_path / "private.png"
     for path in (inside, outside):
         path.write_bytes(b"")
     (tmp_path / "uploads" / "link.png").symlink_to(outside)
-    assert demo._uploaded(str(inside)) == str(inside)
-    assert demo._uploaded(None) is None
+    assert demo._uploaded(str(inside), folder) == str(inside)
+    assert demo._uploaded(None, folder) is None
     made_up = [outside, tmp_path / "uploads" / ".." / "private.png", tmp_path / "uploads" / "link.png", "/etc/passwd"]
     for path in made_up:
         with pytest.raises(ValueError, match="no image that was uploaded"):
-            demo._uploaded(str(path))
+            demo._uploaded(str(path), folder)
 
 
 @pytest.mark.parametrize("host", ["localhost:7860", "LOCALHOST", "127.0.0.1:7860", "[::1]:7860", "192.168.1.7"])

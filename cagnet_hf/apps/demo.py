@@ -186,7 +186,7 @@ def build_page(model_path: str, *, class_embeddings: str | None = None, encoder:
         return handler
 
     def opened(visit, gamma, path):
-        visit.open(_uploaded(path))
+        visit.open(_uploaded(path, upload.GRADIO_CACHE))
         visit.segment(gamma)
         return "Click a pixel to see its class and score." if visit.prediction else ""
 
@@ -310,14 +310,13 @@ def serve(
     return page
 
 
-def _uploaded(path: str | None) -> str | None:
+def _uploaded(path: str | None, folder: str) -> str | None:
     """The path of an upload; any other path is one that a client made up.
 
     Raises:
         ValueError: The path leads out of the folder of uploads.
     """
-    folder = Path(os.environ.get("GRADIO_TEMP_DIR", Path(tempfile.gettempdir()) / "gradio")).resolve()
-    if path is not None and not Path(path).resolve().is_relative_to(folder):
+    if path is not None and not Path(path).resolve().is_relative_to(Path(folder).resolve()):
         raise ValueError("this is no image that was uploaded: drop one on the page")
     return path
 
@@ -325,7 +324,8 @@ def _uploaded(path: str | None) -> str | None:
 def _is_own_host(host: str) -> bool:
     """Whether a browser that names this host means this server: a page of others can name only hosts of its own."""
     name = urlsplit(f"//{host}").hostname or ""
-    own = {"localhost", *(one.lower() for one in (socket.gethostname(), os.environ.get("SPACE_HOST", "")))}
+    machine = socket.gethostname().lower()
+    own = {"localhost", machine, f"{machine}.local", os.environ.get("SPACE_HOST", "").lower()}
     try:
         ip_address(name)
     except ValueError:
