@@ -3,7 +3,7 @@
     python tests/stress/outputs_and_kills.py --kills 12
 
 After every kill the folder holds no half-written file under a name of its own, the checkpoint is whole, and the same
-command with `--resume` finishes the run in the same bytes. A second run that starts in the folder meanwhile is refused.
+command with `--resume` finishes the run in the same bytes. A second run that starts in the folder is refused.
 """
 
 import argparse
