@@ -120,10 +120,17 @@ def join_parts(parts: Sequence[np.ndarray], *, normalize_parts: bool = False) ->
 def check_vectors(source: str | Path, names: Sequence[str], vectors: np.ndarray) -> None:
     """Refuse, by the class and the source, vectors `(num_names, E)` that are zero or not finite."""
     for name, vector in zip(names, vectors, strict=True):
+        with np.errstate(over="ignore", under="ignore"):
+            stored = np.asarray(vector, dtype=np.float32)  # as the model stores the vector
         if not np.isfinite(vector).all():
             raise ValueError(f"{source}: the embedding of class {name!r} has values that are not finite")
         if not vector.any():
             raise ValueError(f"{source}: the embedding of class {name!r} is zero")
+        if not np.isfinite(stored).all() or not stored.any():
+            extreme = np.abs(vector).max()
+            raise ValueError(
+                f"{source}: the embedding of class {name!r} is too large or too small to be stored ({extreme:g})"
+            )
 
 
 def _load_part(path: Path, benchmark: Benchmark) -> np.ndarray:

