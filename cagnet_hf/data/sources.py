@@ -8,7 +8,9 @@ from pathlib import Path
 import yaml
 from datasets import Dataset, Features, Image, config, get_dataset_split_names, load_dataset_builder
 from datasets.exceptions import DatasetGenerationError
+from pydantic import TypeAdapter, ValidationError
 
+from ..files import parse_yaml
 from .benchmarks import CLASS_TABLE, Benchmark, load_benchmark
 from .label_space import LabelSpace
 from .rows import Rows, StreamedRows, undecoded
@@ -72,14 +74,10 @@ def open_with_classes(
 
 def _parsed(label_map: str | None) -> dict[int, int | str | None]:
     try:
-        tree = yaml.safe_load(label_map or "{}")
-    except yaml.YAMLError:
-        tree = None
-    if not isinstance(tree, dict) or not all(
-        isinstance(i, int) and isinstance(c, int | str | None) for i, c in tree.items()
-    ):
-        raise ValueError(f"label_map {label_map!r}: write ids and classes such as {{1: dog, 2: sofa, 7: null}}")
-    return tree
+        return TypeAdapter(dict[int, int | str | None]).validate_python(parse_yaml(label_map or "{}"))
+    except (yaml.YAMLError, ValidationError):
+        written = f"label_map {label_map!r}"
+        raise ValueError(f"{written}: write ids and classes such as {{1: dog, 2: sofa, 7: null}}") from None
 
 
 def classes_of_dataset(source: str) -> Benchmark | None:

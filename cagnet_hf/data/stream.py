@@ -75,12 +75,8 @@ class EndlessBatches(Sampler):
     ):
         if num_rows == 0:
             raise ValueError("the training split is empty")
-        self.num_rows = num_rows
-        self.batch_size = batch_size
-        self.seed = seed
-        self.start = start
-        self.process = process
-        self.processes = processes
+        self.num_rows, self.batch_size, self.seed, self.start = num_rows, batch_size, seed, start
+        self.process, self.processes = process, processes
 
     def __iter__(self):
         epoch, order, iteration = -1, None, self.start

@@ -25,15 +25,7 @@ class ConvNorm(nn.Module):
     """Convolution without bias, batch normalisation, optional activation."""
 
     def __init__(
-        self,
-        in_channels,
-        out_channels,
-        kernel_size,
-        stride=1,
-        dilation=1,
-        groups=1,
-        activation=None,
-        eps=1e-5,
+        self, in_channels, out_channels, kernel_size, stride=1, dilation=1, groups=1, activation=None, eps=1e-5
     ):
         super().__init__()
         padding = dilation * (kernel_size // 2)
@@ -211,7 +203,9 @@ class TransformersBackbone(GradientCheckpointingLayer):
         kind = config.backbone_config.model_type
         if kind == "timm_backbone" and not is_timm_available():
             raise ValueError(f"backbone {config.backbone_config.backbone!r} is one of timm: pip install timm")
-        self.backbone = AutoBackbone.from_config(config.backbone_config, dtype=torch.get_default_dtype())
+        self.backbone = AutoBackbone.from_config(
+            config.backbone_config, trust_remote_code=False, dtype=torch.get_default_dtype()
+        )
         self.num_channels = self.backbone.channels[-1]
 
     def forward(self, pixel_values):

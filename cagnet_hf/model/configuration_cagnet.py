@@ -209,13 +209,14 @@ class CaGNetConfig(PreTrainedConfig):
             self.backbone_config = CONFIG_MAPPING[model_type](**entry)
         if self.backbone_config is None:
             self.output_stride = 8 if self.output_stride is None else self.output_stride
-        elif self.output_stride is not None:
+            return
+        # In the file of a saved model the number may be there without anybody having asked for it.
+        if self.output_stride is not None and self.transformers_version is None:
+            kind = self.backbone_config.model_type
             warnings.warn(
-                f"output_stride={self.output_stride} is left aside: a {self.backbone_config.model_type} backbone has "
-                "a stride of its own",
-                stacklevel=2,
+                f"output_stride={self.output_stride} is left aside: a {kind} backbone has its own", stacklevel=2
             )
-            self.output_stride = None
+        self.output_stride = None
 
     def check(self):
         """Refuse values that cannot be used, alone or together, by a ValueError of one line."""
@@ -224,8 +225,6 @@ class CaGNetConfig(PreTrainedConfig):
             if getattr(self, field) not in allowed:
                 raise ValueError(f"{field}={getattr(self, field)!r}: choose one of {', '.join(map(repr, allowed))}")
 
-        for table in (BACKBONES, PYRAMIDS, CLASSIFIERS, GENERATORS):
-            table.chosen(self)
         if self.backbone_config is None:
             choice("output_stride", (4, 8, 16, 32))
         choice("patch_size", (1, 3, 5, 7))

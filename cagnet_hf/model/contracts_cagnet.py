@@ -11,8 +11,9 @@ class PartTable(dict):
     """The classes of one exchangeable part by name: the field of the configuration that chooses one -> its class.
 
     A part from outside the package joins the table, `BACKBONES["mine"] = MyBackbone`, and is chosen by its name,
-    `CaGNetConfig(backbone="mine")`. A part is built from the configuration. What it needs of the configuration it
-    says in a static method `check(config)`, which raises a ValueError.
+    `CaGNetConfig(backbone="mine")`; whoever opens a model that was saved with it adds the part first. A part is built
+    from the configuration. What it needs of the configuration it says in a static method `check(config)`, which raises
+    a ValueError.
 
     Args:
         field: The configuration's field.

@@ -39,17 +39,6 @@ def fit_size(height: int, width: int, size) -> tuple[int, int]:
     return tuple(max(1, side) for side in fitted)
 
 
-# Attributes of the image processor that say how an image is prepared.
-_PREPARATION = (
-    "do_resize",
-    "size",
-    "do_rescale",
-    "rescale_factor",
-    "do_normalize",
-    "image_mean",
-    "image_std",
-    "do_flip_channel_order",
-)
 _SCORES_AT_ONCE = 1 << 25  # 128 MiB of float32
 
 
@@ -209,36 +198,29 @@ class CaGNetImageProcessor(PilBackend):
         return BatchFeature(data=data, tensor_type=return_tensors)
 
     def _preprocess(self, images, **options):
-        return [self._prepare(torch.from_numpy(np.array(image)), **options).numpy() for image in images]
+        return [self.prepare(torch.from_numpy(np.array(image)), **options).numpy() for image in images]
 
     def prepare(self, image: torch.Tensor, **changes) -> torch.Tensor:
         """What `preprocess` does to one RGB image `(3, H, W)`, on the device it is on.
 
         `changes` are options that differ from the processor's own, such as another `size`.
         """
-        return self._prepare(image, **({key: getattr(self, key) for key in _PREPARATION} | changes))
 
-    @staticmethod
-    def _prepare(
-        image,
-        do_resize,
-        size,
-        do_rescale,
-        rescale_factor,
-        do_normalize,
-        image_mean,
-        image_std,
-        do_flip_channel_order,
-        **kwargs,
-    ):
-        if do_flip_channel_order:
+        def option(name):
+            return changes[name] if name in changes else getattr(self, name)
+
+        if option("do_flip_channel_order"):
             image = image.flip(0)
-        image = resize_image(image, fit_size(*image.shape[1:], size) if do_resize else image.shape[1:])
-        if do_rescale:
-            image = image * rescale_factor
-        if do_normalize:
+        size = fit_size(*image.shape[1:], option("size")) if option("do_resize") else image.shape[1:]
+        image = resize_image(image, size)
+        if option("do_rescale"):
+            image = image * option("rescale_factor")
+        if option("do_normalize"):
             # A blocking copy would wait for the GPU.
-            mean, std = (torch.tensor(v).view(3, 1, 1).to(image, non_blocking=True) for v in (image_mean, image_std))
+            mean, std = (
+                torch.tensor(option(name)).view(3, 1, 1).to(image, non_blocking=True)
+                for name in ("image_mean", "image_std")
+            )
             image = (image - mean) / std
         return image
 

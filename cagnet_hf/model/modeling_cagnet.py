@@ -139,14 +139,13 @@ class CaGNetModel(CaGNetPreTrainedModel):
     def feature_stride(self) -> int:
         """Pixels of the image per cell of the feature map, measured on two images that exist in shape alone."""
         weights = {name: tensor.to("meta") for name, tensor in (*self.named_parameters(), *self.named_buffers())}
-        sides, cells = (224, 448), []  # the difference of two, because a map may have a cell more than the image fills
-        for side in sides:
+
+        @torch.no_grad()
+        def cells(side):
             image = torch.empty(1, 3, side, side, dtype=self.dtype, device="meta")
-            with torch.no_grad():
-                cells.append(
-                    torch.func.functional_call(self, weights, (image,), {"return_dict": True}).features.shape[-1]
-                )
-        return round((sides[1] - sides[0]) / (cells[1] - cells[0]))
+            return torch.func.functional_call(self, weights, (image,), {"return_dict": True}).features.shape[-1]
+
+        return round((448 - 224) / (cells(448) - cells(224)))  # at its rim a map may have a cell more than fits
 
     def forward(
         self, pixel_values, latent_noise=None, return_dict=None, output_hidden_states=None, output_attentions=None

@@ -255,8 +255,7 @@ class ProjectionClassifier(Classifier):
 
 PYRAMIDS = PartTable("aspp", {"full": AtrousSpatialPyramid, "depthwise": DepthwiseSpatialPyramid})
 CLASSIFIERS = PartTable(
-    "classifier",
-    {"convolutional": PixelClassifier, "linear": LinearClassifier, "projection": ProjectionClassifier},
+    "classifier", {"convolutional": PixelClassifier, "linear": LinearClassifier, "projection": ProjectionClassifier}
 )
 GENERATORS = PartTable(
     "generator",

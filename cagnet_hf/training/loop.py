@@ -62,15 +62,20 @@ class Trainer:
                 f"the launcher started {launched} processes, but each of them trains alone: "
                 "on CPUs write ACCELERATE_USE_CPU=true torchrun --standalone --nproc_per_node 2 …"
             )
+        missing = [name for name in recipe.trackers if name not in map(str, self.accelerator.log_with)]
+        if missing:
+            raise RecipeError(
+                f"trackers: {', '.join(missing)} is not installed: install it, or leave it out of trackers"
+            )
         self.folder = RunFolder(self.output_dir)
-        self.state = self.folder.enter(recipe, resume=resume)
+        self.state = self.folder.enter(recipe, resume=resume, locks=self.accelerator.is_main_process)
         self.stop = StopSignal()
         use_deterministic_algorithms(recipe.deterministic)
         set_seed(recipe.seed)
         self.benchmark = benchmark_of(recipe)
         self.train_set, self.test_set = (dataset_of(recipe, s) for s in (recipe.train_split, recipe.test_split))
         splits = {"train": self.train_set, "test": self.test_set}
-        record = run_record(recipe, splits, self.accelerator, self.folder.record())
+        record = {"run": self.state.run} | run_record(recipe, splits, self.accelerator, self.folder.record())
         self.processor = build_processor(recipe)
         self.models = build_stage_models(recipe, self.benchmark)  # of the stages to come
         self.model = self.models[list(recipe.stages)[self.state.stage]]
@@ -109,7 +114,10 @@ class Trainer:
                     raise Stopped from None
                 raise
         for tracker in self.accelerator.trackers:
-            tracker.finish()
+            try:
+                tracker.finish()
+            except Exception as error:  # a service of others may raise anything, and the model is still to be saved
+                logger.warning("%s could not be ended: %s", tracker.name, error)
         return self.state.stages[-1]["metrics"]
 
     def new_method(self, stage: StageRecipe, model) -> Method:
