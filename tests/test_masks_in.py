@@ -20,12 +20,13 @@ from cagnet_hf.data.sources import open_dataset
 
 TABLE = """
 classes:
+  - {id: 0, name: background}
   - {id: 1, name: cat}
   - {id: 2, name: dog}
   - {id: 3, name: cow}
 seen: [cat, dog]
 unseen: [cow]
-ignored: [0]
+ignored: [background]
 """
 
 
@@ -81,8 +82,6 @@ def test_training_without_a_labelled_pixel_is_refused(load_script, tiny_dataset,
         blank = encoded(Image.fromarray(np.full((64, 64), 255, np.uint8)))
         rows = rows.map(lambda row: {"mask": {"bytes": blank, "path": None}})  # noqa: B023
         rows.to_parquet(tmp_path / "data" / f"{split}-00000-of-00001.parquet")
-    for name in ("README.md", "classes.yaml"):
-        (tmp_path / name).write_text((tiny_dataset / name).read_text())
     assert load_script("train").main(arguments(tmp_path, tmp_path / "run")) == 2
     assert "no training mask has a pixel of a seen class, they hold 255; 255 means" in capsys.readouterr().err
 
@@ -118,7 +117,8 @@ def test_more_classes_than_a_byte_holds():
     (prediction,) = segment(model, CaGNetImageProcessor(size=16), [Image.new("RGB", (8, 8))])
     assert (prediction.label_map == 299).all()
     assert prediction.classes[0].name == "class 299"
-    prediction.overlay()
+    with pytest.raises(ValueError, match="label maps have 1 to 255 classes"):
+        prediction.overlay()
     with pytest.raises(ValueError, match="300 classes with ids up to 299, but stored masks are bytes"):
         LabelSpace.of(model.config)
     assert LabelSpace.of(CaGNetConfig(**TINY)).class_ids == (0, 1, 2, 3, 4)
