@@ -14,6 +14,7 @@ from . import register
 from .base import Batch, Learner, Method
 from .options import PassRecipe, Recipe, RecipeError
 
+RECIPES = Path(__file__).resolve().parents[1] / "recipes"
 TEMPERATURES = (0.01, 0.015, 0.02, 0.03, 0.04, 0.05, 0.06, 0.08, 0.1, 0.12, 0.15, 0.2)
 
 
@@ -23,7 +24,8 @@ class PrototypesStage(PassRecipe):
 
     head: str = "package"  # where the head of the image classifier is from; see `load_image_classifier_head`
     known_embeddings: str = BUNDLED  # vectors of the names that the image classifier knows, or a table of them
-    # Known classes to leave out: names, synset ids, or one text file with one of them a line.
+    # Known classes to leave out: names, synset ids, or a text file with one of them a line. The file that comes with
+    # the recipes of a benchmark, `unseen_synsets.txt`, is found by its name.
     without: list[str] | str = []
     tau: float | None = Field(None, gt=0)  # chosen on seen classes when None, each left out in turn
     shrinkage: float = Field(0.05, ge=0, le=1)
@@ -125,8 +127,10 @@ def _names_of(without: list[str] | str) -> list[str]:
     """The names in a list, or in a file with one a line."""
     if not isinstance(without, str):
         return without
+    bundled = next(RECIPES.glob(f"*/{Path(without).name}"), None) if Path(without).name == without else None
+    path = Path(without) if bundled is None or Path(without).is_file() else bundled
     try:
-        lines = Path(without).read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").splitlines()
     except OSError as error:
         raise RecipeError(f"without: {without} cannot be read ({error.strerror}); give names or a file") from None
     return [name for line in lines if (name := line.partition("#")[0].strip())]

@@ -267,9 +267,7 @@ class ProjectionClassifier(Classifier):
         """Nothing here belongs to a class."""
 
 
-PYRAMIDS = PartTable(
-    "aspp", {"full": AtrousSpatialPyramid, "depthwise": DepthwiseSpatialPyramid, "none": NoPyramid}
-)
+PYRAMIDS = PartTable("aspp", {"full": AtrousSpatialPyramid, "depthwise": DepthwiseSpatialPyramid, "none": NoPyramid})
 CLASSIFIERS = PartTable(
     "classifier",
     {

@@ -159,9 +159,7 @@ class StageRun:
             labels = LabelSpace.of(config)
             return WholeImages(stage, rows, labels, processor, accelerator, hide_unseen=not recipe.supervised)
         ignore_index, images = config.ignore_index, trainer.train_images
-        return StageBatches(
-            recipe, stage, self.index, images, rows, processor, accelerator, ignore_index=ignore_index
-        )
+        return StageBatches(recipe, stage, self.index, images, rows, processor, accelerator, ignore_index=ignore_index)
 
     def _reinitialize(self) -> None:
         for part in self.stage.reinitialize:

@@ -12,12 +12,14 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
+from safetensors import safe_open
 
 from ..data.names import did_you_mean
 from ..model.configuration_cagnet import plain_name
 from .class_embeddings import BUNDLED, join_parts, read_metadata, read_table
 
 IMAGENET_TABLE = Path(__file__).with_name("imagenet_names.safetensors")
+MEAN_POSTERIORS = Path(__file__).with_name("mean_posteriors.safetensors")
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,14 @@ class KnownNames:
                 raise ValueError(f"{name!r} is no class of this classifier{did_you_mean(plain_name(name), by_name)}")
             found.update(by_name[plain_name(name)])
         return sorted(found)
+
+
+def mean_posteriors(backbone: str) -> np.ndarray:
+    """How probable each ImageNet class is on average at a pixel of a photograph, `(1000,)` float32, to a backbone."""
+    with safe_open(MEAN_POSTERIORS, framework="numpy") as table:
+        if backbone not in table.keys():  # noqa: SIM118 - a file of tensors, no dictionary
+            raise ValueError(f"backbone={backbone!r}: choose one of {', '.join(sorted(table.keys()))}")
+        return table.get_tensor(backbone).astype(np.float32)
 
 
 def lemmas(text: str) -> list[str]:
