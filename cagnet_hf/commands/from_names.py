@@ -17,8 +17,8 @@ def from_names(
 ) -> None:
     """Make a model from the names of its classes alone.
 
-    No image, no label and no training is needed: the ImageNet classifier of the backbone is applied at every pixel, and
-    the names say which of its 1,000 classes belong together. Every pixel is given to one of the classes.
+    No image, no label and no training is needed. The ImageNet classifier of the backbone is applied at every pixel,
+    and the names say which of its 1,000 classes belong together. Every pixel is given to one of the classes.
 
     Args:
         names (NAME): The classes.

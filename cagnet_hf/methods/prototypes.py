@@ -19,8 +19,8 @@ TEMPERATURES = (0.01, 0.015, 0.02, 0.03, 0.04, 0.05, 0.06, 0.08, 0.1, 0.12, 0.15
 
 
 class PrototypesStage(PassRecipe):
-    """One pass over whole images, in which the network rests. The Bayes rule becomes the classifier, with prior odds of
-    1 for seen classes and 1 + `unseen_rate` for unseen ones."""
+    """One pass over whole images, in which the network rests. The Bayes rule becomes the classifier, with prior odds
+    of 1 for seen classes and 1 + `unseen_rate` for unseen ones."""
 
     head: str = "package"  # where the head of the image classifier is from; see `load_image_classifier_head`
     known_embeddings: str = BUNDLED  # vectors of the names that the image classifier knows, or a table of them

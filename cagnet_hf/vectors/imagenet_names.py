@@ -1,8 +1,8 @@
 """The names that an ImageNet classifier knows: their text vectors, and which of them a word means.
 
-The bundled table holds a vector for each of the 1,000 ImageNet classes, in the order of a classifier's outputs. The text
-of a class is `lemmas: definition` of its WordNet synset, encoded by all-MiniLM-L6-v2 as the bundled class embeddings
-are. `scripts/prepare_imagenet_names.py` makes the table.
+The bundled table holds a vector for each of the 1,000 ImageNet classes, in the order of a classifier's outputs. The
+text of a class is `lemmas: definition` of its WordNet synset, encoded by all-MiniLM-L6-v2 as the bundled class
+embeddings are. `scripts/prepare_imagenet_names.py` makes the table.
 """
 
 import json
@@ -57,7 +57,7 @@ class KnownNames:
 def mean_posteriors(backbone: str) -> np.ndarray:
     """How probable each ImageNet class is on average at a pixel of a photograph, `(1000,)` float32, to a backbone."""
     with safe_open(MEAN_POSTERIORS, framework="numpy") as table:
-        if backbone not in table.keys():  # noqa: SIM118 - a file of tensors, no dictionary
+        if backbone not in table.keys():
             raise ValueError(f"backbone={backbone!r}: choose one of {', '.join(sorted(table.keys()))}")
         return table.get_tensor(backbone).astype(np.float32)
 
