@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from pydantic import Field
 
-from ..model.maps_cagnet import centre_labels
+from ..model.maps_cagnet import centre_labels, to_pixel_list
 from ..vectors.class_embeddings import BUNDLED
 from ..vectors.imagenet_names import known_names
 from ..weights.classifier_heads import load_image_classifier_head
@@ -96,11 +96,12 @@ class Prototypes(Method):
             features = model.cagnet(batch["pixel_values"]).features
             labels = centre_labels(batch["labels"], features.shape[-2:])
             unlabelled = labels == model.config.ignore_index
-            posteriors = self._head(features).float().softmax(dim=1)
+            labelled = to_pixel_list(features, ~unlabelled)[0, :, 0].t()
+            others = to_pixel_list(features, unlabelled)
+            posteriors = self._head(others)[0, :, 0].t().float().softmax(dim=1)
             with torch.autocast(features.device.type, enabled=False):  # halves would round statistics of many batches
-                features, posteriors = (maps.float().permute(0, 2, 3, 1) for maps in (features, posteriors))
-                generator.observe(features[~unlabelled], labels[~unlabelled], alone=True)
-                generator.mean.observe(features[unlabelled], posteriors[unlabelled])
+                generator.observe(labelled, labels[~unlabelled], alone=True)
+                generator.mean.observe(others[0, :, 0].t().float(), posteriors)
         generator.share()
         return {}
 
