@@ -23,6 +23,7 @@ NAMES = {
     "CaGNetModel",
     "convert_state_dict",
     "evaluate",
+    "from_names",
     "load_model",
     "segment",
     "train",
@@ -85,6 +86,12 @@ def test_importing_the_package_registers_its_classes(trained_run):
 def test_a_command_imports_what_it_needs_when_it_needs_it(program):
     lines = f"import sys\nsys.argv = [{program!r}]\nimport cagnet_hf\nprint('torch' in sys.modules)\n"
     assert in_a_process(lines) == "False"
+
+
+def test_the_package_as_a_program_answers_at_once():
+    finished = subprocess.run([sys.executable, "-X", "importtime", "-m", "cagnet_hf"], capture_output=True, text=True)
+    assert finished.stdout.startswith("usage: cagnet-hf COMMAND")
+    assert " torch\n" not in finished.stderr
 
 
 @pytest.mark.parametrize("program", ["train.py", "-c", ""])

@@ -85,7 +85,7 @@ def test_what_follows_from_the_names_is_filled_in():
         ({"seen_ids": (0, 1, 2, 3)}, r"classes \['sofa'\] are both seen and unseen"),
         ({"seen_ids": (0, 1)}, r"name 2 \+ 2 classes, id2label names 5"),
         ({"seen_ids": (0, 1, 9)}, r"name 3 \+ 2 classes, id2label names 5"),
-        ({"seen_ids": (0, 1, 9), "unseen_ids": (9, 4)}, r"classes \[9\] are both seen and unseen"),
+        ({"seen_ids": (0, 1, 9), "unseen_ids": (9, 4)}, r"classes \['9'\] are both seen and unseen"),
         ({"seen_ids": (2, 3, 4), "unseen_ids": (0, 1)}, "seen classes come first"),
         ({"id2label": dict(enumerate(["cat", "dog", "cat", "sofa", "tv"]))}, "names repeat: cat"),
         ({"dataset_ids": (1, 2, 3)}, "dataset_ids has 3 entries for 5 classes"),
@@ -424,6 +424,7 @@ def test_a_model_without_generator_says_so():
 @pytest.mark.parametrize("train_generator", [False, True])
 def test_synthetic_loss_reaches_the_generator_only_when_asked(train_generator):
     model, made = build(), []
+    model.generator.requires_grad_(True)
     model.generator.register_forward_hook(lambda _module, _inputs, features: made.append(features))
     model.synthetic_loss(torch.randint(0, 5, (3, 4, 6)), train_generator=train_generator).backward()
     assert made[0].requires_grad is train_generator  # otherwise no graph was built

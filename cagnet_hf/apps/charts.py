@@ -1,14 +1,31 @@
 """Charts of training and scores: loss curves, bars per class, seen against unseen classes, systems side by side."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from importlib.util import find_spec
 from itertools import cycle, groupby
 from pathlib import Path
 
 import numpy as np
 
+from ..data.names import printable
 from .pictures import class_palette
 
 LINE_COLOR = "#4477aa"
+
+
+def check_drawing() -> None:
+    """Refuse, before the work, to draw without matplotlib.
+
+    Raises:
+        ValueError: matplotlib is not installed.
+    """
+    if find_spec("matplotlib") is None:
+        raise ValueError("the charts need matplotlib: pip install 'cagnet-hf[train]'")
+
+
+def _plain(name: str) -> str:
+    """A name as matplotlib shows it, without the formulas that it would read in it."""
+    return printable(name).replace("$", r"\$")
 
 
 def _panels(lines: int, columns: int, *, size: tuple[float, float]) -> tuple:
@@ -139,7 +156,7 @@ def class_comparison(
             for place, name in zip(x, names, strict=True):
                 if values.get(name, 0) is None:
                     panel.text(place, 0.01, "n/a", rotation=90, ha="center", va="bottom", fontsize=7, color="grey")
-        panel.set_xticks(range(len(names)), names, rotation=90 if widest > 8 else 15)
+        panel.set_xticks(range(len(names)), list(map(_plain, names)), rotation=90 if widest > 8 else 15)
         panel.set_xlim(-0.6, len(names) - 0.4)
         panel.set_ylim(0, 1)
         panel.set_ylabel(f"IoU, {kind} classes", fontsize=8)

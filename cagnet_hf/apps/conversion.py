@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..data.benchmarks import Benchmark
+from ..data.names import printable
 from ..files import sha256
 from ..hub.cards.converted import UNTRAINED_ASPP, Origin, converted_backbone_card, converted_model_card
 from ..model.image_processing_cagnet import CaGNetImageProcessor
@@ -51,7 +52,9 @@ def convert(
             model = _segmenter(tensors, classes)
             card = converted_model_card(model.config, processor, origin)
             seen, unseen = len(model.config.seen_ids), len(model.config.unseen_ids)
-            summary = f"{seen} seen and {unseen} unseen classes: {', '.join(model.config.id2label.values())}"
+            summary = (
+                f"{seen} seen and {unseen} unseen classes: {', '.join(map(printable, model.config.id2label.values()))}"
+            )
     except ValueError as error:
         raise ValueError(f"{checkpoint}: {error}") from None
     model.config.weights_from = origin.source

@@ -6,15 +6,22 @@ it; an `app.py` that calls `serve("DIR_OR_ID")` makes it a Space of the Hub.
 
 import copy
 import os
+import signal
+import socket
+import sys
 import tempfile
+import threading
 import time
 from html import escape
 from importlib.util import find_spec
+from ipaddress import ip_address
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import numpy as np
 from PIL import Image
 
+from ..data.names import printable
 from ..data.samples import read_image
 from ..model.decoding_cagnet import rgb_image
 from ..vectors.new_classes import embed_new_classes
@@ -107,7 +114,9 @@ class Visit:
         label, score = int(self.prediction.label_map[row, column]), float(self.prediction.scores[row, column])
         config = self.prediction.config
         group = "unseen" if label in config.unseen_ids else "seen"
-        return f"{_swatch(config, label)} <b>{escape(config.id2label[label])}</b>, {group}, score {score:.2f}"
+        return (
+            f"{_swatch(config, label)} <b>{escape(printable(config.id2label[label]))}</b>, {group}, score {score:.2f}"
+        )
 
     def legend(self) -> str:
         """The classes that occur, seen and unseen apart, with area and mean score, as HTML."""
@@ -118,7 +127,7 @@ class Visit:
             swatch = _swatch(config, config.label2id[found.name])
             share = "&lt; 1 %" if found.area < 0.01 else f"{found.area:.0%}".replace("%", " %")
             groups["Seen classes" if found.seen else "Unseen classes"].append(
-                f"<tr><td>{swatch} {escape(found.name)}</td><td>{share}</td><td>{found.score:.2f}</td></tr>"
+                f"<tr><td>{swatch} {escape(printable(found.name))}</td><td>{share}</td><td>{found.score:.2f}</td></tr>"
             )
         heads = "<th>area</th><th>score</th></tr>"
         tables = [f"<tr><th>{name}</th>{heads}{''.join(rows)}" for name, rows in groups.items() if rows]
@@ -169,7 +178,7 @@ def build_page(model_path: str, *, class_embeddings: str | None = None, encoder:
             try:
                 tone, message = "note", change(visit, gamma, *values)
             except (ValueError, OSError) as error:
-                tone, message = "error", escape(str(error))
+                tone, message = "error", escape(printable(error))
             told = f'<p class="{tone}" role="status">{message}</p>'
             views = visit, visit.shown(), visit.legend(), told
             return views if change is not added else (*views, "" if tone == "note" else gr.skip())
@@ -177,7 +186,7 @@ def build_page(model_path: str, *, class_embeddings: str | None = None, encoder:
         return handler
 
     def opened(visit, gamma, path):
-        visit.open(path)
+        visit.open(_uploaded(path, upload.GRADIO_CACHE))
         visit.segment(gamma)
         return "Click a pixel to see its class and score." if visit.prediction else ""
 
@@ -190,7 +199,7 @@ def build_page(model_path: str, *, class_embeddings: str | None = None, encoder:
         visit.add_class(name)
         seconds = time.monotonic() - started
         visit.segment(gamma)
-        message = f"Learnt <b>{escape(name.strip())}</b> from its vector in {seconds:.1f} s."
+        message = f"Learnt <b>{escape(printable(name.strip()))}</b> from its vector in {seconds:.1f} s."
         if visit.prediction and name.strip() not in {found.name for found in visit.prediction.classes}:
             message += " It is nowhere in this image."
         return message
@@ -270,6 +279,8 @@ def serve(
     if find_spec("gradio") is None:
         raise ValueError("the page needs Gradio: pip install 'cagnet-hf[demo]'")
     uploads = tempfile.TemporaryDirectory(prefix="cagnet_demo_")
+    if block and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # an exit in good order, which removes the uploads
     # Gradio reads these when it is imported.
     os.environ.update(GRADIO_TEMP_DIR=uploads.name, GRADIO_ANALYTICS_ENABLED="False", HF_HUB_DISABLE_TELEMETRY="1")
     page = build_page(model_path, class_embeddings=class_embeddings, encoder=encoder)
@@ -299,13 +310,46 @@ def serve(
     return page
 
 
+def _uploaded(path: str | None, folder: str) -> str | None:
+    """The path of an upload; any other path is one that a client made up.
+
+    Raises:
+        ValueError: The path leads out of the folder of uploads.
+    """
+    if path is not None and not Path(path).resolve().is_relative_to(Path(folder).resolve()):
+        raise ValueError("this is no image that was uploaded: drop one on the page")
+    return path
+
+
+def _is_own_host(host: str) -> bool:
+    """Whether a browser that names this host means this server: a page of others can name only hosts of its own."""
+    name = urlsplit(f"//{host}").hostname or ""
+    machine = socket.gethostname().lower()
+    own = {"localhost", machine, f"{machine}.local", os.environ.get("SPACE_HOST", "").lower()}
+    try:
+        ip_address(name)
+    except ValueError:
+        return name != "" and (name in own or name.endswith(".localhost"))
+    return True  # an address is nobody's name
+
+
 class _OwnServerOnly:
-    """Adds `_POLICY` to every answer (an ASGI middleware)."""
+    """Answers to this server's own names alone, and adds `_POLICY` to every answer (an ASGI middleware)."""
 
     def __init__(self, app):
         self.app = app
 
     async def __call__(self, scope, receive, send):
+        hosts = [value.decode("latin-1") for name, value in scope.get("headers", ()) if name == b"host"]
+        if scope["type"] in ("http", "websocket") and not (len(hosts) == 1 and _is_own_host(hosts[0])):
+            if scope["type"] == "websocket":
+                await send({"type": "websocket.close", "code": 1008})
+                return
+            headers = [(b"content-type", b"text/plain")]
+            await send({"type": "http.response.start", "status": 421, "headers": headers})
+            await send({"type": "http.response.body", "body": b"This server has another name.\n"})
+            return
+
         async def send_with_policy(event):
             if event["type"] == "http.response.start":
                 event["headers"] = [*event["headers"], (b"content-security-policy", _POLICY.encode())]

@@ -18,6 +18,8 @@ from ..vectors.word_streams import split_archive
 
 logger = getLogger(__name__)
 
+TABLE_MARK = '"made_by":"cagnet-hf '  # as the header of a table has it
+
 
 def wanted_names(
     benchmarks: Sequence[str] = (), names: Sequence[str] = (), names_file: Path | None = None

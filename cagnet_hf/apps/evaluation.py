@@ -1,6 +1,7 @@
 """Scoring a trained model on a dataset, and choosing the calibration of one."""
 
 import json
+import os
 from logging import getLogger
 from pathlib import Path
 
@@ -66,6 +67,16 @@ def evaluate(
         model.config.calibration = own
 
 
+def are_scores(path: Path) -> bool:
+    """Whether a file holds what `evaluate` returns; the `metrics.json` of a run holds more."""
+    try:
+        metrics = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):
+        return False
+    scored = {"per_class", "protocol", "num_images"}
+    return isinstance(metrics, dict) and scored <= metrics.keys() and "stages" not in metrics
+
+
 def choose_calibration(
     model: str, dataset: str, *, split: str = "test", apply_to: Path | None = None, **columns
 ) -> tuple[float, dict[float, dict]]:
@@ -95,13 +106,31 @@ def choose_calibration(
     return best_gamma(curve), curve
 
 
+def check_calibratable(folder: Path) -> None:
+    """Refuse, before the work, a folder that a calibration cannot be written to.
+
+    Raises:
+        ValueError: The folder holds no model of this package.
+        OSError: A file of the folder cannot be written.
+    """
+    _config_of(folder)
+    for path in (folder, folder / "config.json", folder / CARD):
+        if path.is_symlink() and path != folder:
+            raise FileExistsError(f"{path} is a link and stays as it is: name a folder that holds the file itself")
+        if path.exists() and not os.access(path, os.W_OK):
+            raise PermissionError(f"{path}: you may not write to it")
+
+
 def apply_calibration(folder: Path, gamma: float) -> None:
     """Write a calibration into a model folder: into `config.json`, and into the card, which names the scores' own."""
     fields, card = _config_of(folder), folder / CARD
+    text = None
     if card.is_file():
         text = calibrated_card(card.read_text(encoding="utf-8"), gamma, fields.get("calibration", 0.0))
-        write_text_whole(card, text)
+    # The configuration first: it decides what the model does, and the card only tells of it.
     write_text_whole(folder / "config.json", json.dumps(fields | {"calibration": gamma}, indent=2) + "\n")
+    if text is not None:
+        write_text_whole(card, text)
     logger.info("Wrote calibration %s to %s", gamma, folder / "config.json")
 
 

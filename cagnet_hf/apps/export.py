@@ -15,10 +15,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..files import whole
+from ..files import made_by, whole
 from ..model.image_processing_cagnet import CaGNetImageProcessor
 from ..model.modeling_cagnet import CaGNetForSemanticSegmentation
 
+MARK = made_by("export_onnx")
 EXAMPLE_SIZE = (2, 3, 64, 80)  # what is traced: no two sides alike, none 1, else they would be taken for constants
 CHECKED_SIZES = ((1, 3, 97, 64), (2, 3, 33, 129))
 TOLERANCE = 1e-3  # of the largest logit; float32 sums in another order differ by about 1e-6
@@ -113,6 +114,7 @@ def graph_metadata(config, processor: CaGNetImageProcessor) -> dict[str, str]:
         "ignore_index": config.ignore_index,
         "calibration": config.calibration,
     }
+    facts["made_by"] = MARK
     return {key: json.dumps(value, ensure_ascii=False) for key, value in facts.items()}
 
 

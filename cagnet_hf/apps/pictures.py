@@ -6,11 +6,14 @@ and outline, in pictures and legends alike, so that they are told from seen ones
 
 from collections.abc import Iterable, Sequence
 from functools import cache
+from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
 from ..data.label_space import UNLABELLED
+from ..data.names import printable
+from ..files import whole
 
 INK, PAPER, BLANK = (34, 34, 34), (255, 255, 255), (64, 64, 64)
 GAP = 8  # pixels between the parts of a picture
@@ -44,6 +47,14 @@ def class_palette(num_classes: int) -> np.ndarray:
     if not 0 < num_classes <= 255:
         raise ValueError(f"a palette of {num_classes} colours: label maps have 1 to 255 classes")
     return _ranked_colors()[:num_classes].copy()
+
+
+def save_picture(picture: Image.Image, path: Path, mark: str) -> None:
+    """Write a PNG file, whole, that carries a mark (see `files.made_by`)."""
+    info = PngImagePlugin.PngInfo()
+    info.add_text("Software", mark)
+    with whole(path) as aside:
+        picture.save(aside, "PNG", pnginfo=info)
 
 
 def overlay(
@@ -102,6 +113,7 @@ def legend(
     font = _font(width)
     swatch, line = (round(1.7 * font.size), font.size), round(1.6 * font.size)
     groups = {"Seen classes": list(seen_ids), "Unseen classes (hatched)": list(unseen_ids)}
+    class_names = [printable(name) for name in class_names]
     names = [class_names[i] for ids in groups.values() for i in ids]
     column = swatch[0] + 3 * GAP + round(max(map(font.getlength, names), default=0))
     per_line = max(1, width // column)
@@ -233,7 +245,7 @@ def _headings(texts: Sequence[str], width: int) -> Image.Image:
     draw = ImageDraw.Draw(picture)
     for column, text in enumerate(texts):
         centre = (width * (2 * column + 1) / (2 * len(texts)), picture.height / 2)
-        draw.text(centre, text, fill=INK, font=font, anchor="mm")
+        draw.text(centre, printable(text), fill=INK, font=font, anchor="mm")
     return picture
 
 

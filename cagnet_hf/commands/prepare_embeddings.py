@@ -45,8 +45,10 @@ def prepare_embeddings(
         cagnet-hf prepare_embeddings --word_vectors crawl.vec.zip --benchmark pascal_context --output table.safetensors
         cagnet-hf prepare_embeddings --encoder DIR_OR_ID --names zebra "polar bear" --output table.safetensors
     """
-    from ..apps.embedding_tables import encoded, looked_up, wanted_names, write_joined
+    from ..apps.embedding_tables import TABLE_MARK, encoded, looked_up, wanted_names, write_joined
+    from ..files import check_output
     from ..vectors.word_names import load_synonyms
+    from ..vectors.word_streams import split_archive
 
     kinds = [kind for kind, _ in sources]
     num_tables, num_encoders = kinds.count("word_vectors"), kinds.count("encoder")
@@ -54,8 +56,8 @@ def prepare_embeddings(
         raise ValueError("nothing to make vectors from; give --word_vectors FILE or --encoder DIR_OR_ID")
     if output.suffix != ".safetensors":
         raise ValueError(f"--output {output}: the name of a table ends in .safetensors")
-    if output.exists() and not overwrite:
-        raise FileExistsError(f"--output {output} exists; choose another or pass --overwrite")
+    given = [split_archive(source)[0] for _, source in sources]
+    check_output(output, TABLE_MARK, inputs=(*given, *synonyms, names_file), overwrite=overwrite)
     if not num_tables and synonyms:
         raise ValueError("--synonyms are for --word_vectors, but there are none")
     if not num_encoders and (pooling or prompt != "{}"):

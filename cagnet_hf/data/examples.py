@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from .label_space import LabelSpace
-from .samples import File, check_sizes, read_encoded
+from .samples import File, check_sizes, check_upright, read_encoded
 from .threads import map_in_order
 
 
@@ -74,6 +74,7 @@ def check_example(example: Example, labels: LabelSpace) -> CheckedExample:
     """
     image_bytes, image = read_encoded(example.image)
     mask_bytes, mask = read_encoded(example.mask)
+    check_upright(mask_bytes, str(example.mask))
     check_sizes(image, mask, str(example.mask), str(example.image))
     stored_ids = labels.read(mask, str(example.mask))
     labels.to_model_order(stored_ids, source=str(example.mask))  # refuses ids that it does not know

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from datasets import Features, Image, Value
 from tqdm.auto import tqdm
 
-from ..files import write_whole
+from ..files import DATASET_FOLDER, check_output, write_whole
 from .benchmarks import CLASS_TABLE, Benchmark, Origin, format_class_table
 from .examples import CheckedExample, Example, check_examples
 from .report import SplitReport, dataset_card
@@ -83,7 +83,7 @@ def write_prepared(
             set, an image id occurs twice, or a split is empty. All files are looked at first.
     """
     output_dir = Path(output_dir).resolve()
-    _check_output(output_dir, overwrite)
+    check_output(output_dir, DATASET_FOLDER, overwrite=overwrite)
     for split, examples in examples_by_split.items():
         _check_ids(split, examples)
     reports = {split: SplitReport() for split in examples_by_split}
@@ -105,7 +105,7 @@ def write_prepared(
         described = origin or benchmark.origin or Origin(f"Images and masks of {benchmark.name}.")
         (folder / CARD).write_text(dataset_card(benchmark, reports, described), encoding="utf-8")
 
-    write_whole(output_dir, write)
+    write_whole(output_dir, write, DATASET_FOLDER)
     return reports
 
 
@@ -142,15 +142,6 @@ def _groups(examples: Iterable[CheckedExample], max_file_bytes: int) -> Iterator
             rows = []
     if rows:
         yield rows, False
-
-
-def _check_output(output_dir: Path, overwrite: bool) -> None:
-    if output_dir.is_dir() and not any(output_dir.iterdir()):
-        return
-    if output_dir.is_dir() and overwrite and not (output_dir / ID2LABEL).is_file():
-        raise FileExistsError(f"{output_dir} is no prepared dataset (no {ID2LABEL} in it) and stays; choose another")
-    if output_dir.exists() and not overwrite:
-        raise FileExistsError(f"{output_dir} exists; choose another --output, or replace it with --overwrite")
 
 
 def _check_ids(split: str, examples: Sequence[Example]) -> None:

