@@ -34,7 +34,7 @@ def write_report(trainer: Trainer) -> None:
     title = f"{trainer.recipe.method} on {trainer.benchmark.name}"
     if trainer.recipe.benchmark == "scenes":
         title += " (synthetic images)"
-    if state.history:
+    if any(key.startswith("loss/") for entry in state.history for key in entry):  # a closed form has no loss
         loss_curves(state.history, figures / "losses.png")
     per_class_bars(state.stages[-1]["metrics"], figures / "per_class_iou.png", title=title)
     _predictions(trainer, title).save(figures / "predictions.png")

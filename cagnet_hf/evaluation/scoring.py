@@ -125,7 +125,7 @@ def scored_batches(
     hidden = not (progress and accelerator.is_main_process)
     try:
         with tqdm(total=total, desc=f"evaluate ({protocol})", disable=hidden) as bar:
-            for batch in _batches_of_equal_size(examples, batch_size):
+            for batch in batches_of_equal_size(examples, batch_size):
                 with torch.inference_mode(), accelerator.autocast():
                     outputs = model(torch.stack([pixels for pixels, _ in batch]), return_dict=True)
                 references = [labels for _, labels in batch]
@@ -151,13 +151,19 @@ def _examples(
             yield pixels, resize_labels(stored, tuple(square.values()))
 
 
-def _batches_of_equal_size(examples, batch_size: int):
-    """Group examples by image shape; order is lost, which a confusion matrix does not mind."""
-    waiting = defaultdict(list)
+def batches_of_equal_size(examples, batch_size: int):
+    """Group examples by the shape of their image, which comes first in them; the order is lost.
+
+    At most 64 batches' worth of examples wait for others of their shape.
+    """
+    waiting, count = defaultdict(list), 0
     for example in examples:
         group = waiting[example[0].shape]
         group.append(example)
-        if len(group) == batch_size:
+        count += 1
+        if len(group) == batch_size or count == 64 * batch_size:
+            group = max(waiting.values(), key=len)
+            count -= len(group)
             yield list(group)
             group.clear()
     yield from (group for group in waiting.values() if group)

@@ -132,6 +132,24 @@ class StageRecipe(Options):
         return {part: recipe for part, recipe in recipes.items() if recipe is not None}
 
 
+class PassRecipe(StageRecipe):
+    """A stage in closed form: its one iteration is a pass over all training images, each as a whole and as it is
+    scored, without augmentation. An interrupted pass starts anew."""
+
+    iterations: int = Field(1, ge=0, le=1)
+    batch_size: int = Field(8, ge=1)
+    crop_size: int | None = None
+    # Pass over images that show a pixel of an unseen class, which the masks tell although training hides it.
+    images_without_unseen: bool = False
+
+    @model_validator(mode="after")
+    def _check_pass(self) -> Self:
+        for key in ("crop_size", "augmentation", "pseudo_labels"):
+            if getattr(self, key) is not None:
+                raise ValueError(f"{key}: a pass takes whole images as they are; leave it out")
+        return self
+
+
 class GeneratingStageRecipe(StageRecipe):
     """A stage of a method that makes features of drawn classes."""
 

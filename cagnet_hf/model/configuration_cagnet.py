@@ -80,27 +80,31 @@ class CaGNetConfig(PreTrainedConfig):
             the 3x3 one (torchvision).
         freeze_batch_norm: Use the running statistics in training, too, and never update them. `False` is for
             training from scratch.
-        aspp: `"full"` (parallel dilated 3x3 convolutions, the paper) or `"depthwise"` (depthwise ones and a shared
-            1x1 convolution, for small backbones).
+        aspp: `"full"` (parallel dilated 3x3 convolutions, the paper), `"depthwise"` (depthwise ones and a shared
+            1x1 convolution, for small backbones) or `"none"` (the backbone's own map; `feature_size` is its channels).
         aspp_dilations: Dilations of the parallel convolutions.
         feature_size: D, channels of a pixel feature.
         contextual: Whether features pass through the contextual module (CaGNet) or are the ASPP map (SPNet, ZS3Net).
         context_hidden_size: Channels of the three chained context convolutions.
         context_dilations: Their dilations.
         classifier: `"convolutional"` (trunk and class head, trunk shared with the critic: CaGNet), `"linear"` (one 1x1
-            convolution: ZS3Net) or `"projection"` (onto the fixed class embeddings: SPNet).
+            convolution: ZS3Net), `"projection"` (onto the fixed class embeddings: SPNet) or `"names"` (the head of an
+            image classifier at every pixel, whose classes are joined by what the names mean; nothing to train).
         classifier_hidden_size: Channels of the trunk.
         classifier_dropout: Dropout after the trunk.
         patch_size: Side of the category patches that synthetic features come in (CaGNetv2: 3, 5 or 7); the classifier
             then looks at 3x3 neighbours. 1 is pixel by pixel.
         generator: `"contextual"` (CaGNet), `"moment_matching"` (the GMMN of ZS3Net), `"gaussian"` (class means
-            regressed from the embeddings, one covariance; nothing to train) or None (SPNet).
+            regressed from the embeddings, one covariance; nothing to train), `"prototypes"` (the same with means of
+            classes that an image classifier knows by name) or None (SPNet).
         generator_hidden_sizes: Hidden channels of the feature generator.
         generator_dropout: Dropout after each of them.
         generator_embedding_scale: Factor on the class embedding at the generator's input. The paper's unit-length
             embeddings (1.0) have entries near E^-½ beside a latent of unit variance; √E puts both on one scale, which
             short schedules need.
         embedding_size: E, length of a class embedding.
+        known_classes: K, how many classes the image classifier behind `"prototypes"` and `"names"` knows.
+        known_hidden_size: Channels of the convolution in that classifier's head; 0 where there is none.
         class_embedding_source: What the class embeddings were made from, for classes that are added later: `source`
             (a table's name), of a text encoder `encoder`, `pooling` and `prompt`, and `license` where it is known.
         test_scales: Scales of the image whose logits are joined by their pixel-wise maximum at test time. CaGNet
@@ -143,6 +147,8 @@ class CaGNetConfig(PreTrainedConfig):
     generator_dropout: list[float | int] | tuple[float | int, ...] = (0.1, 0.1, 0.3, 0.5, 0.5)
     generator_embedding_scale: float | int = 1.0
     embedding_size: int = 600
+    known_classes: int = 0
+    known_hidden_size: int = 0
     class_embedding_source: dict | None = None
     test_scales: list[float | int] | tuple[float | int, ...] = (1.0,)
     calibration: float | int = 0.0

@@ -70,6 +70,13 @@ class Classifier(nn.Module):
         """Class logits `(B, N, n, m)` of the centres of maps that are tiled with n x m neighbourhoods."""
         return self(features)
 
+    def new_rows(self, embeddings):
+        """Weights `(n, C)` and biases `(n,)` of new classes with vectors `(n, E)` in the class head.
+
+        None where they follow from what a generator makes.
+        """
+        return None
+
     def set_classes(self, kept: list[int], rows=None) -> None:
         """Keep the class head's rows of the given classes; append the weights and biases in `rows`, if there are."""
         head = self.class_head

@@ -29,7 +29,7 @@ class GaussianGenerator(FeatureGenerator):
         super().__init__()
         classes, size = config.num_labels, config.feature_size
         self.latent_size = size
-        self.mean = nn.Conv2d(config.embedding_size, size, 1)
+        self.mean = self.new_mean(config)
         self.deviation = nn.Conv2d(size, size, 1, bias=False)  # a Cholesky factor of the covariance
         self.register_buffer("class_counts", torch.zeros(classes))
         self.register_buffer("class_means", torch.zeros(classes, size))
@@ -39,31 +39,48 @@ class GaussianGenerator(FeatureGenerator):
 
     def start_weights(self):
         """Nothing is observed: every statistic and mean is 0, the covariance 1."""
-        for tensor in (self.mean.weight, self.mean.bias, *self.buffers(recurse=False)):
+        for tensor in (*self.mean.parameters(), *self.buffers(recurse=False)):
             init.zeros_(tensor)
         init.dirac_(self.deviation.weight)
+
+    @staticmethod
+    def new_mean(config) -> nn.Module:
+        """What gives the means of classes `(B, D, h, w)` by their vectors of length 1, `(B, E, h, w)`."""
+        return nn.Conv2d(config.embedding_size, config.feature_size, 1)
 
     def forward(self, embeddings, latent):
         """`(B, E, h, w)` and `(B, D, h, w)` -> features `(B, D, h, w)`."""
         return self.mean(F.normalize(embeddings, dim=1)) + self.deviation(latent)
 
-    def observe(self, features, labels) -> None:
-        """Take real features `(P, D)` with their classes `(P,)` into the statistics; processes share theirs."""
+    def observe(self, features, labels, *, alone: bool = False) -> None:
+        """Take real features `(P, D)` with their classes `(P,)` into the statistics.
+
+        Processes share theirs at every call, or, where each observes `alone`, at last by `share`.
+        """
         features = features.to(self.scatter.dtype)
         counts = torch.bincount(labels, minlength=len(self.class_counts)).to(features.dtype)
         sums = torch.zeros_like(self.class_means).index_add_(0, labels, features)
         means = sums / counts.clamp_min(1)[:, None]
         residuals = features - means[labels]
-        for statistics in _of_all_processes(counts, means, (residuals / counts[labels, None]).t() @ residuals):
-            self._merge(*statistics)
+        observed = counts, means, (residuals / counts[labels, None]).t() @ residuals
+        for counts, means, scatter in [observed] if alone else of_all_processes(*observed):
+            self._merge(counts, means, (counts > 0).to(counts.dtype), means, scatter)
 
-    def _merge(self, counts, means, scatter) -> None:
+    def share(self) -> None:
+        """Make the statistics those of all processes together, each of which observed alone."""
+        names = ("class_counts", "class_means", "batch_counts", "batch_means", "scatter")
+        statistics = of_all_processes(*(getattr(self, name).clone() for name in names))
+        for name in names:
+            getattr(self, name).zero_()
+        for of_one_process in statistics:
+            self._merge(*of_one_process)
+
+    def _merge(self, counts, means, batch_counts, batch_means, scatter) -> None:
         """Statistics of two sets of pixels together (Chan et al., 1979): no sums of squares, nothing cancels."""
-        present = (counts > 0).to(counts.dtype)
-        apart = _move_mean(self.batch_means, self.batch_counts, means, present)
-        between = self.batch_counts * present / (self.batch_counts + present).clamp_min(1)
+        apart = _move_mean(self.batch_means, self.batch_counts, batch_means, batch_counts)
+        between = self.batch_counts * batch_counts / (self.batch_counts + batch_counts).clamp_min(1)
         self.scatter += scatter + (apart * between[:, None]).t() @ apart
-        self.batch_counts += present
+        self.batch_counts += batch_counts
         _move_mean(self.class_means, self.class_counts, means, counts)
         self.class_counts += counts
 
@@ -77,6 +94,11 @@ class GaussianGenerator(FeatureGenerator):
             covariance_scale: Factor on the covariance: the channels of a feature and neighbouring pixels are not as
                 telling as the model of independent Gaussian pixels has it.
         """
+        self.fit_means(embeddings, ridge=ridge)
+        self.fit_covariance(shrinkage=shrinkage, covariance_scale=covariance_scale)
+
+    def fit_means(self, embeddings, *, ridge: float) -> None:
+        """Regress the means from the embeddings `(N, E)`; see `fit`."""
         observed = (self.class_counts > 0).double()[:, None]
         means = self.class_means.double()
         centre = (means * observed).sum(0) / observed.sum().clamp_min(1)
@@ -85,7 +107,10 @@ class GaussianGenerator(FeatureGenerator):
         weight = torch.linalg.solve(gram, (means - centre) * observed).t() @ keys
         self.mean.weight.copy_(weight[:, :, None, None])
         self.mean.bias.copy_(centre)
-        moved = self.batch_means.double() - means
+
+    def fit_covariance(self, *, shrinkage: float, covariance_scale: float) -> None:
+        """Take the covariance from the scatter; see `fit`."""
+        moved = self.batch_means.double() - self.class_means.double()
         scatter = self.scatter.double() + (moved * self.batch_counts[:, None]).t() @ moved
         covariance = scatter / self.batch_counts.sum().clamp_min(1)
         variances = covariance.diagonal()
@@ -142,7 +167,7 @@ def _move_mean(mean, count, other_mean, other_count):
     return apart
 
 
-def _of_all_processes(*tensors):
+def of_all_processes(*tensors):
     """The tensors of every process, process by process; in the same order everywhere."""
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return [tensors]

@@ -39,6 +39,15 @@ def resize_labels(labels, size: tuple[int, int], scale: float | None = None):
     return labels[..., rows[:, None], columns]
 
 
+def centre_labels(labels, size: tuple[int, int]):
+    """The labels at the centres of the cells of a coarser map: `(..., H, W)` -> `(..., *size)`."""
+    rows, columns = (
+        torch.arange(new, device=labels.device).mul(2).add(1).mul(old).div(2 * new, rounding_mode="floor")
+        for new, old in zip(size, labels.shape[-2:], strict=True)
+    )
+    return labels[..., rows[:, None], columns]
+
+
 def scale_maximum(maps: list[torch.Tensor]) -> torch.Tensor:
     """Pixel-wise maximum of maps `(B, C, h, w)` of several sizes, each brought to the size of the first (bilinear)."""
     size = maps[0].shape[-2:]

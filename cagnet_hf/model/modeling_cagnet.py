@@ -72,7 +72,8 @@ class CaGNetPreTrainedModel(PreTrainedModel):
     # What `device_map` keeps on one device: inside these, maps of several layers are added up.
     _no_split_modules = (
         *("CaGNetModel", "PixelClassifier"),
-        *("ContextualGenerator", "MomentMatchingGenerator", "GaussianGenerator"),
+        *("ContextualGenerator", "MomentMatchingGenerator", "GaussianGenerator", "PrototypeGenerator"),
+        "NamesClassifier",
     )
 
     def __init__(self, config):

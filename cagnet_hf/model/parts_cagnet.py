@@ -13,6 +13,7 @@ from transformers import initialization as init
 
 from .contracts_cagnet import Classifier, FeatureGenerator, PartTable
 from .gaussian_cagnet import GaussianGenerator
+from .prototypes_cagnet import NamesClassifier, PrototypeGenerator
 
 
 class AtrousConvolution(nn.Conv2d):
@@ -58,6 +59,21 @@ class DepthwiseSpatialPyramid(nn.Module):
 
     def forward(self, hidden):
         return self.project(hidden + sum(F.relu(branch(hidden)) for branch in self.branches))
+
+
+class NoPyramid(nn.Module):
+    """None: the features are the backbone's own map, `(B, D, h, w)`."""
+
+    def __init__(self, config, in_channels):
+        super().__init__()
+        if config.feature_size != in_channels:
+            raise ValueError(
+                f'aspp="none" leaves the {in_channels} channels of the backbone: set feature_size={in_channels}, '
+                f"not {config.feature_size}"
+            )
+
+    def forward(self, hidden):
+        return hidden
 
 
 class ContextualModule(nn.Module):
@@ -253,9 +269,15 @@ class ProjectionClassifier(Classifier):
         """Nothing here belongs to a class."""
 
 
-PYRAMIDS = PartTable("aspp", {"full": AtrousSpatialPyramid, "depthwise": DepthwiseSpatialPyramid})
+PYRAMIDS = PartTable("aspp", {"full": AtrousSpatialPyramid, "depthwise": DepthwiseSpatialPyramid, "none": NoPyramid})
 CLASSIFIERS = PartTable(
-    "classifier", {"convolutional": PixelClassifier, "linear": LinearClassifier, "projection": ProjectionClassifier}
+    "classifier",
+    {
+        "convolutional": PixelClassifier,
+        "linear": LinearClassifier,
+        "projection": ProjectionClassifier,
+        "names": NamesClassifier,
+    },
 )
 GENERATORS = PartTable(
     "generator",
@@ -263,6 +285,7 @@ GENERATORS = PartTable(
         "contextual": ContextualGenerator,
         "moment_matching": MomentMatchingGenerator,
         "gaussian": GaussianGenerator,
+        "prototypes": PrototypeGenerator,
         None: None,
     },
 )

@@ -19,7 +19,7 @@ from ..data.stream import LabelledImages, check_training_labels
 from ..evaluation.scoring import score
 from ..methods import method_of
 from ..methods.base import Method
-from ..methods.options import Recipe, RecipeError, StageRecipe
+from ..methods.options import PassRecipe, Recipe, RecipeError, StageRecipe
 from ..model.backbones_cagnet import freeze_batch_norm
 from .batches import StageBatches
 from .checkpoints import RunState, record_scores, save_checkpoint
@@ -27,6 +27,7 @@ from .interruption import Stopped, StopSignal
 from .learner import Learner, average_statistics
 from .measurements import Measurements, NotFinite, total_norm
 from .optimizers import build_optimizers, set_learning_rates
+from .passes import WholeImages
 from .peak_memory import forget_peak_memory, peak_memory
 from .record import run_record
 from .run_folder import RunFolder
@@ -151,11 +152,8 @@ class StageRun:
             state.stage, state.iteration, state.peak_memory_mib = self.index, 0, 0
         if state.iteration == 0:
             self._reinitialize()
-        images, rows = trainer.train_images, trainer.train_set
-        ignore_index = self.model.config.ignore_index
-        self.batches = StageBatches(
-            self.recipe, stage, self.index, images, rows, trainer.processor, accelerator, ignore_index=ignore_index
-        )
+        rows = trainer.train_set
+        self.batches = self._new_batches()
         with closing(self.batches.start(state.iteration)) as batches:
             with accelerator.main_process_first():
                 label_maps = LabelMapsAtFeatureStride(
@@ -171,6 +169,15 @@ class StageRun:
         self.method.finish()
         if len(state.stages) <= self.index:  # not scored before an interruption
             self._keep_scores(self._score())
+
+    def _new_batches(self) -> StageBatches | WholeImages:
+        trainer, recipe, stage, config = self.trainer, self.recipe, self.stage, self.model.config
+        rows, processor, accelerator = trainer.train_set, trainer.processor, self.accelerator
+        if isinstance(stage, PassRecipe):
+            labels = LabelSpace.of(config)
+            return WholeImages(stage, rows, labels, processor, accelerator, hide_unseen=not recipe.supervised)
+        ignore_index, images = config.ignore_index, trainer.train_images
+        return StageBatches(recipe, stage, self.index, images, rows, processor, accelerator, ignore_index=ignore_index)
 
     def _reinitialize(self) -> None:
         for part in self.stage.reinitialize:
@@ -192,7 +199,9 @@ class StageRun:
                 learner.with_norms, learner.norms = looks, {}
                 set_learning_rates(learner.optimizers, stage, state.iteration)
                 taken = self.batches.take(batches, state.iteration)
-                with accelerator.autocast():
+                # A pass takes long and leaves nothing half done: a signal ends it at once.
+                at_once = isinstance(stage, PassRecipe)
+                with accelerator.autocast(), self.stop.until_asked(waits=not at_once):
                     terms = self.method.iterate(taken, learner)
                 losses = {f"loss/{term}": value for term, value in terms.items()}
                 self.measured.add(state.iteration, losses | learner.norms)

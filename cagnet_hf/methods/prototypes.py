@@ -1,0 +1,137 @@
+"""Prototypes (this package's own row): class means from what the backbone's own classifier knows by name."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from pydantic import Field
+
+from ..model.maps_cagnet import centre_labels, to_pixel_list
+from ..vectors.class_embeddings import BUNDLED
+from ..vectors.imagenet_names import known_names
+from ..weights.classifier_heads import load_image_classifier_head
+from . import register
+from .base import Batch, Learner, Method
+from .options import PassRecipe, Recipe, RecipeError
+
+RECIPES = Path(__file__).resolve().parents[1] / "recipes"
+TEMPERATURES = (0.01, 0.015, 0.02, 0.03, 0.04, 0.05, 0.06, 0.08, 0.1, 0.12, 0.15, 0.2)
+
+
+class PrototypesStage(PassRecipe):
+    """One pass over whole images, in which the network rests. The Bayes rule becomes the classifier, with prior odds
+    of 1 for seen classes and 1 + `unseen_rate` for unseen ones."""
+
+    head: str = "package"  # where the head of the image classifier is from; see `load_image_classifier_head`
+    known_embeddings: str = BUNDLED  # vectors of the names that the image classifier knows, or a table of them
+    # Known classes to leave out: names, synset ids, or a text file with one of them a line. The file that comes with
+    # the recipes of a benchmark, `unseen_synsets.txt`, is found by its name.
+    without: list[str] | str = []
+    tau: float | None = Field(None, gt=0)  # chosen on seen classes when None, each left out in turn
+    shrinkage: float = Field(0.05, ge=0, le=1)
+    covariance_scale: float = Field(6.0, gt=0)
+    unseen_rate: float = Field(0.0, ge=0)
+
+
+class PrototypesRecipe(Recipe):
+    """The recipe of prototypes."""
+
+    stages: dict[str, PrototypesStage] = Field(min_length=1)
+
+
+@register
+class Prototypes(Method):
+    """The backbone rests. Unlabelled pixels give the mean feature of every class that its classifier knows, names say
+    which of them a class of the benchmark is like, and a Bayes rule of Gaussians scores pixels."""
+
+    titles = {"prototypes": "Prototypes"}
+    paper = "this package's own"
+    parts = {"generator": "prototypes"}
+    recipe_class = PrototypesRecipe
+
+    @classmethod
+    def check(cls, name, stage, model):
+        super().check(name, stage, model)
+        if stage.optimizers():
+            raise RecipeError(
+                f"stages.{name}: prototypes follow in closed form, but {', '.join(stage.optimizers())} has an "
+                "optimizer; leave it out"
+            )
+        if model.generator is None or model.config.generator != "prototypes":
+            raise RecipeError(f"stages.{name}: needs model.generator=prototypes")
+
+    @classmethod
+    def learns_by_gradients(cls, stage):
+        return False
+
+    @classmethod
+    def learns_by_batches(cls, stage):
+        return False
+
+    def prepare(self, label_maps: Iterable, folder: Path) -> None:
+        """Load the head of the image classifier, and tell the generator what its classes are called."""
+        config, names = self.model.config, self.model.generator.mean.names
+        self._head, called = load_image_classifier_head(config.backbone, self.stage.head)
+        self._head.to(self.model.device)
+        known = known_names(called, self.stage.known_embeddings)
+        for key, value in {
+            "model.feature_size": (config.feature_size, self._head.in_channels),
+            "model.known_classes": (config.known_classes, self._head.num_classes),
+            "class_embeddings (numbers a vector)": (config.embedding_size, known.vectors.shape[1]),
+        }.items():
+            if value[0] != value[1]:
+                raise RecipeError(f"{key} is {value[0]}, but the head of {self.stage.head} has {value[1]}")
+        names.vectors.copy_(torch.from_numpy(known.vectors))
+        names.known.fill_(1)
+        left_out = known.positions(_names_of(self.stage.without))
+        if len(left_out) == len(known.texts):
+            raise RecipeError("without leaves out every class that the image classifier knows")
+        names.known[left_out] = 0
+
+    @torch.no_grad()
+    def iterate(self, batches: Iterable[Batch], learn: Learner) -> dict[str, torch.Tensor]:
+        """Observe every image once: labelled pixels for their classes, the others for the known classes."""
+        model, generator = self.model, self.model.generator
+        for batch in batches:
+            features = model.cagnet(batch["pixel_values"]).features
+            labels = centre_labels(batch["labels"], features.shape[-2:])
+            unlabelled = labels == model.config.ignore_index
+            labelled = to_pixel_list(features, ~unlabelled)[0, :, 0].t()
+            others = to_pixel_list(features, unlabelled)
+            posteriors = self._head(others)[0, :, 0].t().float().softmax(dim=1)
+            with torch.autocast(features.device.type, enabled=False):  # halves would round statistics of many batches
+                generator.observe(labelled, labels[~unlabelled], alone=True)
+                generator.mean.observe(others[0, :, 0].t().float(), posteriors)
+        generator.share()
+        return {}
+
+    @torch.no_grad()
+    def finish(self) -> None:
+        """Choose τ and s on the seen classes; the generator's Bayes rule becomes the classifier."""
+        model, stage, generator = self.model, self.stage, self.model.generator
+        if not generator.class_counts.any():
+            return
+        embeddings = model.class_embeddings
+        with torch.autocast(embeddings.device.type, enabled=False):
+            generator.fit(
+                embeddings,
+                temperatures=TEMPERATURES if stage.tau is None else (stage.tau,),
+                shrinkage=stage.shrinkage,
+                covariance_scale=stage.covariance_scale,
+            )
+            weights, biases = generator.bayes_rule(embeddings, self.class_odds().log())
+        model.classifier.weight.copy_(weights[:, :, None, None])
+        model.classifier.bias.copy_(biases)
+
+
+def _names_of(without: list[str] | str) -> list[str]:
+    """The names in a list, or in a file with one a line."""
+    if not isinstance(without, str):
+        return without
+    bundled = next(RECIPES.glob(f"*/{Path(without).name}"), None) if Path(without).name == without else None
+    path = Path(without) if bundled is None or Path(without).is_file() else bundled
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise RecipeError(f"without: {without} cannot be read ({error.strerror}); give names or a file") from None
+    return [name for line in lines if (name := line.partition("#")[0].strip())]

@@ -1,0 +1,251 @@
+"""What an image classifier knows by name: its head applied at every pixel, and the classes that a name means to it.
+
+Shapes: B batch, h x w feature map, D feature size, E class-embedding size, H channels of the head, K classes that the
+image classifier knows ("known classes"), N classes of the segmenter.
+"""
+
+import warnings
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import initialization as init
+
+from .contracts_cagnet import Classifier
+from .gaussian_cagnet import GaussianGenerator, of_all_processes
+
+# Below this cosine between a name's vector and the nearest known one, nothing like the name is known. Chosen on the
+# names of COCO-Stuff: what ImageNet lacks (sky, clouds, fog, moss, frisbee, skateboard) lies below.
+NEAREST_COSINE = 0.40
+
+
+class DenseHead(nn.Module):
+    """The head of an image classifier at every cell of a feature map: `(B, D, h, w)` -> logits `(B, K, h, w)`.
+
+    Args:
+        size: D.
+        hidden_size: H, the channels of a 1x1 convolution with ReLU6 before the last one (EfficientNet-Lite); 0 where
+            there is none.
+        known_classes: K.
+    """
+
+    def __init__(self, size: int, hidden_size: int, known_classes: int):
+        super().__init__()
+        self.hidden = nn.Conv2d(size, hidden_size, 1) if hidden_size else None
+        self.output = nn.Conv2d(hidden_size or size, known_classes, 1)
+        self.in_channels, self.num_classes = size, known_classes
+
+    def forward(self, features):
+        return self.output(features if self.hidden is None else F.relu6(self.hidden(features)))
+
+
+class NameWeights(nn.Module):
+    """Which known classes a class vector means: softmax of the cosines with the vectors of their names over τ.
+
+    Buffers: `vectors` `(K, E)`; `known` `(K,)`, 0 for classes that take no part; `temperature` `()`, τ.
+    """
+
+    def __init__(self, config):
+        super().__init__()
+        self.register_buffer("vectors", torch.zeros(config.known_classes, config.embedding_size))
+        self.register_buffer("known", torch.zeros(config.known_classes))
+        self.register_buffer("temperature", torch.ones(()))
+
+    def start_weights(self):
+        init.zeros_(self.vectors)
+        init.zeros_(self.known)
+        init.ones_(self.temperature)
+
+    def cosines(self, embeddings):
+        """Class vectors `(N, E)` -> cosines `(N, K)`; -1 with classes that take no part."""
+        cosines = F.normalize(embeddings.to(self.vectors), dim=1) @ F.normalize(self.vectors, dim=1).t()
+        return cosines.masked_fill(self.known == 0, -1)
+
+    def forward(self, embeddings):
+        """Class vectors `(N, E)` -> weights `(N, K)`, rows that sum to 1."""
+        scores = (self.cosines(embeddings) / self.temperature).masked_fill(self.known == 0, -torch.inf)
+        return scores.softmax(dim=1)
+
+    def warn_of_strangers(self, embeddings) -> None:
+        """Warn of class vectors that are near no known class: what is made of them is a guess."""
+        for position, cosine in enumerate(self.cosines(embeddings).amax(dim=1).tolist()):
+            if cosine < NEAREST_COSINE:
+                warnings.warn(
+                    f"new class {position + 1}: the image classifier knows nothing near this name (cosine "
+                    f"{cosine:.2f} < {NEAREST_COSINE}); what the model makes of it is a guess",
+                    stacklevel=4,
+                )
+
+
+class PrototypeMeans(nn.Module):
+    """The mean feature of a class from its vector: the means of the known classes that its name means, moved to fit.
+
+    Z_c = Σ_k a(c, k) M_k; the mean is `centre` + s (Z_c − `known_centre`).
+
+    Buffers: `means` `(K, D)`, M; `mass` `(K,)`, Σ p(k | pixel) over the pixels that M was taken from; `scale` `()`, s.
+    """
+
+    def __init__(self, config):
+        super().__init__()
+        self.names = NameWeights(config)
+        self.register_buffer("means", torch.zeros(config.known_classes, config.feature_size))
+        self.register_buffer("mass", torch.zeros(config.known_classes))
+        self.register_buffer("scale", torch.ones(()))
+        self.register_buffer("centre", torch.zeros(config.feature_size))
+        self.register_buffer("known_centre", torch.zeros(config.feature_size))
+
+    def start_weights(self):
+        for name in ("means", "mass", "centre", "known_centre"):
+            init.zeros_(getattr(self, name))
+        init.ones_(self.scale)
+
+    def prototypes(self, embeddings):
+        """Class vectors `(N, E)` -> Z `(N, D)`."""
+        return self.names(embeddings) @ self.means
+
+    def forward(self, embeddings):
+        """Class vectors `(B, E, h, w)` -> means of their classes `(B, D, h, w)`."""
+        batch, _, height, width = embeddings.shape
+        prototypes = self.prototypes(embeddings.movedim(1, -1).flatten(0, 2))
+        means = self.centre + self.scale * (prototypes - self.known_centre)
+        return means.view(batch, height, width, -1).movedim(-1, 1)
+
+    def observe(self, features, posteriors) -> None:
+        """Take features `(P, D)` with their posteriors `(P, K)` into the means of this process."""
+        mass = posteriors.sum(0)
+        tiny = torch.finfo(mass.dtype).tiny
+        self._merge(mass, posteriors.t() @ features / mass.clamp_min(tiny)[:, None])
+
+    def share(self) -> None:
+        """Make the means those of all processes together."""
+        statistics = of_all_processes(self.mass, self.means)
+        self.mass, self.means = torch.zeros_like(self.mass), torch.zeros_like(self.means)
+        for mass, means in statistics:
+            self._merge(mass, means)
+
+    def _merge(self, mass, means) -> None:
+        together = self.mass + mass
+        self.means += (means - self.means) * (mass / together.clamp_min(torch.finfo(mass.dtype).tiny))[:, None]
+        self.mass = together
+
+    def fit(self, embeddings, class_means) -> None:
+        """Choose s by least squares on classes `(n, E)` whose means `(n, D)` are known."""
+        prototypes, class_means = self.prototypes(embeddings).double(), class_means.double()
+        centre, known_centre = class_means.mean(0), prototypes.mean(0)
+        moved = prototypes - known_centre
+        scale = (moved * (class_means - centre)).sum() / moved.square().sum().clamp_min(1e-12)
+        self.scale.copy_(scale)
+        self.centre.copy_(centre)
+        self.known_centre.copy_(known_centre)
+
+
+class PrototypeGenerator(GaussianGenerator):
+    """A Gaussian generator whose means come from what an image classifier knows by name, not from a regression."""
+
+    new_mean = PrototypeMeans
+
+    @staticmethod
+    def check(config):
+        GaussianGenerator.check(config)
+        if not config.known_classes:
+            raise ValueError('generator="prototypes" needs known_classes, how many classes the image classifier knows')
+
+    def share(self) -> None:
+        """Make all statistics those of all processes together."""
+        super().share()
+        self.mean.share()
+
+    def fit(self, embeddings, *, temperatures, shrinkage: float, covariance_scale: float) -> None:
+        """Take the covariance from the scatter, and s and τ from the classes with pixels.
+
+        Args:
+            embeddings: `(N, E)` of all classes.
+            temperatures: The values of τ to choose from, by `left_out_distance`.
+            shrinkage, covariance_scale: See `GaussianGenerator.fit`.
+        """
+        self.fit_covariance(shrinkage=shrinkage, covariance_scale=covariance_scale)
+        temperatures = list(temperatures)
+        if len(temperatures) > 1:
+            temperatures.sort(key=lambda temperature: self.left_out_distance(embeddings, temperature))
+        self.mean.names.temperature.fill_(temperatures[0])
+        observed = self.class_counts > 0
+        self.mean.fit(embeddings[observed], self.class_means[observed])
+
+    def left_out_distance(self, embeddings, temperature: float) -> float:
+        """How far, on average, the mean of a class with pixels lies from what is made of it without its own pixels.
+
+        The distance is the squared Mahalanobis distance by the covariance; each class with pixels is left out in turn.
+
+        Args:
+            embeddings: `(N, E)` of all classes.
+            temperature: The τ to try.
+        """
+        observed = self.class_counts > 0
+        embeddings, means = embeddings[observed], self.class_means[observed]
+        factor = self.deviation.weight[:, :, 0, 0].double()
+        before = self.mean.names.temperature.clone()
+        self.mean.names.temperature.fill_(temperature)
+        distances = []
+        for left_out in range(len(means)):
+            others = torch.arange(len(means), device=means.device) != left_out
+            self.mean.fit(embeddings[others], means[others])
+            made = self.mean(embeddings[left_out][None, :, None, None])[0, :, 0, 0]
+            apart = (made - means[left_out]).double()
+            distances.append(torch.linalg.solve_triangular(factor, apart[:, None], upper=False).square().sum())
+        self.mean.names.temperature.copy_(before)
+        return float(torch.stack(distances).mean())
+
+    def new_rows(self, classifier, embeddings, new_embeddings, unseen_ids):
+        self.mean.names.warn_of_strangers(new_embeddings)
+        return super().new_rows(classifier, embeddings, new_embeddings, unseen_ids)
+
+
+class NamesClassifier(Classifier):
+    """Class scores from an image classifier alone: its posteriors at every cell, joined by what the names mean.
+
+    The score of a class is log Σ_k a(c, k) p(k | pixel) less the log of its mean Σ_k a(c, k) m_k over photographs.
+
+    Buffers: `mean_posteriors` `(K,)`, m.
+    """
+
+    @staticmethod
+    def check(config):
+        if not config.known_classes:
+            raise ValueError('classifier="names" needs known_classes, how many classes the image classifier knows')
+        if config.generator is not None or config.contextual or config.patch_size > 1:
+            raise ValueError('classifier="names" learns nothing: set generator=None, contextual=False, patch_size=1')
+
+    def __init__(self, config):
+        super().__init__()
+        self.head = DenseHead(config.feature_size, config.known_hidden_size, config.known_classes)
+        self.names = NameWeights(config)
+        self.register_buffer("mean_posteriors", torch.zeros(config.known_classes))
+        self.class_head = nn.Conv2d(config.known_classes, config.num_labels, 1)
+
+    def start_weights(self):
+        init.constant_(self.mean_posteriors, 1 / len(self.mean_posteriors))
+
+    def head_inputs(self, features):
+        return self.head(features).softmax(dim=1)
+
+    def forward(self, features, class_embeddings=None):
+        """`(B, D, h, w)` -> class logits `(B, N, h, w)`."""
+        joined = F.conv2d(self.head_inputs(features), self.class_head.weight)
+        return joined.clamp_min(1e-12).log() + self.class_head.bias[:, None, None]
+
+    @torch.no_grad()
+    def name_classes(self, embeddings) -> None:
+        """Let the rows of the class head be those of classes with these vectors `(N, E)`."""
+        weights, biases = self._rows(embeddings)
+        self.class_head.weight.copy_(weights[:, :, None, None])
+        self.class_head.bias.copy_(biases)
+
+    @torch.no_grad()
+    def new_rows(self, embeddings):
+        self.names.warn_of_strangers(embeddings)
+        return self._rows(embeddings)
+
+    def _rows(self, embeddings):
+        weights = self.names(embeddings)
+        weights = weights / (weights @ self.mean_posteriors)[:, None]
+        return weights, torch.zeros(len(weights), device=weights.device)

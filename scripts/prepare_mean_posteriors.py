@@ -1,0 +1,42 @@
+"""Write how probable each ImageNet class is, on average, at a pixel of a photograph: what `from_names` divides by.
+
+python scripts/prepare_mean_posteriors.py --model outputs/prototypes/model
+
+The numbers are those that a run of `prototypes` took from its unlabelled pixels; a run for each backbone.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import load_file, save_file
+
+from cagnet_hf.vectors.imagenet_names import MEAN_POSTERIORS
+from cagnet_hf.weights.folders import load_model
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__.partition("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument("--model", required=True, metavar="DIR", help="the model of a run of prototypes")
+    parser.add_argument("--output", type=Path, default=MEAN_POSTERIORS, metavar="FILE", help="the file to write")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    options = build_parser().parse_args(argv)
+    model, _ = load_model(options.model)
+    mass = model.generator.mean.mass.double().numpy()
+    tensors = load_file(options.output) if options.output.is_file() else {}
+    tensors[model.config.backbone] = (mass / mass.sum()).astype(np.float32)
+    save_file(
+        tensors, options.output, {"made_of": "unlabelled pixels of Pascal VOC photographs", "license": "apache-2.0"}
+    )
+    print(f"Wrote {options.output}: {', '.join(sorted(tensors))}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
