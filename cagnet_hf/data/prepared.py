@@ -10,10 +10,12 @@ prepared dataset serves every split into seen and unseen.
 """
 
 import json
+import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Features, Image, Value
@@ -22,8 +24,11 @@ from tqdm.auto import tqdm
 from ..files import DATASET_FOLDER, check_output, write_whole
 from .benchmarks import CLASS_TABLE, Benchmark, Origin, format_class_table
 from .examples import CheckedExample, Example, check_examples
+from .label_space import nothing_to_learn
 from .report import SplitReport, dataset_card
 from .samples import BrokenFileError
+
+logger = logging.getLogger(__name__)
 
 CARD, ID2LABEL = "README.md", "id2label.json"  # beside the data
 FEATURES = Features({"image": Image(), "mask": Image(), "image_id": Value("string")})
@@ -80,7 +85,8 @@ def write_prepared(
     Raises:
         FileExistsError: The output is there and may not be replaced.
         ValueError: A file is broken, a mask's size differs from its image's, a label is outside the label
-            set, an image id occurs twice, or a split is empty. All files are looked at first.
+            set, an image id occurs twice, a split is empty, or no training image shows a seen class. All files are
+            looked at first.
     """
     output_dir = Path(output_dir).resolve()
     check_output(output_dir, DATASET_FOLDER, overwrite=overwrite)
@@ -99,6 +105,7 @@ def write_prepared(
         for split, report in reports.items():
             if not report.num_images:
                 raise ValueError(f"split {split!r} is empty: every file is broken (first: {report.skipped[0]})")
+        _check_training_labels(reports, benchmark)
         id2label = {str(i): name for i, name in enumerate(benchmark.label_names) if name}
         (folder / ID2LABEL).write_text(json.dumps(id2label, indent=2) + "\n", encoding="utf-8")
         (folder / CLASS_TABLE).write_text(format_class_table(benchmark), encoding="utf-8")
@@ -107,6 +114,19 @@ def write_prepared(
 
     write_whole(output_dir, write, DATASET_FOLDER)
     return reports
+
+
+def _check_training_labels(reports: Mapping[str, SplitReport], benchmark: Benchmark) -> None:
+    """Refuse training masks without one pixel of a seen class; warn of seen classes that only the test split shows."""
+    if "train" not in reports:
+        return
+    trained, seen = reports["train"].num_pixels, list(benchmark.seen_ids)
+    if not trained[seen].any():
+        raise ValueError(nothing_to_learn(np.flatnonzero(trained).tolist()))
+    tested = reports["test"].num_pixels if "test" in reports else np.zeros_like(trained)
+    untaught = [benchmark.label_names[i] for i in seen if tested[i] and not trained[i]]
+    if untaught:
+        logger.warning("Seen classes that only the test split shows, nothing can be learnt of them: %s", untaught)
 
 
 def _write_split(folder: Path, split: str, examples: Iterable[CheckedExample], max_file_bytes: int) -> None:

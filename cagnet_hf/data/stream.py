@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from .label_space import LabelSpace
+from .label_space import LabelSpace, nothing_to_learn
 from .rows import Rows, StreamedRows
 from .transforms import TrainingTransform
 
@@ -32,6 +32,23 @@ class LabelledImages:
         sample = self.dataset[row]
         labels = self.labels.to_model_order(sample.labels, hide_unseen=self.hide_unseen, source=f"mask of {sample.id}")
         return sample.image, torch.from_numpy(labels)
+
+
+def check_training_labels(images: LabelledImages, dataset: Rows) -> None:
+    """Refuse a training set without one labelled pixel; masks are looked at until one has some.
+
+    Raises:
+        ValueError: No mask has a pixel of a class that training shows.
+    """
+    found = set()
+    for sample in dataset.without_images():
+        labels = images.labels.to_model_order(
+            sample.labels, hide_unseen=images.hide_unseen, source=f"mask of {sample.id}"
+        )
+        if (labels != images.labels.ignore_index).any():
+            return
+        found |= set(sample.labels.unique().tolist())
+    raise ValueError(nothing_to_learn(sorted(found)))
 
 
 class TrainingExamples(Dataset):

@@ -127,7 +127,7 @@ def scored_batches(
         with tqdm(total=total, desc=f"evaluate ({protocol})", disable=hidden) as bar:
             for batch in batches_of_equal_size(examples, batch_size):
                 with torch.inference_mode(), accelerator.autocast():
-                    outputs = model(torch.stack([pixels for pixels, _ in batch]))
+                    outputs = model(torch.stack([pixels for pixels, _ in batch]), return_dict=True)
                 references = [labels for _, labels in batch]
                 if square and model.config.classifier != "projection":
                     size = tuple(outputs.logits.shape[-2:])

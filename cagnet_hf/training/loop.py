@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import time
 from contextlib import closing
 from pathlib import Path
@@ -13,7 +14,8 @@ from tqdm.auto import tqdm
 
 from ..data.label_space import LabelSpace
 from ..data.memory import hold
-from ..data.stream import LabelledImages
+from ..data.rows import Rows
+from ..data.stream import LabelledImages, check_training_labels
 from ..evaluation.scoring import score
 from ..methods import method_of
 from ..methods.base import Method
@@ -55,6 +57,12 @@ class Trainer:
             raise RecipeError("several optimisers share no loss scale, which fp16 needs: use --mixed_precision bf16")
         if self.accelerator.gradient_accumulation_steps > 1:
             raise RecipeError("the launcher cannot accumulate gradients: set accumulate of the stages instead")
+        launched = int(os.environ.get("WORLD_SIZE", 1))
+        if launched != self.accelerator.num_processes:
+            raise RecipeError(
+                f"the launcher started {launched} processes, but each of them trains alone: "
+                "on CPUs write ACCELERATE_USE_CPU=true torchrun --standalone --nproc_per_node 2 …"
+            )
         missing = [name for name in recipe.trackers if name not in map(str, self.accelerator.log_with)]
         if missing:
             raise RecipeError(
@@ -74,6 +82,8 @@ class Trainer:
         self.model = self.models[list(recipe.stages)[self.state.stage]]
         labels = LabelSpace.of(self.model.config)
         self.train_images = LabelledImages(self.train_set, labels, hide_unseen=not recipe.supervised)
+        if isinstance(self.train_set, Rows):  # a stream would be read twice
+            check_training_labels(self.train_images, self.train_set)
         if recipe.in_memory:
             self.train_images = hold(self.train_images, self.accelerator.device)
         if self.accelerator.process_index:  # the model starts equal everywhere; noise and label maps must differ
