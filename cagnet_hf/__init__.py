@@ -37,8 +37,14 @@ def __dir__() -> list[str]:
 
 
 def _is_command_line() -> bool:
-    """Whether this process is one of the package's own commands: `cagnet-hf`, or a script of its repository."""
+    """Whether this process is one of the package's own commands.
+
+    These are `cagnet-hf`, `python -m cagnet_hf` (while Python looks for the module, `sys.argv` starts with `-m`) and
+    the scripts of its repository.
+    """
     program, scripts = Path(sys.argv[0]), Path(__file__).resolve().parents[1] / "scripts"
+    if sys.argv[0] == "-m":
+        return sys.orig_argv[sys.orig_argv.index("-m") :][1:2] == [__name__]
     return program.stem == "cagnet-hf" or (program.suffix == ".py" and program.resolve().parent == scripts)
 
 

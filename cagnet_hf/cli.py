@@ -81,22 +81,38 @@ def run(command: Callable[[], None], *, resumed_by: tuple[str, Sequence[str]] | 
     Returns:
         The exit code: 0, or 2 for bad input.
     """
+    from .data.names import printable
     from .training.interruption import Stopped
 
     try:
         command()
     except Stopped:
         logging.getLogger(__name__).info("Stopped; to go on: %s", resuming_command(*resumed_by))
-    except (ValueError, OSError, FloatingPointError) as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
+    except (ValueError, OSError, FloatingPointError, MemoryError, RuntimeError) as error:
+        if not _is_foreseen(error):
+            raise
+        print(f"error: {printable(one_line(error))}", file=sys.stderr)
         return 2
     _leave_process_group()
     return 0
 
 
+def _is_foreseen(error: Exception) -> bool:
+    """Whether an error is of the input or of the machine, and no fault of this program."""
+    if isinstance(error, RecursionError) or not isinstance(error, RuntimeError):
+        return True
+    # What PyTorch says of memory, of a GPU's or of its own, and of a data worker that was killed.
+    said = str(error)
+    return any(part in said for part in ("out of memory", "can't allocate memory", "DataLoader worker"))
+
+
 def one_line(error: Exception) -> str:
     """An error's message; of an error that a data worker sent with its traceback, the last line."""
+    if isinstance(error, RecursionError):
+        return "the input is nested too deeply"
     lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    if isinstance(error, MemoryError):
+        lines = ["not enough memory: choose a smaller batch or image size"]
     if "Traceback" in str(error):
         return lines[-1].split(": ", 1)[-1]
     return " ".join(line.strip() for line in lines)
@@ -140,9 +156,11 @@ class _Terminal(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         from tqdm.auto import tqdm
 
+        from .data.names import printable
+
         warns = record.levelno >= logging.WARNING
         if warns or os.environ.get("RANK", "0") == "0":
-            tqdm.write(self.format(record), file=sys.stderr if warns else sys.stdout)
+            tqdm.write(printable(self.format(record), lines=True), file=sys.stderr if warns else sys.stdout)
 
 
 def use_every_core() -> None:

@@ -1,19 +1,182 @@
-"""Files and folders that are whole or absent, and how to tell one file from another."""
+"""Files and folders that are whole or absent, that replace nothing of the user's, and how to tell files apart."""
 
 import hashlib
+import json
 import os
+import re
 import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
+import yaml
 from safetensors import SafetensorError
 from tqdm.auto import tqdm
 
+_INDEX = "model.safetensors.index.json"
+_SEARCHED_BYTES = 1 << 20  # at the beginning and at the end of a file, where a mark is looked for
 
-def write_whole(target: Path, write) -> None:
+
+class FolderKind(NamedTuple):
+    """A kind of folder that this package writes as a whole, and how such a folder is known again.
+
+    Attributes:
+        name: What messages call it.
+        marks: Files that every such folder holds, and a text that is in each of them.
+        files: Patterns of all files that belong to such a folder. A folder with any other file is not replaced.
+    """
+
+    name: str
+    marks: Mapping[str, str]
+    files: tuple[str, ...]
+
+    def is_at(self, folder: Path) -> bool:
+        """Whether all that lies in the folder was written by this package, as a folder of this kind."""
+        if not all(holds(folder / name, text) for name, text in self.marks.items()):
+            return False
+        inside = [path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()]
+        own = {path for pattern in self.files for path in folder.glob(pattern)}
+        return all(path in own and not path.is_symlink() for path in inside)
+
+
+MODEL_FOLDER = FolderKind(
+    "model folder",
+    {"config.json": '"model_type": "cagnet"'},
+    (
+        *("config.json", "preprocessor_config.json", "model.safetensors", "model.safetensors.index.json"),
+        *("model-*-of-*.safetensors", "*_cagnet.py", "README.md"),
+    ),
+)
+DATASET_FOLDER = FolderKind(
+    "prepared dataset",
+    {"classes.yaml": "classes:", "id2label.json": "{"},
+    ("README.md", "classes.yaml", "id2label.json", "data/*-of-*.parquet", "contact_sheet.png"),
+)
+
+
+def made_by(command: str) -> str:
+    """The mark by which a file that a command wrote is known again; the file carries it as text."""
+    return f"made by cagnet-hf {command}"
+
+
+def check_output(
+    path: Path,
+    kind: FolderKind | str | Callable[[Path], bool],
+    *,
+    inputs: Iterable[str | Path | None] = (),
+    overwrite: bool = True,
+) -> None:
+    """Refuse an output, before the work, that would replace something that this package did not write.
+
+    Args:
+        path: The file or folder to write.
+        kind: The kind of the folder; or the mark of a file (see `made_by`), or what knows such a file again.
+        inputs: What the command reads; names that are no files or folders are left alone.
+        overwrite: Whether an earlier output of the same kind may be replaced.
+
+    Raises:
+        OSError: The output may not or cannot be written.
+        ValueError: An input is the output, or lies in it.
+    """
+    real, is_folder = path.resolve(), isinstance(kind, FolderKind)
+    for given in inputs:
+        place = None if given is None else Path(given).resolve()
+        if place is not None and place.exists() and (place == real or (is_folder and real in place.parents)):
+            raise ValueError(f"{given} is read, and would be replaced with {path}: choose another output")
+    above = next(parent for parent in real.parents if parent.exists())
+    if not above.is_dir():
+        raise NotADirectoryError(f"{path} cannot be written: {above} is a file, not a folder")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise PermissionError(f"{path} cannot be written: you may not write to {above}")
+    if not is_folder and path.is_symlink():
+        raise FileExistsError(f"{path} is a link and stays as it is: name a file")
+    if not real.exists() or (is_folder and real.is_dir() and not any(real.iterdir())):
+        return
+    if not is_folder and path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder: name the file to write")
+    if not overwrite:
+        raise FileExistsError(f"{path} exists; choose another or pass --overwrite")
+    if is_folder and not (real.is_dir() and kind.is_at(real)):
+        raise FileExistsError(
+            f"{path} is no {kind.name} of this package, or holds other files, too, and stays as it is: choose another"
+        )
+    if not is_folder and not (kind(path) if callable(kind) else holds(path, kind)):
+        raise FileExistsError(f"{path} was not written by this command and stays as it is: choose another")
+
+
+def holds(file: Path, text: str) -> bool:
+    """Whether a text is at the beginning or the end of a file."""
+    if not file.is_file():
+        return False
+    with file.open("rb") as stream:
+        beginning = stream.read(_SEARCHED_BYTES)
+        stream.seek(max(0, file.stat().st_size - _SEARCHED_BYTES))
+        return text.encode() in beginning or text.encode() in stream.read()
+
+
+def check_weight_files(source: str, revision: str | None = None) -> None:
+    """Refuse, before it is opened, a model whose index of weights names anything but safetensors files beside it.
+
+    Args:
+        source: A folder, or an id of the Hub.
+        revision: A branch, tag or commit of the Hub.
+
+    Raises:
+        ValueError: The index names another file, or is damaged.
+    """
+    from transformers.utils import cached_file
+
+    missing_is_none = ("missing_entries", "gated_repo", "connection_errors")
+    options = {f"_raise_exceptions_for_{case}": False for case in missing_is_none}
+    try:
+        index = cached_file(source, _INDEX, revision=revision, **options)
+    except OSError:  # no such model: who opens it says so best
+        return
+    if index is None:
+        return
+    try:
+        names = set(json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values())
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
+        raise ValueError(f"{source}: {_INDEX} is damaged ({type(error).__name__})") from None
+    wrong = [name for name in names if not re.fullmatch(r"[^/\\:]+\.safetensors", str(name))]
+    if wrong:
+        raise ValueError(f"{source}: {_INDEX} names {min(map(str, wrong))!r}, which is no safetensors file beside it")
+
+
+def parse_yaml(text: str) -> object:
+    """The value of a YAML text of plain values.
+
+    Raises:
+        yaml.YAMLError: The text is no YAML, or is nested too deeply.
+    """
+    try:
+        return yaml.safe_load(text)
+    except RecursionError:
+        raise yaml.YAMLError("nested too deeply") from None
+    except ValueError as error:  # a date that is none
+        raise yaml.YAMLError(str(error)) from None
+
+
+def write_whole(target: Path, write, kind: FolderKind | None = None) -> None:
     """Let `write(path)` fill a folder aside, then rename it to `target`, which is never seen half-written.
 
-    Where `write` fails, nothing is left behind; what a kill leaves is removed the next time.
+    Where `write` fails, nothing is left behind; what a kill leaves is removed the next time. Of a link to a folder,
+    the folder is replaced.
+
+    Args:
+        target: The folder.
+        write: Fills the folder that it is given.
+        kind: The kind of folder that may be replaced; None where there must be no folder yet, or an empty one.
+
+    Raises:
+        OSError: The folder cannot be written, or a folder of another kind is there.
     """
+    target = target.resolve()
+    old = target.with_name(f".{target.name}.old")
+    if old.is_dir() and not target.exists():  # whoever was killed between the two renamings below
+        os.replace(old, target)
+    check_output(target, kind or FolderKind("folder", {"": ""}, ()))
     aside = target.with_name(f".{target.name}.partial")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
@@ -24,7 +187,7 @@ def write_whole(target: Path, write) -> None:
         if isinstance(error, OSError | SafetensorError):
             raise OSError(f"{target} could not be written: {error}") from error
         raise
-    old = target.with_name(f".{target.name}.old")
+    check_output(target, kind or FolderKind("folder", {"": ""}, ()))  # somebody may have come meanwhile
     shutil.rmtree(old, ignore_errors=True)
     if target.exists():
         os.replace(target, old)
@@ -32,15 +195,23 @@ def write_whole(target: Path, write) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def write_text_whole(path: Path, text: str) -> None:
-    """Write a file aside, then rename it."""
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """A path aside to write a file to, in a folder that is made if need be; whole, the file gets its name."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.partial")
     try:
-        aside.write_text(text, encoding="utf-8")
+        yield aside
         os.replace(aside, path)
-    except OSError:  # a full disk, or a folder of that name
+    except BaseException:  # a full disk, a folder of that name, Ctrl-C
         aside.unlink(missing_ok=True)
         raise
+
+
+def write_text_whole(path: Path, text: str) -> None:
+    """Write a text file aside, then rename it."""
+    with whole(path) as aside:
+        aside.write_text(text, encoding="utf-8")
 
 
 def sha256(path: Path) -> str:

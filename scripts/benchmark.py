@@ -6,12 +6,7 @@ python scripts/benchmark.py --output bench.json
 import argparse
 import json
 import sys
-from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
-
-# This folder has an evaluate.py, which must not hide the library of that name.
-sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != Path(__file__).resolve().parent]
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -46,10 +41,10 @@ def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
 
     # Imported here, so that --help answers at once.
-    from speed.measuring import Setting, describe, facts_of, markdown, measure
-
     from cagnet_hf.cli import run
     from cagnet_hf.files import write_text_whole
+    from scripts.speed.lines import lines
+    from scripts.speed.measuring import Setting, describe, facts_of, markdown, measure, verdict
 
     results = []
 
@@ -60,31 +55,19 @@ def main(argv: list[str] | None = None) -> int:
             if args.lines and not any(text in line.name for text in args.lines):
                 continue
             results.append(measure(line, setting))
-            print(describe(results[-1]), flush=True)
+            print(f"{line.name}: {describe(results[-1])} {verdict(results[-1])}", flush=True)
         if not results:
             raise ValueError(f"no line's name contains {' or '.join(args.lines)}")
         if args.output:
-            content = {"facts": facts, "lines": [asdict(result) for result in results]}
-            write_text_whole(args.output, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+            content = json.dumps({"facts": facts, "lines": results}, indent=1, ensure_ascii=False)
+            write_text_whole(args.output, content + "\n")
             write_text_whole(args.output.with_suffix(".md"), markdown(results, facts))
 
     code = run(benchmark)
-    return code or int(args.check and any(result.met is False for result in results))
-
-
-def lines(setting) -> Iterator:
-    """Every line; each is prepared when the last has been measured."""
-    from speed import data, network, parts, processes
-
-    yield from network.network_lines(setting)
-    yield from parts.mmd_lines(setting)
-    yield parts.patch_line(setting)
-    yield from parts.metric_lines(setting)
-    yield parts.end_to_end_line(setting)
-    yield from data.data_lines(setting)
-    yield from parts.prediction_lines(setting)
-    yield from processes.process_lines()
+    return code or int(args.check and any(result["met"] is False for result in results))
 
 
 if __name__ == "__main__":
+    # Not this folder, whose evaluate.py would hide the library of that name.
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
     sys.exit(main())

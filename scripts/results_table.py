@@ -7,29 +7,15 @@ import argparse
 import json
 import re
 import sys
-from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 
-import yaml
-
 REPOSITORY = Path(__file__).resolve().parents[1]
 CARDS = REPOSITORY / "model_cards"
-SUPERVISED = "supervised"
-ROWS = [
-    "spnet",
-    "spnet_c",
-    "zs3net",
-    "cagnet_pi",
-    "cagnet_pa",
-    "zs3net_st",
-    "cagnet_pi_st",
-    "cagnet_pa_st",
-    "gaussian",
-]
-COLUMNS = ("S-mIoU", "U-mIoU", "hIoU", "PA")
-STUDY_COLUMNS = ("S-mIoU", "U-mIoU", "hIoU", "PA", "MA")
-_FILE = re.compile(r"(?P<row>.+)_(?:seed(?P<seed>\d+)(?P<paper>_paper)?|(?P<tuning>tuning))\.json")
+# Rows in the order of the published tables; any other row comes after them.
+ROWS = "spnet spnet_c zs3net cagnet_pi cagnet_pa zs3net_st cagnet_pi_st cagnet_pa_st gaussian".split()
+SCORES = ("S-mIoU", "U-mIoU", "hIoU")
+_RUN = re.compile(r"(?P<row>.+?)_(?P<kind>seed\d+|seed\d+_paper|tuning)")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -42,105 +28,37 @@ def build_parser() -> argparse.ArgumentParser:
     )
 
 
-def results_of(folder: Path) -> dict[str, dict[str, list[dict]]]:
-    """row -> "full", "paper" or "tuning" -> metrics of its runs; rows in the order of the published tables."""
-    found: dict[str, dict[str, list[dict]]] = defaultdict(lambda: {"full": [], "paper": [], "tuning": []})
-    for path in sorted(folder.glob("*.json")):
-        match = _FILE.fullmatch(path.name)
-        if match:
-            kind = "tuning" if match["tuning"] else "paper" if match["paper"] else "full"
-            found[match["row"]][kind].append(json.loads(path.read_text(encoding="utf-8")))
-    order = [*ROWS, SUPERVISED]
-    return {row: found[row] for row in sorted(found, key=lambda row: order.index(row) if row in order else len(order))}
-
-
 def title_of(row: str) -> str:
     from cagnet_hf import methods
 
-    return {SUPERVISED: "supervised (upper bound)"}.get(row) or methods.title_of(row)
+    return "supervised (upper bound)" if row == "supervised" else methods.title_of(row)
 
 
-def results_table(cards: Path) -> str:
-    """Markdown of README.md: a line per benchmark and row; mean and, over several seeds, the range."""
-    lines = ["| benchmark | system | seeds | " + " | ".join(COLUMNS) + " |", "|---" * (3 + len(COLUMNS)) + "|"]
-    for folder in sorted(path for path in cards.iterdir() if path.is_dir()):
-        for row, results in results_of(folder).items():
-            if results["full"]:
-                cells = [_range(run[column] for run in results["full"]) for column in COLUMNS]
-                cells = [f"`{folder.name}`", title_of(row), str(len(results["full"])), *cells]
-                lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+def benchmarks(cards: Path) -> list[Path]:
+    return sorted({path.parent for path in cards.glob("*/*_seed*.json")})
 
 
-def study_table(folder: Path) -> str:
-    """Markdown of a benchmark: every row by both protocols, what it took, and its score on held-out seen classes."""
-    head = ["system", "seeds", *STUDY_COLUMNS, "paper: S-mIoU", "U-mIoU", "hIoU", "held out: hIoU", "minutes", "GiB"]
-    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
-    for row, results in results_of(folder).items():
-        runs = results["full"]
-        if not runs:
-            continue
-        cells = [title_of(row), str(len(runs)), *(_range(run[column] for run in runs) for column in STUDY_COLUMNS)]
-        cells += [_range(run[column] for run in results["paper"]) for column in ("S-mIoU", "U-mIoU", "hIoU")]
-        cells.append(_range(run["hIoU"] for run in results["tuning"]))
-        whole = [run for run in runs if all(stage["iterations"] for stage in run.get("stages", [{"iterations": 0}]))]
-        minutes = (run["seconds"] / 60 for run in whole)  # not of runs that took their network from another
-        cells.append(_range(minutes, digits=1))
-        peaks = [max((stage.get("peak_memory_mib", 0) for stage in run.get("stages", [])), default=0) for run in runs]
-        cells.append(_range((peak / 1024 for peak in peaks if peak), digits=1))
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+def results_of(folder: Path) -> dict[str, dict[str, list[dict]]]:
+    """title -> "full", "paper" or "tuning" -> metrics of its runs; rows in the order of the published tables."""
+    found: dict[str, dict[str, list[dict]]] = {}
+    for path in sorted(folder.glob("*.json")):
+        if match := _RUN.fullmatch(path.stem):
+            kind = {"g": "tuning", "r": "paper"}.get(match["kind"][-1], "full")
+            runs = found.setdefault(match["row"], {"full": [], "paper": [], "tuning": []})
+            runs[kind].append(json.loads(path.read_text("utf-8")))
+    order = [*ROWS, *found]
+    return {title_of(row): found[row] for row in sorted(found, key=order.index) if found[row]["full"]}
 
 
-def ablation_table(comparison: Path) -> str:
-    """Markdown of a `comparison.json` that `compare.py --variants` wrote, with what each variant changes and does.
-
-    Seeds differ more than variants do, so the last column pairs them: hIoU less that of the first variant, mean and
-    seed by seed.
-    """
-    compared = json.loads(comparison.read_text(encoding="utf-8"))
-    first = next(iter(compared["rows"]))
-    head = ["variant", "row", "changed", "seeds", "S-mIoU", "U-mIoU", "hIoU", f"hIoU − that of `{first}`"]
-    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
-    for name, runs in compared["rows"].items():
-        row, *keys = compared["variants"][name]
-        changed = ", ".join(f"`{key}`" for key in keys) or "–"
-        cells = [name, title_of(row), changed, ", ".join(runs)]
-        cells += [_range(run[column] for run in runs.values()) for column in ("S-mIoU", "U-mIoU", "hIoU")]
-        differences = [run["hIoU"] - compared["rows"][first][seed]["hIoU"] for seed, run in runs.items()]
-        cells.append(_differences(differences) if name != first else "–")
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """A table in Markdown."""
+    head = list(head)
+    lines = [head, ["---"] * len(head), *rows]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
 
 
-def self_training_table(cards: Path) -> str:
-    """Markdown of what self-training does to hIoU: a line per benchmark and row that has it."""
-    head = ["benchmark", "system", "by self-training alone", "with what follows"]
-    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
-    for folder in sorted(path for path in cards.iterdir() if path.is_dir()):
-        for row, results in results_of(folder).items():
-            stages = [{stage["name"]: stage for stage in run.get("stages", [])} for run in results["full"]]
-            cells = [_gains(stages, stage) for stage in ("self_train", "finetune_after_self_train")]
-            if cells[0] != "–":
-                lines.append(f"| `{folder.name}` | {title_of(row)} | {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
-
-
-def _gains(stages: list[dict[str, dict]], name: str) -> str:
-    """hIoU of the runs after a stage less that before self-training; "–" for runs that have no such stage."""
-    after = [run for run in stages if name in run]
-    gains = [run[name]["metrics"]["hIoU"] - run["finetune"]["metrics"]["hIoU"] for run in after]
-    return _differences(gains) if gains else "–"
-
-
-def _differences(values: list[float]) -> str:
-    """Mean and, of several, each of them."""
-    rounded = (round(value, 3) + 0.0 for value in (sum(values) / len(values), *values))  # no −0.000
-    mean, *each = (f"{value:+.3f}".replace("-", "−") for value in rounded)
-    return mean if len(each) == 1 else f"{mean} ({', '.join(each)})"
-
-
-def _range(values: Iterable[float | None], digits: int = 3) -> str:
+def spread(values: Iterable[float | None], digits: int = 3) -> str:
+    """The mean and, over several runs, the lowest and the highest value."""
     values = [value for value in values if value is not None]
     if not values:
         return "–"
@@ -148,11 +66,89 @@ def _range(values: Iterable[float | None], digits: int = 3) -> str:
     return mean if len(values) == 1 else f"{mean} ({min(values):.{digits}f}–{max(values):.{digits}f})"
 
 
+def scores_of(runs: Iterable[dict], columns: Iterable[str] = SCORES) -> list[str]:
+    return [spread(run[column] for run in runs) for column in columns]
+
+
+def differences(values: list[float]) -> str:
+    """The mean and, of several, each difference, with its sign."""
+    rounded = (round(value, 3) + 0.0 for value in (sum(values) / len(values), *values))  # no −0.000
+    mean, *each = (f"{value:+.3f}".replace("-", "−") for value in rounded)
+    return mean if len(each) == 1 else f"{mean} ({', '.join(each)})"
+
+
+def results_table(cards: Path) -> str:
+    """The table of README.md: a line per system, three columns per benchmark."""
+    found = {folder.name: results_of(folder) for folder in benchmarks(cards)}
+    head = ["system", *(f"`{name}`: {score}" if score == SCORES[0] else score for name in found for score in SCORES)]
+    names = dict.fromkeys(title for results in found.values() for title in results)
+    return table(head, ([title, *_on_every_benchmark(found, title)] for title in names))
+
+
+def _on_every_benchmark(found: dict, title: str) -> list[str]:
+    return [cell for results in found.values() for cell in scores_of(results.get(title, {"full": []})["full"])]
+
+
+def study_table(folder: Path) -> str:
+    """A benchmark's table: every row by both protocols, what it took, and its score on held-out seen classes."""
+    columns = ("S-mIoU", "U-mIoU", "hIoU", "PA", "MA")
+    head = ["system", "seeds", *columns, "paper: S-mIoU", "U-mIoU", "hIoU", "held out: hIoU", "minutes", "GiB"]
+    rows = []
+    for title, results in results_of(folder).items():
+        runs = results["full"]
+        cells = [title, str(len(runs)), *scores_of(runs, columns), *scores_of(results["paper"])]
+        stages = [run.get("stages", []) for run in runs]
+        # A run that took its network from another run says nothing about the minutes that the row takes.
+        whole = [run for run, done in zip(runs, stages, strict=True) if done and all(s["iterations"] for s in done)]
+        peaks = [max((stage.get("peak_memory_mib", 0) for stage in done), default=0) for done in stages]
+        cells.append(spread(run["hIoU"] for run in results["tuning"]))
+        cells.append(spread((run["seconds"] / 60 for run in whole), digits=1))
+        cells.append(spread((peak / 1024 for peak in peaks if peak), digits=1))
+        rows.append(cells)
+    return table(head, rows)
+
+
+def ablation_table(comparison: Path) -> str:
+    """The table of a `comparison.json` that `compare.py --variants` wrote: what each variant changes and does.
+
+    Seeds differ more than variants do, so the last column pairs them: hIoU less that of the first variant, mean and
+    seed by seed.
+    """
+    compared = json.loads(comparison.read_text("utf-8"))
+    first, unchanged = next(iter(compared["rows"].items()))
+    rows = []
+    for name, runs in compared["rows"].items():
+        row, *keys = compared["variants"][name]
+        cells = [name, title_of(row), ", ".join(f"`{key}`" for key in keys) or "–", ", ".join(runs)]
+        gains = differences([run["hIoU"] - unchanged[seed]["hIoU"] for seed, run in runs.items()])
+        rows.append([*cells, *scores_of(runs.values()), gains if name != first else "–"])
+    return table(["variant", "row", "changed", "seeds", *SCORES, f"hIoU − that of `{first}`"], rows)
+
+
+def self_training_table(cards: Path) -> str:
+    """What self-training does to hIoU: a line per benchmark and row that has self-training."""
+    rows = []
+    for folder in benchmarks(cards):
+        for title, results in results_of(folder).items():
+            stages = [{stage["name"]: stage for stage in run.get("stages", [])} for run in results["full"]]
+            cells = [_gains(stages, stage) for stage in ("self_train", "finetune_after_self_train")]
+            if cells[0] != "–":
+                rows.append([f"`{folder.name}`", title, *cells])
+    return table(["benchmark", "system", "by self-training alone", "with what follows"], rows)
+
+
+def _gains(stages: list[dict[str, dict]], name: str) -> str:
+    """hIoU of the runs after a stage less that before self-training; "–" for runs that have no such stage."""
+    after = [run for run in stages if name in run]
+    gains = [run[name]["metrics"]["hIoU"] - run["finetune"]["metrics"]["hIoU"] for run in after]
+    return differences(gains) if gains else "–"
+
+
 def draw_figures(folder: Path) -> None:
     """`seen_unseen.png` and `per_class.png` of a benchmark."""
     from cagnet_hf.apps.charts import class_comparison, seen_unseen_scatter
 
-    runs = {title_of(row): results["full"] for row, results in results_of(folder).items() if results["full"]}
+    runs = {title: results["full"] for title, results in results_of(folder).items()}
     points = {title: [(run["S-mIoU"], run["U-mIoU"]) for run in found] for title, found in runs.items()}
     seen_unseen_scatter(points, folder / "seen_unseen.png", title=folder.name)
     classes = next(iter(runs.values()))[0]["per_class"]
@@ -177,30 +173,33 @@ def with_block(text: str, name: str, table: str) -> str:
 
 def cards_of_runs(folder: Path) -> dict[Path, str]:
     """The card of every run whose recipe lies beside its metrics, by the card's file."""
+    import yaml
+
     from cagnet_hf.hub.cards.trained import model_card
 
     cards = {}
     for path in sorted(folder.glob("*/*_seed*.yaml")):
-        recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
-        metrics = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+        recipe = yaml.safe_load(path.read_text("utf-8"))
+        metrics = json.loads(path.with_suffix(".json").read_text("utf-8"))
         cards[path.with_suffix(".md")] = model_card(recipe, metrics)
     return cards
 
 
 def main(argv: list[str] | None = None) -> int:
     build_parser().parse_args(argv)
-    cards, readme, study = cards_of_runs(CARDS), REPOSITORY / "README.md", CARDS / "README.md"
-    overview = with_block(readme.read_text("utf-8"), "results", results_table(CARDS))
-    text = study.read_text("utf-8")
-    folders = sorted({path.parent for path in CARDS.glob("*/*_seed*.json")})
-    for folder in folders:
-        text = with_block(text, folder.name, study_table(folder))
-    for comparison in sorted(CARDS.glob("*/ablations.json")):
-        text = with_block(text, f"{comparison.parent.name} ablations", ablation_table(comparison))
-    text = with_block(text, "self-training", self_training_table(CARDS))
-    for path, content in {**cards, readme: overview, study: text}.items():
-        path.write_text(content, encoding="utf-8")
-    for folder in folders:
+    tables = {"README.md": {"results": results_table(CARDS)}}
+    study = {folder.name: study_table(folder) for folder in benchmarks(CARDS)}
+    study |= {f"{path.parent.name} ablations": ablation_table(path) for path in CARDS.glob("*/ablations.json")}
+    tables["model_cards/README.md"] = study | {"self-training": self_training_table(CARDS)}
+    texts = cards_of_runs(CARDS)
+    for name, blocks in tables.items():
+        text = (REPOSITORY / name).read_text("utf-8")
+        for mark, block in blocks.items():
+            text = with_block(text, mark, block)
+        texts[REPOSITORY / name] = text
+    for path, text in texts.items():
+        path.write_text(text, encoding="utf-8")
+    for folder in benchmarks(CARDS):
         draw_figures(folder)
     return 0
 

@@ -112,6 +112,7 @@ class HubServer:
     def environment(self, home: Path, token: str | None = WRITE_TOKEN) -> dict[str, str]:
         """Variables of a process that takes this server for the Hub; `home` holds its caches."""
         variables = {"HF_ENDPOINT": self.url, "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(home)}
+        variables |= {"HF_HUB_ETAG_TIMEOUT": "600", "HF_HUB_DOWNLOAD_TIMEOUT": "600"}  # seconds, on a busy machine
         variables |= {"HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_TELEMETRY": "1", "HF_UPDATE_DOWNLOAD_COUNTS": "0"}
         return variables | ({"HF_TOKEN": token} if token else {})
 
@@ -123,6 +124,7 @@ class HubServer:
             monkeypatch.delenv("HF_TOKEN", raising=False)
         template = f"{self.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
         read_on_import = {"ENDPOINT": self.url, "HUGGINGFACE_CO_URL_TEMPLATE": template, "HF_HUB_DISABLE_XET": True}
+        read_on_import |= {"HF_HUB_ETAG_TIMEOUT": 600, "HF_HUB_DOWNLOAD_TIMEOUT": 600}
         read_on_import |= {"HF_HUB_OFFLINE": False, "HF_HUB_CACHE": str(home / "hub")}
         read_on_import |= {"HF_TOKEN_PATH": str(home / "token"), "HF_STORED_TOKENS_PATH": str(home / "tokens")}
         for name, value in read_on_import.items():

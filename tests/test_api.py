@@ -88,6 +88,12 @@ def test_a_command_imports_what_it_needs_when_it_needs_it(program):
     assert in_a_process(lines) == "False"
 
 
+def test_the_package_as_a_program_answers_at_once():
+    finished = subprocess.run([sys.executable, "-X", "importtime", "-m", "cagnet_hf"], capture_output=True, text=True)
+    assert finished.stdout.startswith("usage: cagnet-hf COMMAND")
+    assert " torch\n" not in finished.stderr
+
+
 @pytest.mark.parametrize("program", ["train.py", "-c", ""])
 def test_a_program_of_a_user_is_no_command_of_the_package(program, tmp_path):
     lines = f"import sys\nsys.argv = [{program!r}]\nimport cagnet_hf\nprint('transformers' in sys.modules)\n"

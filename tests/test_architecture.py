@@ -156,7 +156,7 @@ def test_nothing_runs_text_as_code_or_a_shell(path):
 NETWORK = {"aiohttp", "ftplib", "http", "httpx", "requests", "smtplib", "socket", "telnetlib", "urllib", "urllib3"}
 MAY_FETCH = {"data.image_inputs"}  # the addresses of images that a user asks to predict
 # git, to write down the commit; the scripts that the benchmark times.
-MAY_START_PROGRAMS = {"training.record", "scripts.speed.processes"}
+MAY_START_PROGRAMS = {"training.record", "scripts.speed.lines"}
 
 
 @every_file
@@ -171,6 +171,14 @@ def test_no_other_program_is_started(path):
     module = module_name(path).removeprefix("cagnet_hf.")
     assert not {name.partition(".")[0] for name in imported_modules(path)} & starters or module in MAY_START_PROGRAMS
     assert not [call for call in calls(path) if ast.unparse(call.func).startswith(("os.exec", "os.spawn", "os.fork"))]
+
+
+@every_file
+def test_the_metric_alone_imports_evaluate(path):
+    """A file called evaluate.py beside a script would hide the library."""
+    module = module_name(path).removeprefix("cagnet_hf.")
+    allowed = {"evaluation.zero_shot_segmentation.zero_shot_segmentation"}
+    assert "evaluate" not in {name.partition(".")[0] for name in imported_modules(path)} or module in allowed
 
 
 @every_file

@@ -8,6 +8,7 @@ import pytest
 from miniature_archives import write_tar, write_zip
 
 from cagnet_hf.data.builders.archives import open_source
+from cagnet_hf.data.samples import BrokenFileError, read_image
 
 
 @pytest.fixture
@@ -39,8 +40,8 @@ def test_an_archive_is_used_like_its_folder(archive, folder):
 def test_errors_name_archive_and_member(archive):
     path = open_source(archive) / "in" / "c.txt"
     assert str(path) == f"{archive}/in/c.txt"
-    with pytest.raises(FileNotFoundError, match=r"^No such file in the archive$"):
-        path.read_bytes()
+    with pytest.raises(BrokenFileError, match=rf"^{path}: No such file in the archive$"):
+        read_image(path)
 
 
 @pytest.mark.parametrize("member", ["../out.txt", "in/../../out.txt", "/etc/out.txt"])
@@ -80,8 +81,8 @@ def test_a_damaged_member_is_an_error_of_its_own(folder, tmp_path):
     data = bytearray(path.read_bytes())
     data[data.index(b"a.txt") + 6] ^= 255
     path.write_bytes(data)
-    with pytest.raises(OSError, match=r"^damaged in its archive"):
-        (open_source(path) / "in/a.txt").read_bytes()
+    with pytest.raises(BrokenFileError, match=rf"^{path}/in/a.txt: damaged in its archive \("):
+        read_image(open_source(path) / "in/a.txt")
 
 
 def test_other_files_are_refused(tmp_path):

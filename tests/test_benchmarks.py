@@ -1,10 +1,13 @@
 """The facts of the benchmarks, and the map between stored ids and model order."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
+from cagnet_hf import CaGNetConfig
 from cagnet_hf.data.benchmarks import Benchmark, load_benchmark
-from cagnet_hf.data.label_space import UNLABELLED
+from cagnet_hf.data.label_space import UNLABELLED, LabelSpace
 
 
 @pytest.mark.parametrize(
@@ -102,3 +105,21 @@ def test_the_tuning_split_ignores_the_truly_unseen_classes():
     voc = load_benchmark("pascal_voc")
     mask = np.array([voc.unseen_ids], dtype=np.uint8)
     assert (voc.for_tuning().label_space.to_model_order(mask) == UNLABELLED).all()
+
+
+@pytest.mark.parametrize(
+    ("ignore_index", "dtype"), [(255, np.uint8), (254, np.uint8), (-100, np.int64), (1000, np.int64)]
+)
+def test_a_pixel_without_a_class_may_be_called_by_any_number(ignore_index, dtype):
+    labels = replace(load_benchmark("pascal_voc").label_space, ignore_index=ignore_index)
+    mask = np.array([[0, 255, 15, 16]], dtype=np.uint8)
+    assert labels.to_model_order(mask).tolist() == [[ignore_index, ignore_index, 14, 15]]
+    assert labels.to_model_order(mask, hide_unseen=True).tolist() == [[ignore_index, ignore_index, 14, ignore_index]]
+    assert labels.to_model_order(mask).dtype == dtype
+
+
+def test_a_model_calls_pixels_without_a_class_as_its_configuration_says():
+    fields = load_benchmark("pascal_voc").config_fields()
+    labels = LabelSpace.of(CaGNetConfig(**fields, ignore_index=1000))
+    assert labels.to_model_order(np.array([[0, 20]], np.uint8)).tolist() == [[1000, 19]]
+    assert labels.to_stored_ids(np.array([[0, 19]])).tolist() == [[1, 20]]

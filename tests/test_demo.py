@@ -34,7 +34,7 @@ OPTIONS = (
     ),
     *("--disable-background-networking", "--disable-component-update", "--disable-sync", "--window-size=1180,1040"),
 )
-PATIENCE = 60  # seconds
+PATIENCE = 1800  # seconds: bounds a hang, whatever else the machine does
 
 
 @pytest.fixture(scope="module")

@@ -124,7 +124,7 @@ def test_a_folder_as_output_is_refused(load_script, tmp_path, capsys):
 def test_the_section_of_the_readme(load_script, tmp_path, monkeypatch, capsys):
     """Its export command and its Python blocks, one after the other."""
     pytest.importorskip("onnxscript", reason="needs the extra `onnx`")
-    text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    text = (REPOSITORY / "scripts" / "README.md").read_text(encoding="utf-8")
     section = re.search(r"^## Smaller, faster, elsewhere\n(.*?)^## ", text, re.M | re.S)[1]
     monkeypatch.chdir(tmp_path)
     build(contextual=False, classifier="linear", generator=None).save_pretrained("outputs/scenes/model")

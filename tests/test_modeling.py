@@ -10,7 +10,9 @@ from transformers import AutoBackbone, AutoConfig, ResNetForImageClassification
 from transformers.utils import is_timm_available
 
 from cagnet_hf import CaGNetConfig, CaGNetForSemanticSegmentation, CaGNetModel
+from cagnet_hf.model.contracts_cagnet import FeatureGenerator
 from cagnet_hf.model.maps_cagnet import resize_labels
+from cagnet_hf.model.parts_cagnet import CLASSIFIERS, GENERATORS, PYRAMIDS, ProjectionClassifier
 from cagnet_hf.weights.backbones import PACKAGES, load_backbone_weights
 
 TINY = {
@@ -83,7 +85,7 @@ def test_what_follows_from_the_names_is_filled_in():
         ({"seen_ids": (0, 1, 2, 3)}, r"classes \['sofa'\] are both seen and unseen"),
         ({"seen_ids": (0, 1)}, r"name 2 \+ 2 classes, id2label names 5"),
         ({"seen_ids": (0, 1, 9)}, r"name 3 \+ 2 classes, id2label names 5"),
-        ({"seen_ids": (0, 1, 9), "unseen_ids": (9, 4)}, r"classes \[9\] are both seen and unseen"),
+        ({"seen_ids": (0, 1, 9), "unseen_ids": (9, 4)}, r"classes \['9'\] are both seen and unseen"),
         ({"seen_ids": (2, 3, 4), "unseen_ids": (0, 1)}, "seen classes come first"),
         ({"id2label": dict(enumerate(["cat", "dog", "cat", "sofa", "tv"]))}, "names repeat: cat"),
         ({"dataset_ids": (1, 2, 3)}, "dataset_ids has 3 entries for 5 classes"),
@@ -253,7 +255,7 @@ def test_the_stride_of_a_transformers_backbone_is_measured(name, sizes, stride, 
 
 
 def test_a_stride_that_a_backbone_cannot_have_is_not_ignored_in_silence(tmp_path, recwarn):
-    with pytest.warns(UserWarning, match="output_stride=4 is left aside: a resnet backbone has a stride of its own"):
+    with pytest.warns(UserWarning, match="output_stride=4 is left aside: a resnet backbone has its own"):
         config = CaGNetConfig(**TINY, **with_backbone("resnet"), output_stride=4)
     recwarn.clear()
     config.save_pretrained(tmp_path)
@@ -422,6 +424,7 @@ def test_a_model_without_generator_says_so():
 @pytest.mark.parametrize("train_generator", [False, True])
 def test_synthetic_loss_reaches_the_generator_only_when_asked(train_generator):
     model, made = build(), []
+    model.generator.requires_grad_(True)
     model.generator.register_forward_hook(lambda _module, _inputs, features: made.append(features))
     model.synthetic_loss(torch.randint(0, 5, (3, 4, 6)), train_generator=train_generator).backward()
     assert made[0].requires_grad is train_generator  # otherwise no graph was built
@@ -470,3 +473,60 @@ def test_neighbours_and_class_head_in_one_convolution_score_as_one_after_the_oth
         torch.testing.assert_close(logits, expected)
         given, wanted = (torch.autograd.grad(x.square().sum(), weights, retain_graph=True) for x in (logits, expected))
         torch.testing.assert_close(given, wanted)
+
+
+# Parts from outside of the package
+
+
+class OneConvolution(nn.Conv2d):
+    """A pyramid of one convolution."""
+
+    def __init__(self, config, in_channels):
+        super().__init__(in_channels, config.feature_size, 1)
+
+
+class ScaledProjection(ProjectionClassifier):
+    """A projection whose products are multiplied by ten."""
+
+    def forward(self, features, class_embeddings):
+        return 10 * super().forward(features, class_embeddings)
+
+
+class OneLayer(FeatureGenerator):
+    """A generator of one layer that hears a latent of two channels."""
+
+    latent_size = 2
+
+    def __init__(self, config):
+        super().__init__()
+        self.layer = nn.Conv2d(config.embedding_size + 2, config.feature_size, 1)
+
+    def forward(self, embeddings, latent):
+        return self.layer(torch.cat([embeddings, latent], dim=1))
+
+
+@pytest.fixture
+def parts_from_outside(monkeypatch):
+    for table, name, part in (
+        (PYRAMIDS, "one", OneConvolution),
+        (CLASSIFIERS, "scaled", ScaledProjection),
+        (GENERATORS, "one", OneLayer),
+    ):
+        monkeypatch.setitem(table, name, part)
+
+
+def test_a_pyramid_and_a_generator_join_their_tables(parts_from_outside, tmp_path):
+    model = build(aspp="one", generator="one")
+    model.synthetic_loss(torch.randint(0, 5, (1, 4, 4)), train_generator=True).backward()
+    assert model.generator.layer.weight.grad.any()
+    model.add_classes(["zebra"], torch.ones(1, 6))
+    model.save_pretrained(tmp_path)
+    again = CaGNetForSemanticSegmentation.from_pretrained(tmp_path)
+    assert torch.equal(again(images()).logits, model(images()).logits)
+
+
+def test_a_classifier_joins_its_table(parts_from_outside):
+    with pytest.raises(ValueError, match="feature_size == embedding_size, got 12 and 8"):
+        build(**SPNET | {"classifier": "scaled", "embedding_size": 8})
+    logits = build(**SPNET | {"classifier": "scaled"})(images()).logits
+    torch.testing.assert_close(logits, 10 * build(**SPNET)(images()).logits)

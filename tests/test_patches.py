@@ -247,6 +247,15 @@ def test_label_maps_without_a_patch_are_refused():
         collect_patches([torch.full((9, 9), 255)], 3)
 
 
+@pytest.mark.parametrize("ignore_index", [-100, 77, 1000])
+def test_label_maps_may_mark_pixels_without_a_class_as_the_model_does(ignore_index):
+    maps = with_holes(random_patches(4, 12, NUM_SEEN), 0.5)
+    marked = [label_map.where(label_map != 255, ignore_index) for label_map in maps]
+    expected = collect_patches(maps, 3)
+    assert torch.equal(collect_patches(marked, 3, ignore_index=ignore_index), expected)
+    assert torch.equal(collect_patches(maps.to(torch.uint8), 3, ignore_index=ignore_index), expected)  # as stored
+
+
 def test_no_more_label_maps_are_read_than_needed():
     label_maps = iter([torch.zeros(6, 6), torch.ones(6, 9), torch.ones(3, 3)])
     assert collect_patches(label_maps, 3, max_patches=7).flatten(1)[:, 0].tolist() == [0] * 4 + [1] * 3

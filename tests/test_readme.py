@@ -1,7 +1,9 @@
-"""README.md is run: every block of code in it, section by section, where the files that it names stand in miniature.
+"""The README.md of every room is run: every block of code, section by section, with the files it names in miniature.
 
-A new block needs nothing here, unless it names a file that must be there first (add it to `FILES`), takes long (add
-what shortens the command to `shortened`) or calls a program that is no script of ours (add it to `PROGRAMS`).
+A new block needs nothing here, unless the block names a file that must be there first (add the file to `FILES`), takes
+long (add what shortens the command to `shortened`) or calls a program that is no script of ours (add the program to
+`PROGRAMS`). The commands of the study (`READ`) take hours, so these are only read: scripts, options and recipe keys
+must exist.
 """
 
 import argparse
@@ -25,6 +27,7 @@ from tiny_encoders import write_bert
 from word_tables import write_vec, write_word2vec
 
 from cagnet_hf.apps.demo import build_page
+from cagnet_hf.commands import COMMANDS
 from cagnet_hf.data.benchmarks import load_benchmark
 from cagnet_hf.data.sources import open_prepared
 from cagnet_hf.hub.cards import MODEL_ID
@@ -32,10 +35,15 @@ from cagnet_hf.model.image_processing_cagnet import CaGNetImageProcessor
 from cagnet_hf.training.recipe_files import load_recipe
 from cagnet_hf.vectors.text_encoders import encode_names
 
-README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+RUN = ("README.md", "cagnet_hf/README.md", "scripts/README.md", "tests/README.md")
+READ = ("model_cards/README.md", "model_cards/speed/README.md")
+TEXTS = {name: (REPOSITORY / name).read_text("utf-8") for name in (*RUN, *READ) if (REPOSITORY / name).is_file()}
 _SECTION = re.compile(r"^## (.+?)\n(.*?)(?=^## |\Z)", re.MULTILINE | re.DOTALL)
 _BLOCK = re.compile(r"^```(.*?)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-SECTIONS = {title: _BLOCK.findall(text) for title, text in _SECTION.findall(README)}
+SECTIONS = {
+    f"{name}: {title}": _BLOCK.findall(body) for name in RUN for title, body in _SECTION.findall(TEXTS.get(name, ""))
+}
+NOT_CODE = ("text", "mermaid")  # listings and drawings
 
 
 class Sandbox:
@@ -44,9 +52,11 @@ class Sandbox:
     def __init__(self, folder: Path, load_script, trained_run: Path, tiny_dataset: Path):
         self.folder, self.load_script = folder, load_script
         self.trained_run, self.tiny_dataset = trained_run, tiny_dataset
+        self.blocks: list[tuple[str, str]] = []
 
-    def place(self, text: str) -> None:
-        """Put the files there that a block names."""
+    def place(self, blocks: list[tuple[str, str]]) -> None:
+        """Put the files there that the blocks of a section name."""
+        self.blocks, text = blocks, "\n".join(text for _, text in blocks)
         for name, make in FILES.items():
             if name in text and not (self.folder / name).exists():
                 (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -60,26 +70,31 @@ class Sandbox:
                 self._command(shlex.split(command, comments=True))
         elif language == "yaml":
             assert text in {made.read_text() for made in self.folder.rglob("*.yaml")}, "no file of FILES is this block"
-        else:
-            pytest.fail(f"a block of README.md in {language or 'no language'!r}: say here how it is run")
+        elif language not in NOT_CODE:
+            pytest.fail(f"a block of a README.md in {language or 'no language'!r}: say here how it is run")
 
     def _command(self, words: list[str]) -> None:
         if words[:2] == ["accelerate", "launch"]:
             words = words[1:]
         if words[:1] in (["python"], ["launch"]) and words[1].startswith("scripts/"):
-            script = self.load_script(Path(words[1]).stem)
-            assert script.main(shortened(self, words[1], words[2:])) == 0, shlex.join(words)
+            self._own_command(Path(words[1]).stem, words[2:])
+        elif words[:1] == ["cagnet-hf"]:
+            self._own_command(words[1], words[2:])
         elif words:
-            assert words[0] in PROGRAMS, f"README.md calls {words[0]!r}: say in PROGRAMS how it is tested"
+            assert words[0] in PROGRAMS, f"a README.md calls {words[0]!r}: say in PROGRAMS how it is tested"
             PROGRAMS[words[0]](words)
+
+    def _own_command(self, name: str, arguments: list[str]) -> None:
+        assert self.load_script(name).main(shortened(self, name, arguments)) == 0, shlex.join([name, *arguments])
 
 
 def shortened(sandbox: Sandbox, script: str, arguments: list[str]) -> list[str]:
-    """The arguments of a command, and what makes it short: two images an iteration, one iteration a stage."""
-    if script != "scripts/train.py":
-        return arguments
+    """The arguments of a command, and what makes it short: two images an iteration, one iteration a stage; and a few
+    images of the synthetic benchmark where the command scores on all of them."""
+    if script != "train":
+        return [str(sandbox.tiny_dataset) if re.fullmatch(r"scenes:\d+", word) else word for word in arguments]
     given = sandbox.load_script("train").build_parser().parse_intermixed_args(arguments)
-    recipe = load_recipe(given.recipe, given.overrides)
+    recipe = load_recipe(given.recipe, getattr(given, "overrides", []))
     keys = [f"stages.{stage}.{key}" for stage in recipe.stages for key in ("iterations=1", "batch_size=2")]
     keys += ["num_workers=0", "trackers=[]"]
     if recipe.benchmark == "scenes":
@@ -124,8 +139,8 @@ def _photos(sandbox: Sandbox, folder: Path) -> None:
     for number in range(10):
         write_jpeg(folder / "images" / f"{number}.jpg", (40, 30))
         write_png(folder / "masks" / f"{number}.png", np.arange(4, dtype=np.uint8).repeat(300).reshape(30, 40))
-    _, table = next(block for block in SECTIONS["Train on your own photographs"] if block[0] == "yaml")
-    (folder / "classes.yaml").write_text(table)
+    blocks = [*sandbox.blocks, *(block for blocks in SECTIONS.values() for block in blocks)]
+    (folder / "classes.yaml").write_text(next(text for language, text in blocks if language == "yaml"))
 
 
 def _word_vectors() -> dict[str, np.ndarray]:
@@ -218,16 +233,22 @@ def test_a_section_runs(section, hub, load_script, trained_run, tiny_dataset, on
     hub.stand_in(monkeypatch, tmp_path / "hf")
     monkeypatch.setattr("cagnet_hf.apps.demo.serve", build_instead)  # test_demo serves, in a browser
     sandbox = Sandbox(tmp_path, load_script, trained_run, tiny_dataset)
-    sandbox.place("\n".join(text for _, text in SECTIONS[section]))
+    sandbox.place(SECTIONS[section])
     for language, text in SECTIONS[section]:
         sandbox.run(language, text)
 
 
-def test_every_block_is_in_a_section_that_runs():
-    assert sum(map(len, SECTIONS.values())) == len(_BLOCK.findall(README)) == README.count("\n```") // 2
+def test_every_room_has_a_readme():
+    assert set(TEXTS) == {*RUN, *READ}
 
 
-# Commands within sentences and tables
+@pytest.mark.parametrize("name", [name for name in RUN if name in TEXTS])
+def test_every_block_is_in_a_section_that_runs(name):
+    in_sections = sum(len(blocks) for title, blocks in SECTIONS.items() if title.startswith(f"{name}: "))
+    assert in_sections == len(_BLOCK.findall(TEXTS[name])) == TEXTS[name].count("\n```") // 2
+
+
+# Commands within sentences and tables, and those of the study
 
 
 def _options(parser: argparse.ArgumentParser) -> set[str]:
@@ -238,16 +259,62 @@ def _options(parser: argparse.ArgumentParser) -> set[str]:
     return options
 
 
-INLINE = [code for code in re.findall(r"(?<!`)`([^`]+)`(?!`)", _BLOCK.sub("", README)) if "scripts/" in code]
+def _options_of(program: str, load_script) -> set[str]:
+    """The options of a command, of a script, or of a file that no test imports, which spells them out."""
+    folder, _, name = program.rpartition("/")
+    if folder in ("", "scripts"):
+        return _options(load_script(name).build_parser())
+    return set(re.findall(r'"(--\w+)"', (REPOSITORY / f"{program}.py").read_text("utf-8")))
 
 
-@pytest.mark.parametrize("code", [code for code in INLINE if "--" in code])
-def test_commands_in_sentences_have_options_that_exist(code, load_script):
-    name, arguments = re.search(r"scripts/(\w+)\.py(.*)", code, re.DOTALL).groups()
-    assert set(re.findall(r"--\w+", arguments)) <= _options(load_script(name).build_parser())
+# `scripts/train.py …`, `tests/stress/soak.py …` and `cagnet-hf train …`; what is in capitals stands for a name.
+_OWN = re.compile(r"(?:((?:scripts|tests/stress)/[a-z_/]+)\.py|cagnet-hf ([a-z_]+))(.*)", re.DOTALL)
 
 
-def test_every_script_is_in_the_table_of_commands():
-    listed = set(re.findall(r"^\| `.*?scripts/(\w+)\.py", README, re.MULTILINE))
-    not_for_users = {"results_table"}
-    assert listed == {path.stem for path in (REPOSITORY / "scripts").glob("*.py")} - not_for_users
+def commands_in(code: str) -> list[tuple[str, str]]:
+    """The commands of this package in a piece of text: what is called, and the arguments."""
+    found = map(_OWN.search, re.split(r"&&|\n", re.sub(r"\\\n", " ", code)))
+    return [(match[1] or match[2], match[3]) for match in found if match]
+
+
+def _inline(text: str) -> list[str]:
+    return [" ".join(code.split()) for code in re.findall(r"(?<!`)`([^`]+)`(?!`)", _BLOCK.sub("", text))]
+
+
+SHOWN = [
+    *((name, code) for name, text in TEXTS.items() for code in _inline(text) if "--" in code and commands_in(code)),
+    *((name, code) for name in READ for _, code in _BLOCK.findall(TEXTS.get(name, ""))),
+]
+
+
+@pytest.mark.parametrize(("name", "code"), SHOWN)
+def test_commands_that_are_not_run_have_options_that_exist(name, code, load_script):
+    for program, arguments in commands_in(code):
+        assert set(re.findall(r"(?<!\S)\[?(--\w+)", arguments)) <= _options_of(program, load_script), program
+
+
+@pytest.mark.parametrize("name", [name for name in READ if name in TEXTS])
+def test_training_commands_that_are_not_run_name_recipes_and_keys_that_exist(name, load_script):
+    for _, code in _BLOCK.findall(TEXTS[name]):
+        for program, arguments in commands_in(code):
+            if program == "scripts/train":
+                parser = load_script("train").build_parser()
+                given = parser.parse_intermixed_args(shlex.split(arguments, comments=True))
+                load_recipe(given.recipe, getattr(given, "overrides", []))
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_what_is_named_is_there(name):
+    """Python files of this repository, and the files and folders that links lead to."""
+    named = re.findall(r"(?<![\w/])(?:cagnet_hf|scripts|tests)/[a-z\d_/]+\.py\b", TEXTS[name])
+    links = re.findall(r"\]\(([^)#\s]+)", _BLOCK.sub("", TEXTS[name]))
+    paths = [REPOSITORY / path for path in named]
+    paths += [(REPOSITORY / name).parent / link for link in links if "://" not in link]
+    assert [path for path in paths if not path.exists()] == []
+
+
+def test_every_command_is_in_the_table_of_commands():
+    commands = re.findall(r"^\| `cagnet-hf ([a-z_]+)", TEXTS["scripts/README.md"], re.MULTILINE)
+    assert sorted(commands) == sorted(COMMANDS)
+    scripts = set(re.findall(r"scripts/([a-z_]+)\.py", TEXTS["scripts/README.md"]))
+    assert scripts == {path.stem for path in (REPOSITORY / "scripts").glob("*.py")}

@@ -97,7 +97,7 @@ def test_what_self_training_does_is_told_apart_from_what_follows(load_script, tm
     ("difference", "shown"), [([0.0004], "+0.000"), ([-0.0004], "+0.000"), ([-0.25, 0.0], "−0.125 (−0.250, +0.000)")]
 )
 def test_a_difference_has_a_sign_and_nothing_is_no_loss(difference, shown, load_script):
-    assert load_script("results_table")._differences(difference) == shown
+    assert load_script("results_table").differences(difference) == shown
 
 
 @pytest.mark.parametrize("folder", [CARDS / "scenes", CARDS / "pascal_voc_edge"], ids=lambda folder: folder.name)

@@ -162,7 +162,7 @@ def test_two_processes_train_row_after_row_to_one_model(tiny_dataset, tmp_path):
     paths = os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "tests")])
     environment = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     command = [*launch, str(tmp_path / "rows.py"), str(tiny_dataset), str(tmp_path / "runs")]
-    finished = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    finished = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1800)
     assert finished.returncode == 0, finished.stderr[-2000:]
     for row in ("zs3net", "zs3net_st"):
         model, processor = load_model(str(tmp_path / "runs" / row / "model"))

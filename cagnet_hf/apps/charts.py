@@ -1,14 +1,31 @@
 """Charts of training and scores: loss curves, bars per class, seen against unseen classes, systems side by side."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from importlib.util import find_spec
 from itertools import cycle, groupby
 from pathlib import Path
 
 import numpy as np
 
+from ..data.names import printable
 from .pictures import class_palette
 
-SEEN_COLOR, UNSEEN_COLOR = "#4477aa", "#ee7733"
+LINE_COLOR = "#4477aa"
+
+
+def check_drawing() -> None:
+    """Refuse, before the work, to draw without matplotlib.
+
+    Raises:
+        ValueError: matplotlib is not installed.
+    """
+    if find_spec("matplotlib") is None:
+        raise ValueError("the charts need matplotlib: pip install 'cagnet-hf[train]'")
+
+
+def _plain(name: str) -> str:
+    """A name as matplotlib shows it, without the formulas that it would read in it."""
+    return printable(name).replace("$", r"\$")
 
 
 def _panels(lines: int, columns: int, *, size: tuple[float, float]) -> tuple:
@@ -45,7 +62,7 @@ def loss_curves(history: Sequence[dict], path: str | Path) -> None:
             if y.size:
                 window = np.ones(1 + y.size // 30)
                 mean = np.convolve(y, window, "same") / np.convolve(np.ones_like(y), window, "same")
-                style = {"color": SEEN_COLOR, "marker": "." if y.size < 20 else None}
+                style = {"color": LINE_COLOR, "marker": "." if y.size < 20 else None}
                 panel.plot(x[present], y, alpha=0.3, linewidth=1, **style)
                 panel.plot(x[present], mean, linewidth=1.6, **style)
             panel.axvspan(start, x[-1], color="#888888", alpha=0.16 if number % 2 else 0, linewidth=0)
@@ -71,34 +88,19 @@ def _stages(history: Sequence[dict]) -> Iterable[tuple[str, int, np.ndarray, lis
 
 
 def per_class_bars(metrics: dict, path: str | Path, *, title: str = "") -> None:
-    """Write the IoU of every class as bars, seen then unseen, best first, with S-mIoU and U-mIoU as lines.
+    """Write the IoU of every class of one model as bars, best first, under S-mIoU and U-mIoU.
 
     Args:
-        metrics: The dictionary the metric computes. A class whose IoU is None is marked n/a.
+        metrics: The dictionary that the metric computes.
+        path: The picture to write.
+        title: What the model is called.
     """
-    classes = [(name, entry["iou"], entry["seen"]) for name, entry in metrics["per_class"].items()]
-    classes.sort(key=lambda entry: (not entry[2], entry[1] is None, -(entry[1] or 0)))
-    lines = -(-len(classes) // 64)
-    per_line = -(-len(classes) // lines)
-    figure, panels = _panels(lines, 1, size=(max(6, 1.2 + 0.2 * per_line), 0.6 + 3 * lines))
-    for number, panel in enumerate(panels):
-        chunk = classes[number * per_line : (number + 1) * per_line]
-        for x, (_, iou, seen) in enumerate(chunk):
-            look = {"color": SEEN_COLOR} if seen else {"color": UNSEEN_COLOR, "hatch": "///"}
-            panel.bar(x, iou or 0, width=0.75, edgecolor="white", linewidth=0, **look)
-            if iou is None:
-                panel.text(x, 0.01, "n/a", rotation=90, ha="center", va="bottom", fontsize=7, color="grey")
-        for name, color in (("S-mIoU", "#223c58"), ("U-mIoU", "#a34208")):
-            if metrics[name] is not None:
-                label = f"{name} {100 * metrics[name]:.1f} %"
-                panel.axhline(metrics[name], color=color, linestyle="--", linewidth=1.2, label=label)
-        panel.set_xticks(range(len(chunk)), [name for name, *_ in chunk], rotation=90)
-        panel.set_xlim(-0.7, per_line - 0.3)
-        panel.set_ylim(0, 1)
-        panel.set_ylabel("IoU", fontsize=8)
-    panels[0].legend(loc="upper right", ncols=2, frameon=False, fontsize=8)
-    figure.suptitle(title, fontsize=11)
-    figure.savefig(path, dpi=130)
+    classes = metrics["per_class"]
+    best_first = sorted(classes, key=lambda name: -(classes[name]["iou"] or 0))
+    means = [f"{name} {100 * metrics[name]:.1f} %" for name in ("S-mIoU", "U-mIoU") if metrics[name] is not None]
+    unseen = [name for name in best_first if not classes[name]["seen"]]
+    ious = {name: classes[name]["iou"] for name in best_first}
+    class_comparison({title: ious}, unseen, path, title=f"{title}: {', '.join(means)}")
 
 
 def seen_unseen_scatter(
@@ -135,23 +137,30 @@ def class_comparison(
     """Write the IoU of every class as a group of bars, one per system: unseen classes above seen ones.
 
     Args:
-        systems: system -> class name -> IoU, a fraction; None and absent classes have no bar.
+        systems: system -> class name -> IoU, a fraction; None is marked n/a, and an absent class has no bar.
         unseen: Names of the unseen classes; the others are seen.
+        path: The picture to write.
+        title: What the systems were scored on.
     """
     seen = [name for name in next(iter(systems.values())) if name not in unseen]
-    widest = max(len(unseen), len(seen))
-    figure, panels = _panels(2, 1, size=(max(6.4, 1.5 + 0.09 * widest * (len(systems) + 2)), 6.4))
+    kinds = {"unseen": list(unseen), "seen": seen}
+    lines = [(kind, names[i : i + 64]) for kind, names in kinds.items() for i in range(0, len(names), 64)]
+    widest, slots = max(len(names) for _, names in lines), len(systems) + 1
+    figure, panels = _panels(len(lines), 1, size=(max(6.4, 1.5 + 0.09 * widest * slots), 3.2 * len(lines)))
     palette = class_palette(len(systems)) / 255
-    for panel, kind, names in zip(panels, ("unseen", "seen"), (unseen, seen), strict=True):
+    for panel, (kind, names) in zip(panels, lines, strict=True):
         for number, (system, values) in enumerate(systems.items()):
-            offset = (number + 0.5) / (len(systems) + 2) - 0.5 + 1 / (len(systems) + 2)
+            x = np.arange(len(names)) + (number + 0.5 - len(systems) / 2) / slots
             heights = [values.get(name) or 0 for name in names]
-            x = np.arange(len(names)) + offset
-            panel.bar(x, heights, width=1 / (len(systems) + 2), color=palette[number], label=system)
-        panel.set_xticks(range(len(names)), names, rotation=90 if widest > 8 else 15)
+            panel.bar(x, heights, width=1 / slots, color=palette[number], label=system)
+            for place, name in zip(x, names, strict=True):
+                if values.get(name, 0) is None:
+                    panel.text(place, 0.01, "n/a", rotation=90, ha="center", va="bottom", fontsize=7, color="grey")
+        panel.set_xticks(range(len(names)), list(map(_plain, names)), rotation=90 if widest > 8 else 15)
         panel.set_xlim(-0.6, len(names) - 0.4)
         panel.set_ylim(0, 1)
         panel.set_ylabel(f"IoU, {kind} classes", fontsize=8)
-    panels[0].legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
+    if len(systems) > 1:
+        panels[0].legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
     figure.suptitle(title, fontsize=11)
     figure.savefig(path, dpi=130)

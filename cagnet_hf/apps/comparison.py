@@ -14,13 +14,13 @@ import yaml
 from accelerate import Accelerator
 
 from ..data.benchmarks import did_you_mean
-from ..files import write_text_whole, write_whole
+from ..files import check_output, holds, made_by, parse_yaml, write_text_whole, write_whole
 from ..methods import method_of, title_of
 from ..methods.options import Recipe, RecipeError, changed_keys
-from ..training.checkpoints import checkpoints, forget_scores
+from ..training.checkpoints import checkpoints, forget_scores, load_run_state
 from ..training.loop import Trainer
 from ..training.recipe_files import load_recipe, recipe_names, stage_of_key
-from ..training.run_folder import RECIPE, recipe_text
+from ..training.run_folder import RECIPE, RECORD, recipe_text
 from .report import write_report
 
 logger = getLogger(__name__)
@@ -55,7 +55,7 @@ def variants_of(benchmark: str, rows: Sequence[str] = (), file: Path | None = No
 def read_variants(path: Path) -> dict[str, list[str]]:
     """A YAML file of variants: name -> row and the keys that are changed in the row."""
     try:
-        variants = yaml.safe_load(path.read_text(encoding="utf-8"))
+        variants = parse_yaml(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ValueError(f"{path}: cannot be read: {' '.join(str(error).split())}") from None
     if not isinstance(variants, dict) or not variants:
@@ -164,8 +164,10 @@ def run_rows(recipes: dict[str, Recipe], folder: Path) -> dict[str, dict]:
             if accelerator.is_main_process:
                 logger.info("%s -> %s", row, output)
             trainer.run()
-            write_report(trainer)
+            with trainer.stop.heard():
+                write_report(trainer)
         trainer.accelerator.wait_for_everyone()
+        trainer.folder.leave()
         results[row] = json.loads((output / "metrics.json").read_text(encoding="utf-8"))
     return {row: results[row] for row in asked}
 
@@ -182,6 +184,7 @@ def _starts_to_run(recipes: dict[str, Recipe], folder: Path) -> dict[str, Recipe
 def _start_from(finished: Path, output: Path, recipe: Recipe, *, score_again: bool = False) -> None:
     """Make `output` a run of `recipe` that was interrupted where `finished` ends, before or after it was scored."""
     last = checkpoints(finished / "checkpoints")[-1]
+    record = {"run": load_run_state(last).run, "made_with": []}
 
     def write(aside: Path) -> None:
         shutil.copytree(last, aside / "checkpoints" / last.name)
@@ -190,9 +193,24 @@ def _start_from(finished: Path, output: Path, recipe: Recipe, *, score_again: bo
         for name in method_of(recipe.method, recipe.model).prepared:
             if (finished / name).is_dir():
                 shutil.copytree(finished / name, aside / name)
+        (aside / RECORD).write_text(json.dumps(record), encoding="utf-8")
         (aside / RECIPE).write_text(recipe_text(recipe), encoding="utf-8")
 
     write_whole(output, write)
+
+
+def check_comparison(benchmark: str, folder: Path) -> None:
+    """Refuse, before the work, a folder whose comparison is not one of this benchmark by this package.
+
+    Raises:
+        OSError: A file is there that the comparison would replace, or the folder cannot be written to.
+    """
+    own = folder / "comparison.json"
+    # A comparison of the first edition starts with its benchmark.
+    first_edition = f'{{\n "benchmark": "{benchmark}",\n'
+    check_output(own, first_edition if holds(own, first_edition) else made_by("compare"))
+    for name in ("comparison.md", "comparison.png"):
+        check_output(folder / name, "" if own.exists() else made_by("compare"))
 
 
 def published_rows(recipe: Recipe) -> dict[str, dict[str, float]]:
@@ -216,7 +234,11 @@ def write_comparison(
         variants: Where changed rows are compared: name -> row and the keys that were changed.
     """
     rows = {row: {str(seed): _summary(run[row]) for seed, run in runs.items()} for row in next(iter(runs.values()))}
-    compared = {"benchmark": benchmark} | ({"variants": variants} if variants else {}) | {"rows": rows}
+    compared = (
+        {"made_by": made_by("compare"), "benchmark": benchmark}
+        | ({"variants": variants} if variants else {})
+        | {"rows": rows}
+    )
     write_text_whole(folder / "comparison.json", json.dumps(compared, indent=1) + "\n")
     table = comparison_table(benchmark, rows, published)
     write_text_whole(folder / "comparison.md", table)

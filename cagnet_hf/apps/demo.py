@@ -6,17 +6,24 @@ it; an `app.py` that calls `serve("DIR_OR_ID")` makes it a Space of the Hub.
 
 import copy
 import os
+import signal
+import socket
+import sys
 import tempfile
+import threading
 import time
 from html import escape
 from importlib.util import find_spec
+from ipaddress import ip_address
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
+from ..data.names import printable
 from ..data.samples import read_image
-from ..model.decoding_cagnet import eight_bit
+from ..model.decoding_cagnet import rgb_image
 from ..vectors.new_classes import embed_new_classes
 from ..weights.folders import load_model
 from .pictures import class_palette, overlay
@@ -107,7 +114,9 @@ class Visit:
         label, score = int(self.prediction.label_map[row, column]), float(self.prediction.scores[row, column])
         config = self.prediction.config
         group = "unseen" if label in config.unseen_ids else "seen"
-        return f"{_swatch(config, label)} <b>{escape(config.id2label[label])}</b>, {group}, score {score:.2f}"
+        return (
+            f"{_swatch(config, label)} <b>{escape(printable(config.id2label[label]))}</b>, {group}, score {score:.2f}"
+        )
 
     def legend(self) -> str:
         """The classes that occur, seen and unseen apart, with area and mean score, as HTML."""
@@ -118,7 +127,7 @@ class Visit:
             swatch = _swatch(config, config.label2id[found.name])
             share = "&lt; 1 %" if found.area < 0.01 else f"{found.area:.0%}".replace("%", " %")
             groups["Seen classes" if found.seen else "Unseen classes"].append(
-                f"<tr><td>{swatch} {escape(found.name)}</td><td>{share}</td><td>{found.score:.2f}</td></tr>"
+                f"<tr><td>{swatch} {escape(printable(found.name))}</td><td>{share}</td><td>{found.score:.2f}</td></tr>"
             )
         heads = "<th>area</th><th>score</th></tr>"
         tables = [f"<tr><th>{name}</th>{heads}{''.join(rows)}" for name, rows in groups.items() if rows]
@@ -143,10 +152,9 @@ def open_image(path: Path) -> Image.Image:
     if width * height > MAX_PIXELS:
         raise ValueError(f"{path.name}: more than {MAX_PIXELS // 10**6} megapixels; make it smaller")
     try:
-        image = read_image(path)
+        image = rgb_image(read_image(path))
     except ValueError as error:
         raise ValueError(str(error).replace(str(path), path.name)) from None
-    image = eight_bit(ImageOps.exif_transpose(image)).convert("RGB")
     image.thumbnail((MAX_SIDE, MAX_SIDE))
     return image
 
@@ -162,47 +170,44 @@ def build_page(model_path: str, *, class_embeddings: str | None = None, encoder:
 
     import gradio as gr  # seconds, so after what may be refused
 
-    def visit_of(visit: Visit | None) -> Visit:
-        return visit or Visit(model, processor, class_embeddings, encoder)
+    def answer(change):
+        """The page's handler of a change that a visitor asked for: `change(visit, gamma, *values)` -> message."""
 
-    def views(visit: Visit, message: str = "", *, is_error: bool = False):
-        """What changes on the page: (visit, overlay, legend, message)."""
-        tone = "error" if is_error else "note"
-        return visit, visit.shown(), visit.legend(), f'<p class="{tone}" role="status">{message}</p>'
+        def handler(gamma: float, visit: Visit | None, *values):
+            visit = visit or Visit(model, processor, class_embeddings, encoder)
+            try:
+                tone, message = "note", change(visit, gamma, *values)
+            except (ValueError, OSError) as error:
+                tone, message = "error", escape(printable(error))
+            told = f'<p class="{tone}" role="status">{message}</p>'
+            views = visit, visit.shown(), visit.legend(), told
+            return views if change is not added else (*views, "" if tone == "note" else gr.skip())
 
-    def open_file(path, gamma, visit):
-        visit = visit_of(visit)
-        try:
-            visit.open(path)
-        except (ValueError, OSError) as error:
-            return views(visit, escape(str(error)), is_error=True)
+        return handler
+
+    def opened(visit, gamma, path):
+        visit.open(_uploaded(path, upload.GRADIO_CACHE))
         visit.segment(gamma)
-        return views(visit, "Click a pixel to see its class and score." if visit.prediction else "")
+        return "Click a pixel to see its class and score." if visit.prediction else ""
 
-    def calibrate(gamma, visit):
-        visit = visit_of(visit)
+    def calibrated(visit, gamma):
         visit.segment(gamma)
-        return views(visit)
+        return ""
 
-    def add_class(name, gamma, visit):
-        visit = visit_of(visit)
+    def added(visit, gamma, name):
         started = time.monotonic()
-        try:
-            visit.add_class(name)
-        except (ValueError, OSError) as error:
-            return name, *views(visit, escape(str(error)), is_error=True)
+        visit.add_class(name)
         seconds = time.monotonic() - started
         visit.segment(gamma)
-        message = f"Learnt <b>{escape(name.strip())}</b> from its vector in {seconds:.1f} s."
+        message = f"Learnt <b>{escape(printable(name.strip()))}</b> from its vector in {seconds:.1f} s."
         if visit.prediction and name.strip() not in {found.name for found in visit.prediction.classes}:
             message += " It is nowhere in this image."
-        return "", *views(visit, message)
+        return message
 
-    def forget(gamma, visit):
-        visit = visit_of(visit)
+    def forgotten(visit, gamma):
         visit.forget_classes()
         visit.segment(gamma)
-        return views(visit, "The model has its own classes again.")
+        return "The model has its own classes again."
 
     def point(visit, event: gr.SelectData):
         told = visit.describe_pixel(*event.index) if visit else "Forgotten meanwhile: drop the image again."
@@ -221,14 +226,9 @@ def build_page(model_path: str, *, class_embeddings: str | None = None, encoder:
         state = gr.State(time_to_live=FORGOTTEN_AFTER)
         gr.Markdown(introduction)
         with gr.Row():
+            accepted = {"sources": ["upload", "clipboard"], "placeholder": f"# Drop an image\n{limits}"}
             upload = gr.Image(
-                type="filepath",
-                image_mode=None,
-                label="Image",
-                sources=["upload", "clipboard"],
-                placeholder=f"# Drop an image\n{limits}",
-                height=440,
-                elem_id="upload",
+                label="Image", type="filepath", image_mode=None, height=440, elem_id="upload", **accepted
             )
             # Unread: gradio would decode an image of any size before `open_image` judges it.
             upload.preprocess = lambda payload: None if payload is None else payload.path
@@ -238,32 +238,22 @@ def build_page(model_path: str, *, class_embeddings: str | None = None, encoder:
         message = gr.HTML(elem_id="message")
         with gr.Row():
             with gr.Column():
+                hint = "Is taken from the scores of seen classes."
                 gamma = gr.Slider(
-                    0,
-                    1,
-                    config.calibration,
-                    step=0.05,
-                    label="Calibration γ",
-                    info="Is taken from the scores of seen classes.",
-                    elem_id="gamma",
+                    0, 1, config.calibration, step=0.05, label="Calibration γ", info=hint, elem_id="gamma"
                 )
-                name = gr.Textbox(
-                    label="New class",
-                    info="The model learns it from a vector of its name, without an image.",
-                    placeholder="zebra",
-                    max_length=60,
-                    elem_id="name",
-                )
+                hint = "The model learns it from a vector of its name, without an image."
+                name = gr.Textbox(label="New class", info=hint, placeholder="zebra", max_length=60, elem_id="name")
                 with gr.Row():
                     add = gr.Button("Add class", variant="primary", size="md", elem_id="add")
                     reset = gr.Button("Forget new classes", size="md", elem_id="forget")
             legend = gr.HTML(elem_id="legend")
-        outputs = [state, result, legend, message]
+        inputs, outputs = [gamma, state], [state, result, legend, message]
         hidden = {"api_visibility": "private", "show_progress": "minimal"}
-        upload.change(open_file, [upload, gamma, state], outputs, **hidden)
-        gamma.change(calibrate, [gamma, state], outputs, trigger_mode="always_last", **hidden)
-        gr.on([add.click, name.submit], add_class, [name, gamma, state], [name, *outputs], **hidden)
-        reset.click(forget, [gamma, state], outputs, **hidden)
+        upload.change(answer(opened), [*inputs, upload], outputs, **hidden)
+        gamma.change(answer(calibrated), inputs, outputs, trigger_mode="always_last", **hidden)
+        gr.on([add.click, name.submit], answer(added), [*inputs, name], [*outputs, name], **hidden)
+        reset.click(answer(forgotten), inputs, outputs, **hidden)
         result.select(point, [state], [message], **hidden)
     return page
 
@@ -289,6 +279,8 @@ def serve(
     if find_spec("gradio") is None:
         raise ValueError("the page needs Gradio: pip install 'cagnet-hf[demo]'")
     uploads = tempfile.TemporaryDirectory(prefix="cagnet_demo_")
+    if block and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # an exit in good order, which removes the uploads
     # Gradio reads these when it is imported.
     os.environ.update(GRADIO_TEMP_DIR=uploads.name, GRADIO_ANALYTICS_ENABLED="False", HF_HUB_DISABLE_TELEMETRY="1")
     page = build_page(model_path, class_embeddings=class_embeddings, encoder=encoder)
@@ -318,13 +310,46 @@ def serve(
     return page
 
 
+def _uploaded(path: str | None, folder: str) -> str | None:
+    """The path of an upload; any other path is one that a client made up.
+
+    Raises:
+        ValueError: The path leads out of the folder of uploads.
+    """
+    if path is not None and not Path(path).resolve().is_relative_to(Path(folder).resolve()):
+        raise ValueError("this is no image that was uploaded: drop one on the page")
+    return path
+
+
+def _is_own_host(host: str) -> bool:
+    """Whether a browser that names this host means this server: a page of others can name only hosts of its own."""
+    name = urlsplit(f"//{host}").hostname or ""
+    machine = socket.gethostname().lower()
+    own = {"localhost", machine, f"{machine}.local", os.environ.get("SPACE_HOST", "").lower()}
+    try:
+        ip_address(name)
+    except ValueError:
+        return name != "" and (name in own or name.endswith(".localhost"))
+    return True  # an address is nobody's name
+
+
 class _OwnServerOnly:
-    """Adds `_POLICY` to every answer (an ASGI middleware)."""
+    """Answers to this server's own names alone, and adds `_POLICY` to every answer (an ASGI middleware)."""
 
     def __init__(self, app):
         self.app = app
 
     async def __call__(self, scope, receive, send):
+        hosts = [value.decode("latin-1") for name, value in scope.get("headers", ()) if name == b"host"]
+        if scope["type"] in ("http", "websocket") and not (len(hosts) == 1 and _is_own_host(hosts[0])):
+            if scope["type"] == "websocket":
+                await send({"type": "websocket.close", "code": 1008})
+                return
+            headers = [(b"content-type", b"text/plain")]
+            await send({"type": "http.response.start", "status": 421, "headers": headers})
+            await send({"type": "http.response.body", "body": b"This server has another name.\n"})
+            return
+
         async def send_with_policy(event):
             if event["type"] == "http.response.start":
                 event["headers"] = [*event["headers"], (b"content-security-policy", _POLICY.encode())]

@@ -13,10 +13,12 @@ from ..files import sha256
 from ..model.configuration_cagnet import plain_name
 from ..vectors.class_embeddings import check_vectors, join_parts, save_embedding_table
 from ..vectors.text_encoders import encode_names, encoder_files
-from ..vectors.word_names import load_synonyms, look_up_names
+from ..vectors.word_names import Synonyms, look_up_names
 from ..vectors.word_streams import split_archive
 
 logger = getLogger(__name__)
+
+TABLE_MARK = '"made_by":"cagnet-hf '  # as the header of a table has it
 
 
 def wanted_names(
@@ -48,67 +50,69 @@ def wanted_names(
     return [found[name] for name in sorted(found)], {ignored[name] for name in ignored.keys() - needed.keys()}
 
 
-def write_table(
-    output: Path,
-    sources: Sequence[tuple[str, str]],
-    names: Sequence[str],
-    optional: Collection[str] = (),
-    *,
-    synonyms: Sequence[Path] = (),
-    pooling: str | None = None,
-    prompt: str = "{}",
-    encoder_name: str | None = None,
-    normalize: str = "whole",
-    license: str = "unknown",
+def looked_up(
+    source: str, names: Sequence[str], optional: Collection[str] = (), synonyms: Synonyms | None = None
+) -> tuple[dict[str, np.ndarray], dict]:
+    """The vectors by name that a table of word vectors has, and what the output says of the table.
+
+    Args:
+        source: The table.
+        names: The class names.
+        optional: Those of the names that the table may lack.
+        synonyms: What to look up instead; see `load_synonyms`.
+    """
+    found = look_up_names(names, source, synonyms=synonyms, optional=optional)
+    check_vectors(source, list(found.vectors), np.stack(list(found.vectors.values())))
+    means = sum(len(words) > 1 for words in found.words.values())
+    entries = len(found.words) - means
+    logger.info("%s: %d names are entries of the table, %d means of several", source, entries, means)
+    path, member = split_archive(source)
+    file = path.name if member is None else f"{path.name}:{member}"
+    return found.vectors, {"file": file, "sha256": sha256(path), "words": found.words}
+
+
+def encoded(
+    source: str, names: Sequence[str], *, pooling: str | None = None, prompt: str = "{}", called: str | None = None
+) -> tuple[dict[str, np.ndarray], dict]:
+    """The vectors by name that a text encoder makes, and what the output says of the encoder.
+
+    Args:
+        source: A folder or a Hub id.
+        names: The class names.
+        pooling: See `encode_names`.
+        prompt: See `encode_names`.
+        called: What the output calls the encoder; the folder's name or the id when None.
+    """
+    vectors = encode_names(names, source, pooling=pooling, prompt=prompt)
+    check_vectors(source, names, vectors)
+    record = {
+        "encoder": called or (Path(source).resolve().name if Path(source).is_dir() else source),
+        "pooling": pooling or "own",
+        "prompt": prompt,
+        "sha256": {path.name: sha256(path) for path in encoder_files(source)},
+    }
+    return dict(zip(names, vectors, strict=True)), record
+
+
+def write_joined(
+    output: Path, names: Sequence[str], parts: Sequence[dict[str, np.ndarray]], records: list[dict], **facts: str
 ) -> None:
-    """Write a table of the vectors of names, joined from several sources; it records what it was made of.
+    """Write a table of vectors that are joined from several sources.
 
     Args:
         output: The `.safetensors` file.
-        sources: `("word_vectors", FILE)` or `("encoder", DIR_OR_ID)`, in the order in which they are joined.
-        names: The class names.
-        optional: Those of the names that are left out where a source lacks them.
-        synonyms: A file for each table of word vectors, or none; see `load_synonyms`.
-        pooling: See `encode_names`.
-        prompt: See `encode_names`.
-        encoder_name: What the table calls the encoder; the folder's name or the id when None.
-        normalize: `"whole"`, or `"parts"`: give the vectors of each source length 1 before they are joined, too.
-        license: The licence of the sources.
+        names: The class names; those that a part lacks are left out.
+        parts: Vectors by name from each source, in the order in which they are joined.
+        records: What the table says of each source.
+        facts: What else the table says; `normalize="parts"` gives the vectors of each part length 1, too.
     """
-    meant = iter([load_synonyms(path, names) for path in synonyms])
-    parts, records = [], []
-    for kind, source in sources:
-        if kind == "encoder":
-            vectors = dict(zip(names, encode_names(names, source, pooling=pooling, prompt=prompt), strict=True))
-            record = {
-                "encoder": encoder_name or (Path(source).resolve().name if Path(source).is_dir() else source),
-                "pooling": pooling or "own",
-                "prompt": prompt,
-                "sha256": {path.name: sha256(path) for path in encoder_files(source)},
-            }
-        else:
-            found = look_up_names(names, source, synonyms=next(meant, {}), optional=optional)
-            means = sum(len(words) > 1 for words in found.words.values())
-            counts = len(found.words) - means, means
-            logger.info("%s: %d names are entries of the table, %d means of several", source, *counts)
-            path, member = split_archive(source)
-            file = path.name if member is None else f"{path.name}:{member}"
-            vectors, record = found.vectors, {"file": file, "sha256": sha256(path), "words": found.words}
-        parts.append(vectors)
-        records.append(record)
     left_out = [name for name in names if not all(name in part for part in parts)]
     if left_out:
         logger.info("Left out %s: an ignored label without a vector", ", ".join(map(repr, left_out)))
     kept = [name for name in names if name not in left_out]
     matrices = [np.stack([part[name] for name in kept]) for part in parts]
-    for (_, source), matrix in zip(sources, matrices, strict=True):
-        check_vectors(source, kept, matrix)
-    joined = join_parts(matrices, normalize_parts=normalize == "parts")
-    metadata = {
-        "sources": json.dumps(records),
-        "normalize": normalize,
-        "license": license,
-        "made_by": f"cagnet-hf {version('cagnet-hf')}",
-    }
+    joined = join_parts(matrices, normalize_parts=facts["normalize"] == "parts")
+    made_by = f"cagnet-hf {version('cagnet-hf')}"
+    metadata = {"sources": json.dumps(records), "made_by": made_by} | facts
     save_embedding_table(output, [plain_name(name) for name in kept], joined, metadata)
     logger.info("Wrote %s: %d names, %d numbers each", output, len(kept), joined.shape[1])

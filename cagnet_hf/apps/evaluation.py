@@ -1,6 +1,7 @@
 """Scoring a trained model on a dataset, and choosing the calibration of one."""
 
 import json
+import os
 from logging import getLogger
 from pathlib import Path
 
@@ -24,12 +25,8 @@ def evaluate(
     split: str = "test",
     protocol: str = "full",
     gamma: float | None = None,
-    benchmark: str | None = None,
-    label_map: str | None = None,
-    image_column: str = "image",
-    mask_column: str = "mask",
-    streaming: bool = False,
     batch_size: int = 8,
+    **columns,
 ) -> dict:
     """Score a model on the seen and unseen classes of a dataset.
 
@@ -39,11 +36,10 @@ def evaluate(
         split: The split of the dataset to score on.
         protocol: `"full"`: at the images' own sizes. `"paper"`: images warped to a square, at feature resolution.
         gamma: The calibration, which is subtracted from the seen classes' probabilities; the model's own when None.
-        benchmark: Name or class table of the masks' classes; the dataset's own when None.
-        label_map: YAML of the ids of a dataset that counts otherwise: `"{1: dog, 7: null}"`.
-        image_column, mask_column: What the dataset calls them.
-        streaming: Read rows as they are needed.
         batch_size: Images of equal size per batch.
+        columns: How the dataset is read: `image_column` and `mask_column`, where they have other names; `benchmark`,
+            the name or class table of the masks' classes, where the dataset does not say; `label_map`, YAML of the ids
+            of a dataset that counts otherwise, `"{1: dog, 7: null}"`; `streaming=True` to read rows as needed.
 
     Returns:
         The dictionary of the metric at `METRIC_PATH`, with `protocol` and `num_images`.
@@ -58,31 +54,27 @@ def evaluate(
     if not isinstance(model, str | Path) and processor is None:
         raise ValueError("a model is scored with its image processor: evaluate(model, dataset, processor=processor)")
     accelerator = Accelerator()
-    rows, classes = open_with_classes(
-        str(dataset),
-        split,
-        benchmark=benchmark,
-        label_map=label_map,
-        image_column=image_column,
-        mask_column=mask_column,
-        streaming=streaming,
-    )
+    rows, classes = open_with_classes(str(dataset), split, **columns)
     if isinstance(model, str | Path):
         model, processor = load_model(str(model))
     check_classes(model.config, classes, str(dataset))
     own = model.config.calibration
     try:
         model.config.calibration = own if gamma is None else gamma
-        return score(
-            model.to(accelerator.device),
-            processor,
-            rows,
-            protocol=protocol,
-            batch_size=batch_size,
-            accelerator=accelerator,
-        )
+        options = {"protocol": protocol, "batch_size": batch_size, "accelerator": accelerator}
+        return score(model.to(accelerator.device), processor, rows, **options)
     finally:
         model.config.calibration = own
+
+
+def are_scores(path: Path) -> bool:
+    """Whether a file holds what `evaluate` returns; the `metrics.json` of a run holds more."""
+    try:
+        metrics = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):
+        return False
+    scored = {"per_class", "protocol", "num_images"}
+    return isinstance(metrics, dict) and scored <= metrics.keys() and "stages" not in metrics
 
 
 def choose_calibration(
@@ -114,13 +106,31 @@ def choose_calibration(
     return best_gamma(curve), curve
 
 
+def check_calibratable(folder: Path) -> None:
+    """Refuse, before the work, a folder that a calibration cannot be written to.
+
+    Raises:
+        ValueError: The folder holds no model of this package.
+        OSError: A file of the folder cannot be written.
+    """
+    _config_of(folder)
+    for path in (folder, folder / "config.json", folder / CARD):
+        if path.is_symlink() and path != folder:
+            raise FileExistsError(f"{path} is a link and stays as it is: name a folder that holds the file itself")
+        if path.exists() and not os.access(path, os.W_OK):
+            raise PermissionError(f"{path}: you may not write to it")
+
+
 def apply_calibration(folder: Path, gamma: float) -> None:
     """Write a calibration into a model folder: into `config.json`, and into the card, which names the scores' own."""
     fields, card = _config_of(folder), folder / CARD
+    text = None
     if card.is_file():
         text = calibrated_card(card.read_text(encoding="utf-8"), gamma, fields.get("calibration", 0.0))
-        write_text_whole(card, text)
+    # The configuration first: it decides what the model does, and the card only tells of it.
     write_text_whole(folder / "config.json", json.dumps(fields | {"calibration": gamma}, indent=2) + "\n")
+    if text is not None:
+        write_text_whole(card, text)
     logger.info("Wrote calibration %s to %s", gamma, folder / "config.json")
 
 

@@ -7,7 +7,6 @@ variance of the latent, which only training needs, stay behind.
 import copy
 import json
 import logging
-import os
 import warnings
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,9 +15,11 @@ import numpy as np
 import torch
 from torch import nn
 
+from ..files import made_by, whole
 from ..model.image_processing_cagnet import CaGNetImageProcessor
 from ..model.modeling_cagnet import CaGNetForSemanticSegmentation
 
+MARK = made_by("export_onnx")
 EXAMPLE_SIZE = (2, 3, 64, 80)  # what is traced: no two sides alike, none 1, else they would be taken for constants
 CHECKED_SIZES = ((1, 3, 97, 64), (2, 3, 33, 129))
 TOLERANCE = 1e-3  # of the largest logit; float32 sums in another order differ by about 1e-6
@@ -84,16 +85,11 @@ def export_onnx(model: CaGNetForSemanticSegmentation, processor: CaGNetImageProc
             verbose=False,
         )
     program.model.metadata_props.update(graph_metadata(model.config, processor))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.partial")
-    try:
+    with whole(path) as aside:
         program.save(aside)
         difference = _difference(network, aside)
         if difference > TOLERANCE:
             raise RuntimeError(f"{path}: the graph differs from the model by {difference:.1e} of its largest logit")
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
     return difference
 
 
@@ -118,6 +114,7 @@ def graph_metadata(config, processor: CaGNetImageProcessor) -> dict[str, str]:
         "ignore_index": config.ignore_index,
         "calibration": config.calibration,
     }
+    facts["made_by"] = MARK
     return {key: json.dumps(value, ensure_ascii=False) for key, value in facts.items()}
 
 

@@ -6,11 +6,14 @@ and outline, in pictures and legends alike, so that they are told from seen ones
 
 from collections.abc import Iterable, Sequence
 from functools import cache
+from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
 from ..data.label_space import UNLABELLED
+from ..data.names import printable
+from ..files import whole
 
 INK, PAPER, BLANK = (34, 34, 34), (255, 255, 255), (64, 64, 64)
 GAP = 8  # pixels between the parts of a picture
@@ -44,6 +47,14 @@ def class_palette(num_classes: int) -> np.ndarray:
     if not 0 < num_classes <= 255:
         raise ValueError(f"a palette of {num_classes} colours: label maps have 1 to 255 classes")
     return _ranked_colors()[:num_classes].copy()
+
+
+def save_picture(picture: Image.Image, path: Path, mark: str) -> None:
+    """Write a PNG file, whole, that carries a mark (see `files.made_by`)."""
+    info = PngImagePlugin.PngInfo()
+    info.add_text("Software", mark)
+    with whole(path) as aside:
+        picture.save(aside, "PNG", pnginfo=info)
 
 
 def overlay(
@@ -102,6 +113,7 @@ def legend(
     font = _font(width)
     swatch, line = (round(1.7 * font.size), font.size), round(1.6 * font.size)
     groups = {"Seen classes": list(seen_ids), "Unseen classes (hatched)": list(unseen_ids)}
+    class_names = [printable(name) for name in class_names]
     names = [class_names[i] for ids in groups.values() for i in ids]
     column = swatch[0] + 3 * GAP + round(max(map(font.getlength, names), default=0))
     per_line = max(1, width // column)
@@ -163,10 +175,7 @@ def prediction_grid(
         cells = [image, *(overlay(blank, m, palette, **look) for m in (truth, prediction))]
         strength = np.where(truth == UNLABELLED, 56, 255).astype(np.uint8)
         cells[2] = Image.composite(cells[2], blank, Image.fromarray(strength))
-        picture = Image.new("RGB", (width, image.height + GAP), PAPER)
-        for column, cell in enumerate(cells):
-            picture.paste(cell, (column * (cell_width + GAP) + (cell_width - cell.width) // 2, 0))
-        pictures.append(picture)
+        pictures.append(_side_by_side(cells, cell_width))
     pictures.append(legend(class_names, palette, **listed, width=width))
     return _stack(pictures)
 
@@ -195,14 +204,11 @@ def contact_sheet(
     width = columns * cell + (columns - 1) * GAP
     pictures = []
     for start in range(0, len(pairs), columns):
-        line = [_fitted(image, label_map, cell) for image, label_map, _ in pairs[start : start + columns]]
-        picture = Image.new("RGB", (width, max(image.height for image, _ in line)), PAPER)
-        for column, (image, label_map) in enumerate(line):
-            picture.paste(
-                overlay(image, label_map, palette, unseen_ids=listed["unseen_ids"]), (column * (cell + GAP), 0)
-            )
-        captions = [caption for *_, caption in pairs[start : start + columns]]
-        pictures += [picture, _headings(captions + [""] * (columns - len(captions)), width)]
+        line = pairs[start : start + columns]
+        fitted = (_fitted(image, label_map, cell) for image, label_map, _ in line)
+        cells = [overlay(*pair, palette, unseen_ids=listed["unseen_ids"]) for pair in fitted]
+        captions = [caption for *_, caption in line] + [""] * (columns - len(line))
+        pictures += [_side_by_side(cells, cell), _headings(captions, width)]
     return _stack([*pictures, legend(class_names, palette, **listed, width=width)])
 
 
@@ -239,14 +245,23 @@ def _headings(texts: Sequence[str], width: int) -> Image.Image:
     draw = ImageDraw.Draw(picture)
     for column, text in enumerate(texts):
         centre = (width * (2 * column + 1) / (2 * len(texts)), picture.height / 2)
-        draw.text(centre, text, fill=INK, font=font, anchor="mm")
+        draw.text(centre, printable(text), fill=INK, font=font, anchor="mm")
     return picture
+
+
+def _side_by_side(pictures: Sequence[Image.Image], cell: int) -> Image.Image:
+    """Pictures in cells of one width, above a gap."""
+    size = len(pictures) * (cell + GAP) - GAP, max(picture.height for picture in pictures) + GAP
+    line = Image.new("RGB", size, PAPER)
+    for column, picture in enumerate(pictures):
+        line.paste(picture, (column * (cell + GAP), 0))
+    return line
 
 
 def _stack(pictures: Sequence[Image.Image]) -> Image.Image:
     """Pictures below each other, with a margin."""
-    height, width = sum(picture.height for picture in pictures), max(picture.width for picture in pictures)
-    sheet = Image.new("RGB", (width + 2 * GAP, height + 2 * GAP), PAPER)
+    width = max(picture.width for picture in pictures)
+    sheet = Image.new("RGB", (width + 2 * GAP, sum(picture.height for picture in pictures) + 2 * GAP), PAPER)
     y = GAP
     for picture in pictures:
         sheet.paste(picture, (GAP, y))

@@ -1,9 +1,10 @@
 """Segment images with a trained model, and show what it saw.
 
-from cagnet_hf.apps.prediction import draw_overlay, load_model
+from cagnet_hf import load_model, segment
 
 model, processor = load_model("outputs/scenes/model")  # or a Hub id
-draw_overlay(model, processor, Image.open("image.png")).save("overlay.png")
+for prediction in segment(model, processor, [Image.open("image.png")]):
+    prediction.overlay().save("overlay.png")
 """
 
 from collections import defaultdict
@@ -47,7 +48,8 @@ class Prediction:
     """What a model sees in one image.
 
     Attributes:
-        label_map: `(H, W)` uint8 in model order, at the image's own size (turned as its EXIF data say).
+        label_map: `(H, W)` uint8 (int32 beyond 256 classes) in model order, at the image's own size (turned as its
+            EXIF data say).
         scores: `(H, W)` float32, the softmax probability of each pixel's label.
         classes: The classes that occur, the largest first.
         picture: The image, of no more than `PICTURE_PIXELS`.
@@ -72,19 +74,6 @@ class Prediction:
         """The scores as a grey picture: 0 is black, 1 is white."""
         grey = self.scores * np.float32(255)
         return Image.fromarray(np.rint(grey, out=grey).astype(np.uint8))
-
-
-def draw_overlay(model, processor, image: Image.Image, *, gamma: float | None = None) -> Image.Image:
-    """Segment one image and draw it: the classes over the image, above a legend of those that occur.
-
-    Args:
-        model: In evaluation mode, from `load_model` or `AutoModelForSemanticSegmentation`.
-        processor: Its image processor.
-        image: Of any size and mode; an overlay has at most `PICTURE_PIXELS`.
-        gamma: See `segment`.
-    """
-    (prediction,) = segment(model, processor, [image], gamma=gamma)
-    return prediction.overlay()
 
 
 def segment(
@@ -136,7 +125,7 @@ def _at_most(image: Image.Image, pixels: int) -> Image.Image:
 @torch.inference_mode()
 def _scored(model, pixel_values: torch.Tensor, gamma: float | None) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Logits `(B, N, h, w)` and what is subtracted from the probabilities, `(N,)` or None."""
-    outputs = model(pixel_values)
+    outputs = model(pixel_values, return_dict=True)
     if gamma is None:
         return outputs.logits, None if outputs.calibration is None else outputs.calibration[0]
     offset = torch.zeros(model.config.num_labels, device=model.device)
@@ -146,7 +135,8 @@ def _scored(model, pixel_values: torch.Tensor, gamma: float | None) -> tuple[tor
 
 @torch.inference_mode()
 def _prediction(logits: torch.Tensor, offset, size: tuple[int, int], picture: Image.Image, config) -> Prediction:
-    label_map, scores = np.empty(size, np.uint8), np.empty(size, np.float32)
+    label_map = np.empty(size, np.uint8 if config.num_labels <= 256 else np.int32)
+    scores = np.empty(size, np.float32)
     pixels, totals = torch.zeros(2, config.num_labels, dtype=torch.float64, device=logits.device)
     for rows, labels, band in label_bands(logits, size, offset, with_scores=True):
         label_map[rows], scores[rows] = labels.cpu().numpy(), band.cpu().numpy()

@@ -10,15 +10,18 @@ from PIL import Image
 
 from ..data.image_inputs import RemoteFile
 from ..data.label_space import LabelSpace
-from ..files import write_text_whole
-from .pictures import class_palette
+from ..files import check_output, made_by, write_text_whole
+from .pictures import class_palette, save_picture
 from .prediction import Prediction
 
 SUFFIXES = (".png", "_overlay.png", "_confidence.png", ".json")
 
 
+MARK = made_by("predict")
+
+
 def check_outputs(files: Sequence[Path | RemoteFile], output: Path) -> None:
-    """Refuse two predictions of one name, and a prediction that would replace an image."""
+    """Refuse two predictions of one name, and a prediction that would replace a file that is none."""
     names = Counter(f"{file.stem}{suffix}" for file in files for suffix in SUFFIXES)
     twice = next((name for name, count in names.items() if count > 1), None)
     if twice is not None:
@@ -27,6 +30,8 @@ def check_outputs(files: Sequence[Path | RemoteFile], output: Path) -> None:
     overwritten = next((file for file in files if isinstance(file, Path) and file.resolve() in outputs), None)
     if overwritten is not None:
         raise ValueError(f"{overwritten} would be overwritten by its prediction: choose another --output")
+    for name in names:
+        check_output(output / name, MARK)
 
 
 def write_prediction(prediction: Prediction, file: Path | RemoteFile, output: Path) -> None:
@@ -35,8 +40,8 @@ def write_prediction(prediction: Prediction, file: Path | RemoteFile, output: Pa
     stored = Image.fromarray(label_map, mode="P")
     stored.putpalette(class_palette(255).tobytes())
     for suffix, picture in zip(SUFFIXES, (stored, prediction.overlay(), prediction.confidence_map()), strict=False):
-        picture.save(output / f"{file.stem}{suffix}")
+        save_picture(picture, output / f"{file.stem}{suffix}", MARK)
     height, width = label_map.shape
-    summary = {"image": str(file), "width": width, "height": height}
+    summary = {"made_by": MARK, "image": str(file), "width": width, "height": height}
     summary["classes"] = [asdict(found) for found in prediction.classes]
     write_text_whole(output / f"{file.stem}.json", json.dumps(summary, indent=1, ensure_ascii=False) + "\n")

@@ -10,9 +10,10 @@ from PIL import Image
 from ..data.label_space import UNLABELLED, LabelSpace
 from ..files import write_text_whole
 from ..hub.cards.trained import model_card
-from ..hub.models import FIGURES, METRICS, figure_titles, published_recipe
+from ..hub.models import figure_titles, published_recipe
 from ..training.loop import Trainer, metrics_json
-from ..weights.folders import save_model_folder
+from ..training.run_folder import FIGURES, METRICS, MODEL
+from ..weights.folders import CARD, save_model_folder
 from .charts import loss_curves, per_class_bars
 from .pictures import prediction_grid
 from .prediction import segment
@@ -27,6 +28,8 @@ def write_report(trainer: Trainer) -> None:
     folder, state = trainer.output_dir, trainer.state
     metrics = metrics_json(state)
     figures = folder / FIGURES
+    # The model before anything that may fail: what was trained for hours is not lost with a picture.
+    save_model_folder(trainer.model, trainer.processor, folder / MODEL, _card(trainer, metrics))
     figures.mkdir(exist_ok=True)
     title = f"{trainer.recipe.method} on {trainer.benchmark.name}"
     if trainer.recipe.benchmark == "scenes":
@@ -35,15 +38,18 @@ def write_report(trainer: Trainer) -> None:
         loss_curves(state.history, figures / "losses.png")
     per_class_bars(state.stages[-1]["metrics"], figures / "per_class_iou.png", title=title)
     _predictions(trainer, title).save(figures / "predictions.png")
-    card = model_card(
+    write_text_whole(folder / MODEL / CARD, _card(trainer, metrics))  # with the figures
+    # Last: a folder with metrics.json holds a finished run.
+    write_text_whole(folder / METRICS, metrics)
+
+
+def _card(trainer: Trainer, metrics: str) -> str:
+    return model_card(
         published_recipe(trainer.recipe),
         json.loads(metrics),
         class_embeddings=trainer.recipe.class_embeddings,
-        figures=figure_titles(figures, f"../{FIGURES}"),
+        figures=figure_titles(trainer.output_dir / FIGURES, f"../{FIGURES}"),
     )
-    save_model_folder(trainer.model, trainer.processor, folder / "model", card)
-    # Last: a folder with metrics.json holds a finished run.
-    write_text_whole(folder / METRICS, metrics)
 
 
 def _predictions(trainer: Trainer, title: str):

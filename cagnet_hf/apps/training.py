@@ -16,6 +16,7 @@ from ..model.image_processing_cagnet import CaGNetImageProcessor
 from ..model.modeling_cagnet import CaGNetForSemanticSegmentation
 from ..training.loop import Trainer, metrics_json
 from ..training.recipe_files import load_recipe
+from .charts import check_drawing
 from .report import write_report
 
 logger = getLogger(__name__)
@@ -71,9 +72,12 @@ def train(
     if pushes:  # before hours are spent
         check_own_weights(chosen)
         claim_repository(push_to_hub)
+    check_drawing()
     trainer = Trainer(chosen, output_dir, resume=resume)
     trainer.run()
-    write_report(trainer)
+    with trainer.stop.heard():
+        write_report(trainer)
+    trainer.folder.leave()
     if trainer.accelerator.is_main_process:
         logger.info("Wrote %s", output_dir)
     if pushes:

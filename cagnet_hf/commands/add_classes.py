@@ -48,9 +48,10 @@ def add_classes(
         cagnet-hf add_classes --model outputs/voc/model --class zebra --class "traffic cone" --output outputs/voc_zebra
         cagnet-hf add_classes --model outputs/voc/model --remove sofa --rename tv=television --output outputs/voc_19
     """
+    from ..data.names import printable
     from ..data.sources import open_dataset
     from ..evaluation.new_classes import score_after, score_before
-    from ..files import write_text_whole
+    from ..files import MODEL_FOLDER, check_output, made_by, write_text_whole
     from ..hub.cards.edited import edited_model_card
     from ..vectors.new_classes import embed_new_classes
     from ..weights.folders import load_model, save_model_folder
@@ -64,6 +65,9 @@ def add_classes(
         raise FileExistsError(f"--output {output} exists; choose another")
     if bool(dataset) != bool(scores) or (dataset and not new):
         raise ValueError("--dataset and --scores go together, with --class")
+    check_output(output, MODEL_FOLDER, inputs=(model,), overwrite=False)
+    if scores:
+        check_output(scores, made_by("add_classes"))
     images = open_dataset(dataset, "test") if dataset else None
     network, processor = load_model(model)
     if remove:
@@ -79,13 +83,12 @@ def add_classes(
         logger.info("Learnt %s in %.1f s", ", ".join(new), seconds)
         if dataset:
             found = score_after(network, processor, images, before) | {"seconds": round(seconds, 2)}
-            scores.parent.mkdir(parents=True, exist_ok=True)
-            write_text_whole(scores, json.dumps(found, indent=1) + "\n")
+            write_text_whole(scores, json.dumps({"made_by": made_by("add_classes")} | found, indent=1) + "\n")
             logger.info("mIoU of the old classes %(before).4f before, %(after).4f after", found["old_mIoU"])
             for name, entry in found["new"].items():
                 logger.info("%s: IoU %s", name, "undefined" if entry["iou"] is None else format(entry["iou"], ".4f"))
     save_model_folder(network, processor, output, edited_model_card(network.config, model, new))
-    logger.info("Wrote %s: %s", output, ", ".join(network.config.id2label.values()))
+    logger.info("Wrote %s: %s", output, ", ".join(map(printable, network.config.id2label.values())))
 
 
 def _renamings(pairs: list[str]) -> dict[str, str]:

@@ -29,8 +29,13 @@ def calibrate(data: DatasetOptions, *, model: str, apply_to: Path | None = None,
     """
     from accelerate import PartialState
 
-    from ..apps.evaluation import apply_calibration, choose_calibration
-    from ..files import write_text_whole
+    from ..apps.evaluation import apply_calibration, check_calibratable, choose_calibration
+    from ..files import check_output, made_by, write_text_whole
+
+    if output:
+        check_output(output, made_by("calibrate"))
+    if apply_to is not None:
+        check_calibratable(apply_to)
 
     chosen, curve = choose_calibration(model, apply_to=apply_to, **asdict(data))
     if not PartialState().is_main_process:
@@ -39,7 +44,7 @@ def calibrate(data: DatasetOptions, *, model: str, apply_to: Path | None = None,
         columns = "  ".join(f"{key} {metrics[key] or 0.0:.4f}" for key in ("S-mIoU", "U-mIoU", "hIoU"))
         logger.info("%s gamma %.2f  %s", "*" if gamma == chosen else " ", gamma, columns)
     if output:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        write_text_whole(output, json.dumps({"chosen": chosen, "curve": curve}, indent=1))
+        facts = {"made_by": made_by("calibrate"), "chosen": chosen, "curve": curve}
+        write_text_whole(output, json.dumps(facts, indent=1))
     if apply_to is not None:
         apply_calibration(apply_to, chosen)

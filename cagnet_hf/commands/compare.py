@@ -35,12 +35,22 @@ def compare(
     """
     from accelerate import PartialState
 
-    from ..apps.charts import seen_unseen_scatter
-    from ..apps.comparison import points, published_rows, recipes_of, run_rows, variants_of, write_comparison
+    from ..apps.charts import check_drawing, seen_unseen_scatter
+    from ..apps.comparison import (
+        check_comparison,
+        points,
+        published_rows,
+        recipes_of,
+        run_rows,
+        variants_of,
+        write_comparison,
+    )
 
     if rows and variants:
         raise ValueError("--rows and --variants exclude each other: leave out one")
     changed = variants_of(benchmark, rows, variants)
+    check_comparison(benchmark, output_dir)
+    check_drawing()
     # All recipes first: a typing error must not be found after hours.
     recipes = {seed: recipes_of(benchmark, changed, [*set_, f"seed={seed}"]) for seed in seeds}
     runs = {seed: run_rows(recipes[seed], output_dir / f"seed_{seed}") for seed in seeds}

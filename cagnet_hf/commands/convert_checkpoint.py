@@ -35,9 +35,16 @@ def convert_checkpoint(
         cagnet-hf convert_checkpoint 00020000.pth --output models/cagnet_voc
     """
     from ..apps.conversion import convert
+    from ..data.benchmarks import load_benchmark
+    from ..files import MODEL_FOLDER, check_output
+    from ..vectors.class_embeddings import load_class_embeddings
 
-    if output.exists() and not overwrite:
-        raise FileExistsError(f"--output {output} exists; choose another or pass --overwrite")
+    vectors = class_embeddings.split(",") if class_embeddings else ()
+    check_output(output, MODEL_FOLDER, inputs=(checkpoint, benchmark, *vectors), overwrite=overwrite)
     if (benchmark is None) != (class_embeddings is None):
         raise ValueError("--benchmark and --class_embeddings go together: give both (SPNet) or neither")
-    convert(checkpoint, output, source=source, benchmark=benchmark, class_embeddings=class_embeddings)
+    classes = ()
+    if benchmark is not None:
+        table = load_benchmark(benchmark)
+        classes = (table, load_class_embeddings(class_embeddings, table))
+    convert(checkpoint, output, classes, source=source)

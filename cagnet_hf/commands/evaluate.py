@@ -37,13 +37,12 @@ def evaluate(
     from accelerate import PartialState
 
     from ..apps import evaluation
-    from ..files import write_text_whole
+    from ..files import check_output, write_text_whole
 
-    if output and output.is_dir():
-        raise IsADirectoryError(f"{output} is a folder: name the JSON file to write")
+    if output:
+        check_output(output, evaluation.are_scores)
     metrics = evaluation.evaluate(model, **asdict(data), protocol=protocol, gamma=gamma, batch_size=batch_size)
     for key in ("S-mIoU", "U-mIoU", "hIoU", "mIoU", "PA", "MA", "U-PA", "U-MA"):
         logger.info("%-7s %s", key, "undefined" if metrics[key] is None else f"{metrics[key]:.4f}")
     if output and PartialState().is_main_process:
-        output.parent.mkdir(parents=True, exist_ok=True)
         write_text_whole(output, json.dumps(metrics, indent=1))

@@ -21,10 +21,10 @@ def export_onnx(*, model: str, output: Path) -> None:
         cagnet-hf export_onnx --model outputs/scenes/model --output model.onnx
     """
     from ..apps import export
+    from ..files import check_output
     from ..weights.folders import load_model
 
-    if output.is_dir():
-        raise ValueError(f"{output} is a folder: name the file to write")
+    check_output(output, export.MARK)
     difference = export.export_onnx(*load_model(model), output)
     size = output.stat().st_size / 2**20
     logger.info("Wrote %s (%.1f MiB); it differs from PyTorch by %.0e of the largest logit", output, size, difference)

@@ -1,8 +1,8 @@
 """Write a dataset of images and masks as Parquet files.
 
 Every pair is checked. `datasets.load_dataset` opens the files, and so do training and evaluation. The first word names
-the dataset: `cagnet-hf prepare_data pascal_voc --help` tells what it is read from. Archives are read where they lie,
-not unpacked. `cagnet-hf prepare_data check DIR` looks at a prepared dataset.
+the dataset: `cagnet-hf prepare_data pascal_voc --help` tells what it is read from. Archives need not be unpacked.
+`cagnet-hf prepare_data check DIR` looks at a prepared dataset.
 """
 
 from dataclasses import dataclass
@@ -32,8 +32,15 @@ class Preparation:
     num_proc: int | None = None
     push_to_hub: str | None = None
 
-    def check(self) -> None:
-        """Refuse, before the work, what would fail after it."""
+    def check(self, *inputs: Path | None) -> None:
+        """Refuse, before the work, what would fail after it.
+
+        Args:
+            inputs: What is read beside the source.
+        """
+        from ..files import DATASET_FOLDER, check_output
+
+        check_output(self.output, DATASET_FOLDER, inputs=(self.source, *inputs), overwrite=self.overwrite)
         _check(self.num_proc, self.push_to_hub)
 
     def write_official(self, name: str, **options) -> None:
@@ -46,9 +53,9 @@ class Preparation:
         from ..data.benchmarks import load_benchmark
         from ..data.builders import BUILDERS
 
-        self.check()
+        self.check(*options.values())
         benchmark = load_benchmark(name)
-        self.write(BUILDERS[name].read(self.source, **options), benchmark, benchmark.origin)
+        self.write(BUILDERS[name](self.source, **options), benchmark, benchmark.origin)
 
     def write(self, examples, benchmark, origin) -> None:
         """Write the dataset, report what went into it, and upload it where that was asked for.
@@ -66,7 +73,7 @@ class Preparation:
             reports = write_prepared(examples, self.output, benchmark, origin=origin, **options)
         except BadPairsError as error:
             if len(error.problems) > NUM_PROBLEMS_SHOWN:
-                logger.info("\n".join(error.problems))
+                logger.info("\n".join(map(str, error.problems)))
             raise
         logger.info("%s\n", format_report(benchmark, reports))
         for split, number in origin.images.items():
@@ -156,11 +163,14 @@ def check(
     """
     import numpy as np
 
-    from ..apps.pictures import contact_sheet
+    from ..apps.pictures import contact_sheet, save_picture
     from ..data.benchmarks import load_benchmark
     from ..data.sources import open_prepared
     from ..data.survey import format_survey, survey, telling_images
+    from ..files import check_output, made_by
 
+    mark, sheet = made_by("prepare_data"), sheet or prepared / "contact_sheet.png"
+    check_output(sheet, mark)
     _check(num_proc, push_to_hub)
     if not prepared.is_dir():
         raise FileNotFoundError(f"{prepared}: no such folder")
@@ -173,8 +183,9 @@ def check(
         row = rows[split][index]
         label_map = classes.label_space.to_model_order(np.asarray(row["mask"]))
         pairs.append((row["image"], label_map, f"{split} {row['image_id']}"))
-    fields, sheet = classes.config_fields(), sheet or prepared / "contact_sheet.png"
-    contact_sheet(pairs, classes.class_names, fields["seen_ids"], fields["unseen_ids"]).save(sheet, "PNG")
+    fields = classes.config_fields()
+    drawn = contact_sheet(pairs, classes.class_names, fields["seen_ids"], fields["unseen_ids"])
+    save_picture(drawn, sheet, mark)
     logger.info("Wrote %s", sheet)
     _push(prepared, push_to_hub)
 

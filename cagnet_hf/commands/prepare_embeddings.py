@@ -45,7 +45,10 @@ def prepare_embeddings(
         cagnet-hf prepare_embeddings --word_vectors crawl.vec.zip --benchmark pascal_context --output table.safetensors
         cagnet-hf prepare_embeddings --encoder DIR_OR_ID --names zebra "polar bear" --output table.safetensors
     """
-    from ..apps.embedding_tables import wanted_names, write_table
+    from ..apps.embedding_tables import TABLE_MARK, encoded, looked_up, wanted_names, write_joined
+    from ..files import check_output
+    from ..vectors.word_names import load_synonyms
+    from ..vectors.word_streams import split_archive
 
     kinds = [kind for kind, _ in sources]
     num_tables, num_encoders = kinds.count("word_vectors"), kinds.count("encoder")
@@ -53,8 +56,8 @@ def prepare_embeddings(
         raise ValueError("nothing to make vectors from; give --word_vectors FILE or --encoder DIR_OR_ID")
     if output.suffix != ".safetensors":
         raise ValueError(f"--output {output}: the name of a table ends in .safetensors")
-    if output.exists() and not overwrite:
-        raise FileExistsError(f"--output {output} exists; choose another or pass --overwrite")
+    given = [split_archive(source)[0] for _, source in sources]
+    check_output(output, TABLE_MARK, inputs=(*given, *synonyms, names_file), overwrite=overwrite)
     if not num_tables and synonyms:
         raise ValueError("--synonyms are for --word_vectors, but there are none")
     if not num_encoders and (pooling or prompt != "{}"):
@@ -66,15 +69,13 @@ def prepare_embeddings(
     if sum(map(bool, (benchmark, names, names_file))) != 1:
         raise ValueError("give the class names by one of --benchmark, --names and --names_file")
     wanted, optional = wanted_names(benchmark, names, names_file)
-    write_table(
-        output,
-        sources,
-        wanted,
-        optional,
-        synonyms=synonyms * num_tables if len(synonyms) == 1 else synonyms,
-        pooling=pooling,
-        prompt=prompt,
-        encoder_name=encoder_name,
-        normalize=normalize,
-        license=license,
-    )
+    files = synonyms * num_tables if len(synonyms) == 1 else synonyms
+    meant = iter([load_synonyms(path, wanted) for path in files])
+    made = [
+        encoded(source, wanted, pooling=pooling, prompt=prompt, called=encoder_name)
+        if kind == "encoder"
+        else looked_up(source, wanted, optional, next(meant, None))
+        for kind, source in sources
+    ]
+    parts, records = zip(*made, strict=True)
+    write_joined(output, wanted, parts, records, normalize=normalize, license=license)

@@ -26,8 +26,9 @@ from typing import NamedTuple
 
 import yaml
 
+from ..files import parse_yaml
 from .label_space import UNLABELLED, LabelSpace
-from .names import did_you_mean
+from .names import did_you_mean, has_hidden
 
 CLASS_TABLE = "classes.yaml"
 _PUBLISHED = Path(__file__).with_name("class_tables")
@@ -210,7 +211,7 @@ def parse_class_table(text: str, where: str, name: str) -> Benchmark:
 
 
 def _parse_class_table(text: str, name: str) -> Benchmark:
-    table = yaml.safe_load(text)
+    table = parse_yaml(text)
     known = ["name", "classes", *_GROUPS, "origin"]
     if not isinstance(table, dict):
         raise ValueError(f"not a mapping of {', '.join(known)}")
@@ -223,6 +224,8 @@ def _parse_class_table(text: str, name: str) -> Benchmark:
     for key in table.keys() - {"name", "origin"}:
         if not isinstance(table[key], list):
             raise ValueError(f"{key} is a list, got {table[key]!r}")
+    if has_hidden(str(table.get("name", ""))):
+        raise ValueError(f"name {table['name']!r}: it holds a control character")
     names, colors = _parse_classes(table["classes"])
     groups = {field: _parse_group(group, table.get(group) or [], names) for group, field in _GROUPS.items()}
     told = [*groups["seen_ids"], *groups["unseen_ids"], *groups["ignored_ids"]]
@@ -260,6 +263,8 @@ def _parse_classes(entries: list) -> tuple[dict[int, str], dict[int, tuple[int, 
             raise ValueError(f"id {stored_id!r} of class {label!r}: an id is a number from 0 to {UNLABELLED - 1}")
         if not isinstance(label, str) or not label.strip():
             raise ValueError(f"name {label!r} of id {stored_id}: a name is a text (in quotes where YAML needs them)")
+        if has_hidden(label):
+            raise ValueError(f"name {label!r} of id {stored_id}: it holds a control character")
         if stored_id in names:
             raise ValueError(f"id {stored_id} is both {names[stored_id]!r} and {label!r}")
         if label in names.values():

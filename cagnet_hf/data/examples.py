@@ -3,12 +3,13 @@
 import io
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 
 import numpy as np
 from PIL import Image
 
 from .label_space import LabelSpace
-from .samples import File, check_sizes, read_encoded
+from .samples import File, check_sizes, check_upright, read_encoded
 from .threads import map_in_order
 
 
@@ -36,7 +37,7 @@ def pair_by_stem(images, masks, image_suffixes: Sequence[str], mask_suffixes: Se
     """Images and masks of equal names but for the suffix, sorted by name. One that stands alone is a broken pair.
 
     Args:
-        images, masks: Folders (`pathlib.Path` or `ArchivePath`).
+        images, masks: Folders (`pathlib.Path`, or `zipfile.Path` in an archive).
 
     Raises:
         ValueError: Two files of a folder differ in the suffix only.
@@ -55,10 +56,11 @@ def pair_by_stem(images, masks, image_suffixes: Sequence[str], mask_suffixes: Se
 def _by_stem(folder, suffixes: Sequence[str]) -> dict[str, File]:
     files = {}
     for file in sorted(folder.iterdir(), key=str):
-        if file.suffix.lower() in suffixes and not file.name.startswith("."):  # macOS leaves ._NAME beside files
-            if file.stem in files:
-                raise ValueError(f"{file}: {files[file.stem].name} has the same name but for the suffix; keep one")
-            files[file.stem] = file
+        name = PurePosixPath(file.name)
+        if name.suffix.lower() in suffixes and not file.name.startswith("."):  # macOS leaves ._NAME beside files
+            if name.stem in files:
+                raise ValueError(f"{file}: {files[name.stem].name} has the same name but for the suffix; keep one")
+            files[name.stem] = file
     return files
 
 
@@ -72,6 +74,7 @@ def check_example(example: Example, labels: LabelSpace) -> CheckedExample:
     """
     image_bytes, image = read_encoded(example.image)
     mask_bytes, mask = read_encoded(example.mask)
+    check_upright(mask_bytes, str(example.mask))
     check_sizes(image, mask, str(example.mask), str(example.image))
     stored_ids = labels.read(mask, str(example.mask))
     labels.to_model_order(stored_ids, source=str(example.mask))  # refuses ids that it does not know

@@ -30,7 +30,7 @@ class RemoteFile:
     def read_bytes(self) -> bytes:
         """Its content; raises `OSError` when it cannot be fetched, or is larger than 256 MiB."""
         try:
-            with urllib.request.urlopen(self.url, timeout=_SECONDS) as answer:
+            with _OPENER.open(_ascii(self.url), timeout=_SECONDS) as answer:
                 data = answer.read(_MOST_BYTES + 1)
         except (urllib.error.URLError, http.client.HTTPException, ValueError) as error:
             raise OSError(f"cannot be fetched ({getattr(error, 'reason', None) or error})") from error
@@ -40,6 +40,26 @@ class RemoteFile:
 
     def __str__(self) -> str:
         return self.url
+
+
+class _SameProtocols(urllib.request.HTTPRedirectHandler):
+    """Follows a server to http(s) addresses only."""
+
+    def redirect_request(self, req, fp, code, msg, headers, newurl):
+        if not newurl.lower().startswith(("http://", "https://")):
+            raise urllib.error.URLError(f"the server sends on to {newurl!r}, which is no http(s) address")
+        return super().redirect_request(req, fp, code, msg, headers, _ascii(newurl))
+
+
+_OPENER = urllib.request.build_opener(_SameProtocols)
+
+
+def _ascii(url: str) -> str:
+    """An address as servers understand it: the host in Punycode, all else that is not ASCII in percents."""
+    parts = urllib.parse.urlsplit(url)
+    host = parts.netloc if parts.netloc.isascii() else parts.netloc.encode("idna").decode()
+    path, query = (urllib.parse.quote(part, safe="/%:=&?~#+!$,;'@()*[]") for part in (parts.path, parts.query))
+    return urllib.parse.urlunsplit((parts.scheme, host, path, query, ""))
 
 
 def find_images(inputs: Sequence[str]) -> list[File]:

@@ -4,7 +4,7 @@ A *stored id* is the number in a mask of the dataset, 0 to 254. *Model order* is
 seen classes first, then the unseen ones, numbered from 0. Training, evaluation and prediction all use `LabelSpace`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -60,7 +60,16 @@ class LabelSpace:
 
     @classmethod
     def of(cls, config) -> "LabelSpace":
-        """The labels of a model's configuration."""
+        """The labels of a model's configuration.
+
+        Raises:
+            ValueError: The model has more classes than stored masks, which are bytes, can tell apart.
+        """
+        if max(config.dataset_ids) >= UNLABELLED:
+            raise ValueError(
+                f"the model has {config.num_labels} classes with ids up to {max(config.dataset_ids)}, "
+                f"but stored masks are bytes: they show ids from 0 to {UNLABELLED - 1}"
+            )
         return cls(
             tuple(config.dataset_ids), len(config.seen_ids), tuple(config.ignored_dataset_ids), config.ignore_index
         )
@@ -78,6 +87,8 @@ class LabelSpace:
         Raises:
             ValueError: The mask is of another kind, or shows a colour or an id that means nothing.
         """
+        if mask.format == "JPEG":
+            raise ValueError(f"{source}: a JPEG does not keep the ids of a mask; save it as PNG")
         if mask.mode in _COLOR_MODES or (mask.mode == "P" and self.colors):
             ids = self._ids_of_colors(np.asarray(mask.convert("RGB")), source)
         elif mask.mode in _ID_MODES:
@@ -160,6 +171,17 @@ class LabelSpace:
                 f"give each class its color in {self.table}"
             )
         return ids[rows]
+
+
+def nothing_to_learn(ids: Sequence[int]) -> str:
+    """What to say of training masks that hold these ids and none of a seen class."""
+    hint = ""
+    if UNLABELLED in ids:
+        hint = (
+            f"; {UNLABELLED} means unlabelled: where it is a binary mask's foreground, save the foreground as the id "
+            f"of its class, or train with label_map={{{UNLABELLED}: NAME}}"
+        )
+    return f"no training mask has a pixel of a seen class, they hold {', '.join(map(str, ids))}{hint}"
 
 
 def pascal_palette() -> np.ndarray:

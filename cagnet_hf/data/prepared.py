@@ -10,20 +10,25 @@ prepared dataset serves every split into seen and unseen.
 """
 
 import json
+import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Features, Image, Value
 from tqdm.auto import tqdm
 
-from ..files import write_whole
+from ..files import DATASET_FOLDER, check_output, write_whole
 from .benchmarks import CLASS_TABLE, Benchmark, Origin, format_class_table
 from .examples import CheckedExample, Example, check_examples
+from .label_space import nothing_to_learn
 from .report import SplitReport, dataset_card
 from .samples import BrokenFileError
+
+logger = logging.getLogger(__name__)
 
 CARD, ID2LABEL = "README.md", "id2label.json"  # beside the data
 FEATURES = Features({"image": Image(), "mask": Image(), "image_id": Value("string")})
@@ -80,10 +85,11 @@ def write_prepared(
     Raises:
         FileExistsError: The output is there and may not be replaced.
         ValueError: A file is broken, a mask's size differs from its image's, a label is outside the label
-            set, an image id occurs twice, or a split is empty. All files are looked at first.
+            set, an image id occurs twice, a split is empty, or no training image shows a seen class. All files are
+            looked at first.
     """
     output_dir = Path(output_dir).resolve()
-    _check_output(output_dir, overwrite)
+    check_output(output_dir, DATASET_FOLDER, overwrite=overwrite)
     for split, examples in examples_by_split.items():
         _check_ids(split, examples)
     reports = {split: SplitReport() for split in examples_by_split}
@@ -99,14 +105,28 @@ def write_prepared(
         for split, report in reports.items():
             if not report.num_images:
                 raise ValueError(f"split {split!r} is empty: every file is broken (first: {report.skipped[0]})")
+        _check_training_labels(reports, benchmark)
         id2label = {str(i): name for i, name in enumerate(benchmark.label_names) if name}
         (folder / ID2LABEL).write_text(json.dumps(id2label, indent=2) + "\n", encoding="utf-8")
         (folder / CLASS_TABLE).write_text(format_class_table(benchmark), encoding="utf-8")
         described = origin or benchmark.origin or Origin(f"Images and masks of {benchmark.name}.")
         (folder / CARD).write_text(dataset_card(benchmark, reports, described), encoding="utf-8")
 
-    write_whole(output_dir, write)
+    write_whole(output_dir, write, DATASET_FOLDER)
     return reports
+
+
+def _check_training_labels(reports: Mapping[str, SplitReport], benchmark: Benchmark) -> None:
+    """Refuse training masks without one pixel of a seen class; warn of seen classes that only the test split shows."""
+    if "train" not in reports:
+        return
+    trained, seen = reports["train"].num_pixels, list(benchmark.seen_ids)
+    if not trained[seen].any():
+        raise ValueError(nothing_to_learn(np.flatnonzero(trained).tolist()))
+    tested = reports["test"].num_pixels if "test" in reports else np.zeros_like(trained)
+    untaught = [benchmark.label_names[i] for i in seen if tested[i] and not trained[i]]
+    if untaught:
+        logger.warning("Seen classes that only the test split shows, nothing can be learnt of them: %s", untaught)
 
 
 def _write_split(folder: Path, split: str, examples: Iterable[CheckedExample], max_file_bytes: int) -> None:
@@ -142,15 +162,6 @@ def _groups(examples: Iterable[CheckedExample], max_file_bytes: int) -> Iterator
             rows = []
     if rows:
         yield rows, False
-
-
-def _check_output(output_dir: Path, overwrite: bool) -> None:
-    if output_dir.is_dir() and not any(output_dir.iterdir()):
-        return
-    if output_dir.is_dir() and overwrite and not (output_dir / ID2LABEL).is_file():
-        raise FileExistsError(f"{output_dir} is no prepared dataset (no {ID2LABEL} in it) and stays; choose another")
-    if output_dir.exists() and not overwrite:
-        raise FileExistsError(f"{output_dir} exists; choose another --output, or replace it with --overwrite")
 
 
 def _check_ids(split: str, examples: Sequence[Example]) -> None:

@@ -11,6 +11,7 @@ from huggingface_hub import DatasetCard, DatasetCardData
 from .benchmarks import Benchmark, Origin
 from .examples import CheckedExample
 from .label_space import UNLABELLED
+from .names import markdown, printable
 from .samples import BrokenFileError
 
 
@@ -76,14 +77,14 @@ def format_report(benchmark: Benchmark, reports: Mapping[str, SplitReport]) -> s
     counted = [(report.num_images_with, report.num_pixels) for report in reports.values()]
     for i, name in names.items():
         counts = [f"{values[i]:,}" for pair in counted for values in pair]
-        rows.append([str(i), name, roles.get(i, "ignored"), *counts])
+        rows.append([str(i), markdown(name), roles.get(i, "ignored"), *counts])
     totals = [f"{n:,}" for r in reports.values() for n in (r.num_images, r.num_pixels.sum())]
     rows.append(["", "all", "", *totals])
     lines = ["| " + " | ".join(row) + " |" for row in rows]
     for split, report in reports.items():
         if report.skipped:
             lines += ["", f"Skipped in {split}: {len(report.skipped)}"]
-            lines += [f"- {reason}" for reason in report.skipped]
+            lines += [f"- {printable(reason)}" for reason in report.skipped]
     return "\n".join(lines)
 
 
@@ -101,6 +102,10 @@ def dataset_card(benchmark: Benchmark, reports: Mapping[str, SplitReport], origi
         metadata,
         template_path=Path(__file__).with_name("dataset_card.md"),
         benchmark=benchmark,
+        title=markdown(benchmark.name),
+        description=markdown(origin.description),
+        source=markdown(origin.source),
+        terms=markdown(origin.terms),
         class_ids=list(benchmark.class_ids),
         origin=origin,
         reports=reports,

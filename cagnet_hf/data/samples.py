@@ -1,6 +1,7 @@
 """A sample: an image and its labels as arrays, from the bytes of any file or row."""
 
 import io
+import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -64,12 +65,37 @@ def decode_row(row: dict, labels: LabelSpace) -> Sample:
         if row[column] is None:
             raise ValueError(f"{column} of {name}: there is none")
         with decoding(f"{column} of {name}"):
+            if column == "mask":
+                turned = row[column].get("bytes") or row[column]["path"]
+                orientation = _orientation(io.BytesIO(turned) if isinstance(turned, bytes) else turned)
             pictures[column] = ImageFeature().decode_example(row[column])
     image, mask = pictures.get("image"), pictures["mask"]
+    _refuse_turned(orientation, f"mask of {name}")
     if image is not None:
         check_sizes(image, mask, f"mask of {name}", name)
         image = image_tensor(image)
     return Sample(image, torch.from_numpy(labels.read(mask, f"mask of {name}")), name)
+
+
+def check_upright(mask: bytes, name: str) -> None:
+    """Refuse a mask that says it was taken with a turned camera: ids are drawn, and nobody knows what is meant.
+
+    Raises:
+        ValueError: The file has an EXIF orientation.
+    """
+    with decoding(name):
+        orientation = _orientation(io.BytesIO(mask))
+    _refuse_turned(orientation, name)
+
+
+def _orientation(file) -> int:
+    with Image.open(file) as header:
+        return header.getexif().get(ExifTags.Base.Orientation) or 1
+
+
+def _refuse_turned(orientation: int, name: str) -> None:
+    if orientation != 1:
+        raise ValueError(f"{name}: a mask with an EXIF orientation ({orientation}): save it upright, without one")
 
 
 def check_sizes(image: Image.Image, mask: Image.Image, mask_name: str, image_name: str) -> None:
@@ -87,8 +113,12 @@ def read_encoded(file: File) -> tuple[bytes, Image.Image]:
     """The bytes of an image, and what `read_image` gives."""
     try:
         data = file.read_bytes()
+    except FileNotFoundError as error:
+        raise BrokenFileError(f"{file}: {error.strerror or 'No such file in the archive'}") from error
     except OSError as error:
         raise BrokenFileError(f"{file}: {error.strerror or error}") from error
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
+        raise BrokenFileError(f"{file}: damaged in its archive ({error})") from error
     with decoding(file):
         image = Image.open(io.BytesIO(data))
         image.load()

@@ -8,7 +8,9 @@ from pathlib import Path
 import yaml
 from datasets import Dataset, Features, Image, config, get_dataset_split_names, load_dataset_builder
 from datasets.exceptions import DatasetGenerationError
+from pydantic import TypeAdapter, ValidationError
 
+from ..files import parse_yaml
 from .benchmarks import CLASS_TABLE, Benchmark, load_benchmark
 from .label_space import LabelSpace
 from .rows import Rows, StreamedRows, undecoded
@@ -72,14 +74,10 @@ def open_with_classes(
 
 def _parsed(label_map: str | None) -> dict[int, int | str | None]:
     try:
-        tree = yaml.safe_load(label_map or "{}")
-    except yaml.YAMLError:
-        tree = None
-    if not isinstance(tree, dict) or not all(
-        isinstance(i, int) and isinstance(c, int | str | None) for i, c in tree.items()
-    ):
-        raise ValueError(f"label_map {label_map!r}: write ids and classes such as {{1: dog, 2: sofa, 7: null}}")
-    return tree
+        return TypeAdapter(dict[int, int | str | None]).validate_python(parse_yaml(label_map or "{}"))
+    except (yaml.YAMLError, ValidationError):
+        written = f"label_map {label_map!r}"
+        raise ValueError(f"{written}: write ids and classes such as {{1: dog, 2: sofa, 7: null}}") from None
 
 
 def classes_of_dataset(source: str) -> Benchmark | None:
@@ -128,7 +126,7 @@ def _cache_of(folder: Path) -> str | None:
 def _open_streamed(
     name: str, split: str, *, image_column: str, mask_column: str, labels: LabelSpace, shuffle_buffer: int
 ) -> StreamedRows:
-    """A split that is not downloaded first; its rows are called by their file where they have no id."""
+    """A split that is not downloaded first; its rows are called by their file or number where they have no id."""
     _check_split(name, split)
     builder = load_dataset_builder(name)
     rows = builder.as_streaming_dataset(split=split)
@@ -136,13 +134,13 @@ def _open_streamed(
     _check_columns(name, rows.features, image_column, mask_column)
     rows = undecoded(rows, image_column, mask_column)  # first: what comes later would decode
     if "image_id" not in rows.features:
-        rows = rows.map(lambda row: {"image_id": _name_of_file(row[image_column])})
+        rows = rows.map(lambda row, number: {"image_id": _name_of_row(row[image_column], number)}, with_indices=True)
     rows = _our_columns(rows, image_column, mask_column)
     return StreamedRows(rows, labels, shuffle_buffer, (builder.config.data_files or {}).get(split, ()))
 
 
-def _name_of_file(image: dict) -> str:
-    return os.path.basename(image["path"] or "") or "a row without image_id"
+def _name_of_row(image: dict, number: int) -> str:
+    return os.path.basename(image["path"] or "") or f"row {number}"
 
 
 def _check_split(name: str, split: str) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from .label_space import LabelSpace
+from .label_space import LabelSpace, nothing_to_learn
 from .rows import Rows, StreamedRows
 from .transforms import TrainingTransform
 
@@ -34,6 +34,23 @@ class LabelledImages:
         return sample.image, torch.from_numpy(labels)
 
 
+def check_training_labels(images: LabelledImages, dataset: Rows) -> None:
+    """Refuse a training set without one labelled pixel; masks are looked at until one has some.
+
+    Raises:
+        ValueError: No mask has a pixel of a class that training shows.
+    """
+    found = set()
+    for sample in dataset.without_images():
+        labels = images.labels.to_model_order(
+            sample.labels, hide_unseen=images.hide_unseen, source=f"mask of {sample.id}"
+        )
+        if (labels != images.labels.ignore_index).any():
+            return
+        found |= set(sample.labels.unique().tolist())
+    raise ValueError(nothing_to_learn(sorted(found)))
+
+
 class TrainingExamples(Dataset):
     """Examples addressed by (position in the stream, row of the dataset); the position seeds the augmentation.
 
@@ -54,23 +71,12 @@ class EndlessBatches(Sampler):
     """Batches of (position, row) from iteration `start` on: every epoch a new permutation, no state to save."""
 
     def __init__(
-        self,
-        num_rows: int,
-        batch_size: int,
-        seed: int,
-        *,
-        start: int = 0,
-        process: int = 0,
-        processes: int = 1,
+        self, num_rows: int, batch_size: int, seed: int, *, start: int = 0, process: int = 0, processes: int = 1
     ):
         if num_rows == 0:
             raise ValueError("the training split is empty")
-        self.num_rows = num_rows
-        self.batch_size = batch_size
-        self.seed = seed
-        self.start = start
-        self.process = process
-        self.processes = processes
+        self.num_rows, self.batch_size, self.seed, self.start = num_rows, batch_size, seed, start
+        self.process, self.processes = process, processes
 
     def __iter__(self):
         epoch, order, iteration = -1, None, self.start

@@ -39,10 +39,16 @@ def survey(folder: str | Path, benchmark: Benchmark, num_proc: int | None = None
 def _stored(rows: Dataset, split: str) -> Iterator[Example]:
     for row in undecoded(rows, "image", "mask"):
         files = (
-            MadeFile(f"{column} of {split} {row['image_id']}", partial(bytes, row[column]["bytes"]))
+            MadeFile(f"{column} of {split} {row['image_id']}", partial(_bytes_of, row[column]))
             for column in ("image", "mask")
         )
         yield Example(row["image_id"], *files)
+
+
+def _bytes_of(encoded: dict | None) -> bytes:
+    if encoded is None or encoded["bytes"] is None:
+        raise OSError("there is none")
+    return encoded["bytes"]
 
 
 def warnings(benchmark: Benchmark, surveys: Mapping[str, SplitReport]) -> list[str]:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from ..model.decoding_cagnet import image_tensor
 from ..model.image_processing_cagnet import CaGNetImageProcessor
@@ -80,18 +81,16 @@ class TrainingTransform:
         shares = (augmentation.row, augmentation.column)
         starts = [int(share * (side - crop + 1)) for share, side in zip(shares, padded, strict=True)]
         rims = [(whole - side) // 2 for whole, side in zip(padded, size, strict=True)]
-        source, target = [], []
+        window, pads = [], []
         for start, rim, side in zip(starts, rims, size, strict=True):
-            first = max(start, rim)
+            first = min(max(start, rim), start + crop)
             last = max(first, min(start + crop, rim + side))
-            source.append(slice(first - rim, last - rim))
-            target.append(slice(first - start, last - start))
+            window.append(slice(first - rim, last - rim))
+            pads = [first - start, start + crop - last, *pads]  # the last axis comes first
+        pixels, labels = pixels[(..., *window)], labels[tuple(window)].long()
         example = {
-            "pixel_values": pixels.new_zeros(3, crop, crop),
-            "labels": labels.new_full((crop, crop), self.ignore_index, dtype=torch.int64),
-            "padding": labels.new_ones((crop, crop), dtype=torch.bool),
+            "pixel_values": F.pad(pixels, pads),
+            "labels": F.pad(labels, pads, value=self.ignore_index),
+            "padding": F.pad(torch.zeros_like(labels, dtype=torch.bool), pads, value=True),
         }
-        for key, values in (("pixel_values", pixels), ("labels", labels)):
-            example[key][(..., *target)] = values[(..., *source)]
-        example["padding"][tuple(target)] = False
         return {key: values.flip(-1) for key, values in example.items()} if augmentation.flip else example

@@ -1,5 +1,7 @@
 """Choosing the calibration γ of SPNet-c: what every γ of a grid would score, in one pass over the images."""
 
+from contextlib import closing
+
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
@@ -32,7 +34,12 @@ def calibration_curve(
 
     γ is subtracted from the softmax probabilities of seen classes (SPNet, section 3.4), so a pixel turns unseen when
     its best unseen class comes within γ of its best seen one: the probabilities are needed once, whatever the grid.
+
+    Raises:
+        ValueError: The model knows no unseen classes.
     """
+    if not model.config.unseen_ids:
+        raise ValueError("the model knows no unseen classes, so there is nothing to calibrate")
     accelerator = Accelerator()
     model.to(accelerator.device)
     matrices = {gamma: ConfusionMatrix.of(model.config) for gamma in gammas}
@@ -40,14 +47,15 @@ def calibration_curve(
     batches = scored_batches(
         model, processor, dataset, batch_size=batch_size, accelerator=accelerator, progress=progress
     )
-    for outputs, references in batches:
-        for logits, labels in zip(outputs.logits, references, strict=True):
-            scores = F.interpolate(logits[None].float(), labels.shape, mode="bilinear", align_corners=False)[0]
-            seen, unseen = scores.softmax(dim=0).tensor_split([num_seen])
-            (seen_best, seen_ids), (unseen_best, unseen_ids) = seen.max(dim=0), unseen.max(dim=0)
-            for gamma, matrix in matrices.items():
-                prediction = torch.where(unseen_best > seen_best - gamma, unseen_ids + num_seen, seen_ids)
-                matrix.add([prediction], [labels])
+    with closing(batches):  # whatever happens, the model gets its mode back
+        for outputs, references in batches:
+            for logits, labels in zip(outputs.logits, references, strict=True):
+                scores = F.interpolate(logits[None].float(), labels.shape, mode="bilinear", align_corners=False)[0]
+                seen, unseen = scores.softmax(dim=0).tensor_split([num_seen])
+                (seen_best, seen_ids), (unseen_best, unseen_ids) = seen.max(dim=0), unseen.max(dim=0)
+                for gamma, matrix in matrices.items():
+                    prediction = torch.where(unseen_best > seen_best - gamma, unseen_ids + num_seen, seen_ids)
+                    matrix.add([prediction], [labels])
     return {gamma: gathered_scores(matrix, accelerator) for gamma, matrix in matrices.items()}
 
 

@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
+from contextlib import closing
 
 import numpy as np
 import torch
@@ -72,7 +73,8 @@ def score(
     batches = scored_batches(
         model, processor, dataset, protocol=protocol, batch_size=batch_size, accelerator=accelerator, progress=progress
     )
-    matrix, num_images = count(model.config, processor, batches)
+    with closing(batches):  # whatever happens, the model gets its mode back
+        matrix, num_images = count(model.config, processor, batches)
     num_images = accelerator.reduce(torch.tensor(num_images, device=accelerator.device), "sum").item()
     return gathered_scores(matrix, accelerator) | {"protocol": protocol, "num_images": num_images}
 
@@ -120,19 +122,20 @@ def scored_batches(
     examples = _examples(samples, LabelSpace.of(model.config), processor, square, accelerator.device)
     training = model.training
     model.eval()
-    with tqdm(
-        total=total, desc=f"evaluate ({protocol})", disable=not (progress and accelerator.is_main_process)
-    ) as bar:
-        for batch in batches_of_equal_size(examples, batch_size):
-            with torch.inference_mode(), accelerator.autocast():
-                outputs = model(torch.stack([pixels for pixels, _ in batch]))
-            references = [labels for _, labels in batch]
-            if square and model.config.classifier != "projection":
-                size = tuple(outputs.logits.shape[-2:])
-                references = [resize_labels(labels, size) for labels in references]
-            yield outputs, references
-            bar.update(len(batch))
-    model.train(training)
+    hidden = not (progress and accelerator.is_main_process)
+    try:
+        with tqdm(total=total, desc=f"evaluate ({protocol})", disable=hidden) as bar:
+            for batch in batches_of_equal_size(examples, batch_size):
+                with torch.inference_mode(), accelerator.autocast():
+                    outputs = model(torch.stack([pixels for pixels, _ in batch]), return_dict=True)
+                references = [labels for _, labels in batch]
+                if square and model.config.classifier != "projection":
+                    size = tuple(outputs.logits.shape[-2:])
+                    references = [resize_labels(labels, size) for labels in references]
+                yield outputs, references
+                bar.update(len(batch))
+    finally:
+        model.train(training)
 
 
 def _examples(

@@ -3,16 +3,16 @@
 import json
 import re
 from pathlib import Path
-from typing import NamedTuple
 
 import yaml
 from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi, ModelCard
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 
 from ..data.benchmarks import load_benchmark
 from ..methods.options import Recipe
+from ..model.modeling_cagnet import CaGNetModel
 from ..training.recipe_files import load_recipe
-from ..training.run_folder import METRICS, RECIPE
+from ..training.run_folder import FIGURES, METRICS, RECIPE
 from ..weights.backbones import is_own
 from ..weights.folders import CARD, check_model_folder, load_model
 from .cards import MODEL_ID
@@ -20,7 +20,6 @@ from .cards.converted import CONVERTED
 from .cards.trained import model_card
 from .repositories import claim_repository, told_in_one_line
 
-FIGURES = "figures"
 # What a model folder holds; anything else that lies in it is nobody's business.
 _MODEL_FILES = ("*.safetensors", "*.json", "*.py")
 _PICTURE_OUTSIDE = re.compile(r"^!\[[^\]]*\]\(\.\./[^)]*\)\n+", re.MULTILINE)
@@ -46,53 +45,6 @@ def published_recipe(recipe: Recipe, *, exclude_defaults: bool = True) -> dict:
     return tree | paths | {"benchmark": load_benchmark(own).name if own.exists() else own.name}
 
 
-class Publication(NamedTuple):
-    """What is pushed, whatever the repository is called.
-
-    Attributes:
-        folder: The model folder.
-        run: The training run's folder around it; None for a model that came without.
-        license: Of the weights, if stated.
-    """
-
-    folder: Path
-    run: Path | None
-    license: str | None
-
-    def card(self, model_id: str) -> str:
-        """The card of a run, made from its metrics; else the folder's own, told its id and licence."""
-        if self.run is not None:
-            recipe = _read_recipe(self.run)
-            return model_card(
-                published_recipe(recipe),
-                json.loads((self.run / METRICS).read_text(encoding="utf-8")),
-                class_embeddings=recipe.class_embeddings,
-                saved_calibration=_read_config(self.folder)["calibration"],
-                figures=figure_titles(self.run / FIGURES, FIGURES),
-                model_id=model_id,
-                license=self.license,
-            )
-        card = ModelCard.load(self.folder / CARD)
-        if self.license:
-            card.data.license = self.license
-        # The pictures beside a model's folder stay there.
-        card.text = _PICTURE_OUTSIDE.sub("", card.text).replace(MODEL_ID, model_id)
-        return str(card)
-
-    def operations(self, model_id: str) -> list[CommitOperationAdd]:
-        """The files of the commit."""
-        files: dict[str, Path | bytes] = {
-            path.name: path for pattern in _MODEL_FILES for path in sorted(self.folder.glob(pattern))
-        }
-        files[CARD] = self.card(model_id).encode()
-        if self.run is not None:
-            recipe = published_recipe(_read_recipe(self.run), exclude_defaults=False)
-            files[RECIPE] = yaml.safe_dump(recipe, sort_keys=False).encode()
-            files[METRICS] = self.run / METRICS
-            files |= {f"{FIGURES}/{path.name}": path for path in sorted((self.run / FIGURES).glob("*.png"))}
-        return [CommitOperationAdd(path, content) for path, content in files.items()]
-
-
 def figure_titles(folder: Path, seen_from_card: str) -> dict[str, str]:
     """What a run's pictures show -> their paths, seen from the card; the predictions first."""
     titles = {
@@ -105,22 +57,28 @@ def figure_titles(folder: Path, seen_from_card: str) -> dict[str, str]:
     }
 
 
-def prepare_publication(model_dir: str | Path, license: str | None = None) -> Publication:
-    """Look a model folder over before anything is sent.
+def push_model(
+    model_dir: str | Path, repo_id: str, *, private: bool = False, license: str | None = None
+) -> CommitInfo:
+    """Push a model folder, with its run's card, recipe, metrics and figures, as one commit.
+
+    Args:
+        model_dir: The model folder.
+        repo_id: The repository on the Hub; see `claim_repository`.
+        private: Make the repository private.
+        license: The licence of the weights, as the Hub calls it.
 
     Raises:
-        ValueError: It holds no model that opens, no card and no run beside it to make one of, or weights that are
-            someone else's and no licence was stated.
+        ValueError: The folder holds no model that opens, no card and no run beside it to make one of, or weights that
+            are someone else's and no licence was stated; or the Hub refused (see `claim_repository`). Nothing was
+            sent.
     """
     folder = Path(model_dir).resolve()
     if not folder.is_dir():
         raise ValueError(f"{model_dir}: no such folder")
     check_model_folder(folder)
-    config = _read_config(folder)
-    if config.get("architectures") == ["CaGNetForSemanticSegmentation"]:
-        load_model(str(folder))  # what does not open here would not open there
-    else:
-        _check_weights(folder)
+    config = _read_json(folder / "config.json")
+    _check_opens(folder, config)
     run = _run_around(folder, config)
     if run is None and not (folder / CARD).is_file():
         raise ValueError(
@@ -128,15 +86,12 @@ def prepare_publication(model_dir: str | Path, license: str | None = None) -> Pu
             "nothing says what this model is"
         )
     if license is None:
-        if run is not None:
-            check_own_weights(_read_recipe(run))
-        tags = ModelCard.load(folder / CARD).data.tags if (folder / CARD).is_file() else None
-        if config.get("weights_from") or CONVERTED in (tags or []):
-            raise ValueError(
-                f"{model_dir} comes from a checkpoint whose authors decide on its licence: state it, --license ID "
-                "(https://huggingface.co/docs/hub/repositories-licenses)"
-            )
-    return Publication(folder, run, license)
+        _check_own(folder, run, config)
+    full_id = claim_repository(repo_id, private=private)
+    files = _files(folder, run, full_id, license)
+    operations = [CommitOperationAdd(path, content) for path, content in files.items()]
+    with told_in_one_line(full_id):
+        return HfApi().create_commit(full_id, operations, commit_message="Model, processor, code, card")
 
 
 def check_own_weights(recipe: Recipe) -> None:
@@ -148,28 +103,27 @@ def check_own_weights(recipe: Recipe) -> None:
         )
 
 
-def push_model(
-    model_dir: str | Path, repo_id: str, *, private: bool = False, license: str | None = None
-) -> CommitInfo:
-    """Push a model folder, with its run's card, recipe, metrics and figures, as one commit.
-
-    Raises:
-        ValueError: See `prepare_publication` and `claim_repository`; nothing was sent.
-    """
-    publication = prepare_publication(model_dir, license)
-    full_id = claim_repository(repo_id, private=private)
-    with told_in_one_line(full_id):
-        return HfApi().create_commit(
-            full_id, publication.operations(full_id), commit_message="Model, processor, code, card"
+def _check_own(folder: Path, run: Path | None, config: dict) -> None:
+    """Refuse a model that is made from someone's weights."""
+    if run is not None:
+        check_own_weights(load_recipe(str(run / RECIPE)))
+    tags = ModelCard.load(folder / CARD).data.tags if (folder / CARD).is_file() else None
+    if config.get("weights_from") or CONVERTED in (tags or []):
+        raise ValueError(
+            f"{folder} comes from a checkpoint whose authors decide on its licence: state it, --license ID "
+            "(https://huggingface.co/docs/hub/repositories-licenses)"
         )
 
 
-def _read_config(folder: Path) -> dict:
-    return json.loads((folder / "config.json").read_text(encoding="utf-8"))
-
-
-def _read_recipe(run: Path) -> Recipe:
-    return load_recipe(str(run / RECIPE))
+def _check_opens(folder: Path, config: dict) -> None:
+    """What does not open here would not open there."""
+    if config.get("architectures") == ["CaGNetForSemanticSegmentation"]:
+        load_model(str(folder))
+        return
+    try:
+        CaGNetModel.from_pretrained(folder, use_safetensors=True)
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise ValueError(f"{folder}: its weights are missing or damaged ({error})") from None
 
 
 def _run_around(folder: Path, config: dict) -> Path | None:
@@ -177,17 +131,34 @@ def _run_around(folder: Path, config: dict) -> Path | None:
     run = folder.parent
     if folder.name != "model" or not ((run / METRICS).is_file() and (run / RECIPE).is_file()):
         return None
-    scored = json.loads((run / METRICS).read_text(encoding="utf-8"))["per_class"]
+    scored = _read_json(run / METRICS)["per_class"]
     return run if list(scored) == list(config.get("id2label", {}).values()) else None
 
 
-def _check_weights(folder: Path) -> None:
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise ValueError(f"{folder}: no weights in this folder (model.safetensors)")
-    for file in files:
-        try:
-            with safe_open(file, framework="pt"):
-                pass
-        except SafetensorError as error:
-            raise ValueError(f"{file}: damaged ({error})") from None
+def _files(folder: Path, run: Path | None, model_id: str, license: str | None) -> dict[str, Path | bytes]:
+    """The files of the commit. A run's card is made from its metrics; another is the folder's own, told its id."""
+    files = {path.name: path for pattern in _MODEL_FILES for path in sorted(folder.glob(pattern))}
+    if run is None:
+        card = ModelCard.load(folder / CARD)
+        if license:
+            card.data.license = license
+        # The pictures beside a model's folder stay there.
+        card.text = _PICTURE_OUTSIDE.sub("", card.text).replace(MODEL_ID, model_id)
+        return files | {CARD: str(card).encode()}
+    recipe = load_recipe(str(run / RECIPE))
+    card = model_card(
+        published_recipe(recipe),
+        _read_json(run / METRICS),
+        class_embeddings=recipe.class_embeddings,
+        saved_calibration=_read_json(folder / "config.json")["calibration"],
+        figures=figure_titles(run / FIGURES, FIGURES),
+        model_id=model_id,
+        license=license,
+    )
+    whole = yaml.safe_dump(published_recipe(recipe, exclude_defaults=False), sort_keys=False)
+    files |= {CARD: card.encode(), RECIPE: whole.encode(), METRICS: run / METRICS}
+    return files | {f"{FIGURES}/{path.name}": path for path in sorted((run / FIGURES).glob("*.png"))}
+
+
+def _read_json(path: Path) -> dict:
+    return json.loads(path.read_text(encoding="utf-8"))

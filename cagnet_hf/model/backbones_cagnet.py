@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from transformers import AutoBackbone
 from transformers import initialization as init
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING
 from transformers.utils import is_timm_available
 
@@ -24,15 +25,7 @@ class ConvNorm(nn.Module):
     """Convolution without bias, batch normalisation, optional activation."""
 
     def __init__(
-        self,
-        in_channels,
-        out_channels,
-        kernel_size,
-        stride=1,
-        dilation=1,
-        groups=1,
-        activation=None,
-        eps=1e-5,
+        self, in_channels, out_channels, kernel_size, stride=1, dilation=1, groups=1, activation=None, eps=1e-5
     ):
         super().__init__()
         padding = dilation * (kernel_size // 2)
@@ -60,7 +53,7 @@ def stage_strides(nominal_strides, output_stride: int, stem_stride: int):
     return plan
 
 
-class Bottleneck(nn.Module):
+class Bottleneck(GradientCheckpointingLayer):
     """1x1, 3x3, 1x1 with a residual connection (ResNet)."""
 
     def __init__(self, in_channels, out_channels, stride, dilation, stride_in_1x1):
@@ -89,6 +82,10 @@ class DeepLabResNet(nn.Module):
         if not len(config.depths) == len(config.hidden_sizes) == 4:
             raise ValueError(
                 f"depths and hidden_sizes need four values, got {config.depths} and {config.hidden_sizes}"
+            )
+        if min(config.hidden_sizes) < 4:
+            raise ValueError(
+                f"hidden_sizes={config.hidden_sizes}: a bottleneck has a quarter of them, choose 4 or more"
             )
 
     def __init__(self, config):
@@ -119,7 +116,7 @@ class DeepLabResNet(nn.Module):
         return hidden
 
 
-class InvertedResidual(nn.Module):
+class InvertedResidual(GradientCheckpointingLayer):
     """Expand, depthwise, project (EfficientNet-Lite: ReLU6, no squeeze-and-excitation)."""
 
     def __init__(self, in_channels, out_channels, expansion, kernel_size, stride, dilation):
@@ -192,7 +189,7 @@ class EfficientNetLite2(EfficientNetLite0):
     width, depth = 1.1, 1.2
 
 
-class TransformersBackbone(nn.Module):
+class TransformersBackbone(GradientCheckpointingLayer):
     """The last feature map of any backbone of transformers, and of timm where timm is installed."""
 
     @staticmethod
@@ -206,7 +203,9 @@ class TransformersBackbone(nn.Module):
         kind = config.backbone_config.model_type
         if kind == "timm_backbone" and not is_timm_available():
             raise ValueError(f"backbone {config.backbone_config.backbone!r} is one of timm: pip install timm")
-        self.backbone = AutoBackbone.from_config(config.backbone_config, dtype=torch.get_default_dtype())
+        self.backbone = AutoBackbone.from_config(
+            config.backbone_config, trust_remote_code=False, dtype=torch.get_default_dtype()
+        )
         self.num_channels = self.backbone.channels[-1]
 
     def forward(self, pixel_values):

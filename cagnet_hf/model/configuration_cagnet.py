@@ -1,11 +1,15 @@
 """What a CaGNet model is: its parts, their sizes, its classes."""
 
+import math
 import re
 import warnings
 from collections import Counter
+from collections.abc import Iterable
+from dataclasses import fields
 from pathlib import Path
 
 from huggingface_hub.dataclasses import strict
+from huggingface_hub.errors import StrictDataclassFieldValidationError
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.models.auto import CONFIG_MAPPING
 
@@ -23,6 +27,36 @@ def plain_name(name: str) -> str:
     return " ".join(name_words(name)).lower()
 
 
+# A class that stored masks, which are bytes, can show has an id below this one; 255 is no class.
+STORED_IDS = 255
+
+# Fields that are a positive whole number, or a list of them; and those that are a share from 0 to 1.
+_COUNTS = (
+    *("depths", "hidden_sizes", "stem_size", "aspp_dilations", "feature_size", "context_hidden_size"),
+    *("context_dilations", "classifier_hidden_size", "generator_hidden_sizes", "embedding_size"),
+)
+_SHARES = ("classifier_dropout", "generator_dropout")
+# What follows where other classes are named: all are seen, and stored masks number them from 0.
+_PLAIN_CLASSES = {"seen_ids": None, "unseen_ids": (), "dataset_ids": None, "ignored_dataset_ids": ()}
+
+
+def _plainly_refusing(cls):
+    """Class decorator: a value of a wrong type is refused by a ValueError of one line, and `label2id` is kept true."""
+    set_checked = cls.__setattr__
+
+    def set_field(self, name, value):
+        try:
+            set_checked(self, name, value)
+        except StrictDataclassFieldValidationError as error:
+            raise ValueError(" ".join(str(error).split())) from None
+        if name == "id2label" and value is not None:
+            set_checked(self, "label2id", {label: index for index, label in value.items()})
+
+    cls.__setattr__ = set_field
+    return cls
+
+
+@_plainly_refusing
 @strict
 class CaGNetConfig(PreTrainedConfig):
     r"""Configuration of `CaGNetModel` and `CaGNetForSemanticSegmentation`.
@@ -88,6 +122,7 @@ class CaGNetConfig(PreTrainedConfig):
 
     model_type = "cagnet"
     sub_configs = {"backbone_config": AutoConfig}
+    keys_to_ignore_at_inference = ["calibration"]
 
     backbone: str = "resnet"
     backbone_config: dict | PreTrainedConfig | None = None
@@ -126,14 +161,42 @@ class CaGNetConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs):
         self._settle_backbone()
+        number = kwargs.get("num_labels")
+        if None not in (number, self.id2label) and number != len(self.id2label):
+            raise ValueError(f"num_labels={number}, but id2label names {len(self.id2label)} classes")
         super().__post_init__(**kwargs)
-        if self.label2id is None or set(self.label2id.values()) != set(self.id2label):
-            self.label2id = {name: index for index, name in self.id2label.items()}
+        self.label2id = {name: index for index, name in self.id2label.items()}
         if self.seen_ids is None:
-            self.seen_ids = [i for i in range(self.num_labels) if i not in set(self.unseen_ids)]
+            unseen = set(self.unseen_ids)
+            self.seen_ids = [i for i in range(self.num_labels) if i not in unseen]
         if self.dataset_ids is None:
             self.dataset_ids = list(range(self.num_labels))
-        self._check()
+        self.check()
+
+    @classmethod
+    def from_dict(cls, config_dict, **kwargs):
+        """A configuration from the dictionary of a file, with changes.
+
+        Other classes (`num_labels`, `id2label` or `label2id`) are all seen, and stored masks number them from 0,
+        unless `seen_ids`, `unseen_ids` and `dataset_ids` say otherwise.
+
+        Raises:
+            ValueError: A value cannot be used, or two of them contradict each other.
+        """
+        # The base class would set the changes on a finished configuration, where nothing checks them.
+        known = {field.name for field in fields(cls)} - {"dtype"} | {"num_labels"}
+        changes = {name: kwargs.pop(name) for name in list(kwargs) if name in known}
+        before = dict(config_dict)
+        backbone, change = before.get("backbone_config"), changes.get("backbone_config")
+        if isinstance(backbone, dict) and isinstance(change, dict):
+            same_kind = change.get("model_type", backbone.get("model_type")) == backbone.get("model_type")
+            changes["backbone_config"] = backbone | change if same_kind else change
+        changes |= _given_classes(changes, class_names(before))
+        changes.pop("num_labels", None)
+        if "id2label" in changes:
+            before.pop("label2id", None)
+            before |= _PLAIN_CLASSES
+        return super().from_dict(before | changes, **kwargs)
 
     def get_text_config(self, *args, **kwargs):
         """Itself: a model of images. (transformers would take the field `generator` for a text model's.)"""
@@ -152,24 +215,26 @@ class CaGNetConfig(PreTrainedConfig):
             self.backbone_config = CONFIG_MAPPING[model_type](**entry)
         if self.backbone_config is None:
             self.output_stride = 8 if self.output_stride is None else self.output_stride
-        elif self.output_stride is not None:
+            return
+        # In the file of a saved model the number may be there without anybody having asked for it.
+        if self.output_stride is not None and self.transformers_version is None:
+            kind = self.backbone_config.model_type
             warnings.warn(
-                f"output_stride={self.output_stride} is left aside: a {self.backbone_config.model_type} backbone has "
-                "a stride of its own",
-                stacklevel=2,
+                f"output_stride={self.output_stride} is left aside: a {kind} backbone has its own", stacklevel=2
             )
-            self.output_stride = None
+        self.output_stride = None
 
-    def _check(self):
+    def check(self):
+        """Refuse values that cannot be used, alone or together, by a ValueError of one line."""
+
         def choice(field, allowed):
             if getattr(self, field) not in allowed:
                 raise ValueError(f"{field}={getattr(self, field)!r}: choose one of {', '.join(map(repr, allowed))}")
 
-        for table in (BACKBONES, PYRAMIDS, CLASSIFIERS, GENERATORS):
-            table.chosen(self)
         if self.backbone_config is None:
             choice("output_stride", (4, 8, 16, 32))
         choice("patch_size", (1, 3, 5, 7))
+        self._check_numbers()
         if (self.backbone == "auto") != (self.backbone_config is not None):
             raise ValueError('backbone="auto" and backbone_config go together: give both or neither')
         self._check_classes()
@@ -177,28 +242,99 @@ class CaGNetConfig(PreTrainedConfig):
             table.check(self)
         if self.contextual:
             ContextualModule.check(self)
-        if list(self.test_scales[:1]) != [1.0] or min(self.test_scales) <= 0:
+        if list(self.test_scales[:1]) != [1.0] or not all(0 < scale < math.inf for scale in self.test_scales):
             raise ValueError(f"test_scales must start with 1.0 and be positive, got {list(self.test_scales)}")
 
+    def _check_numbers(self):
+        def values(field):
+            value = getattr(self, field)
+            return list(value) if isinstance(value, list | tuple) else [value]
+
+        for field in _COUNTS:
+            if not all(value > 0 for value in values(field)):
+                raise ValueError(f"{field}={getattr(self, field)}: choose whole numbers above 0")
+        for field in _SHARES:
+            if not all(0 <= value <= 1 for value in values(field)):
+                raise ValueError(f"{field}={getattr(self, field)}: choose numbers from 0 to 1")
+        if not self.aspp_dilations:
+            raise ValueError("aspp_dilations is empty: give at least one dilation")
+        if not -1 <= self.calibration <= 1:
+            raise ValueError(
+                f"calibration={self.calibration}: it is subtracted from probabilities, choose a number from 0 to 1"
+            )
+        if not math.isfinite(self.generator_embedding_scale):
+            raise ValueError(f"generator_embedding_scale={self.generator_embedding_scale}: choose a finite number")
+
     def _check_classes(self):
+        number = self.num_labels
+        if not number or list(self.id2label) != list(range(number)):
+            raise ValueError(
+                f"id2label must name at least one class and number them from 0, got {shown(self.id2label)}"
+            )
         both = set(self.seen_ids) & set(self.unseen_ids)
         if both:
-            raise ValueError(f"classes {sorted(self.id2label.get(i, i) for i in both)} are both seen and unseen")
-        if sorted([*self.seen_ids, *self.unseen_ids]) != list(range(self.num_labels)):
+            raise ValueError(
+                f"classes {shown(sorted(self.id2label.get(i, i) for i in both))} are both seen and unseen"
+            )
+        if sorted([*self.seen_ids, *self.unseen_ids]) != list(range(number)):
             raise ValueError(
                 f"seen_ids and unseen_ids name {len(self.seen_ids)} + {len(self.unseen_ids)} classes, "
-                f"id2label names {self.num_labels}: every class is one or the other"
+                f"id2label names {number}: every class is one or the other"
             )
         if list(self.seen_ids) != list(range(len(self.seen_ids))):
-            raise ValueError(f"seen classes come first: seen_ids must count from 0, got {list(self.seen_ids)}")
-        if len(self.dataset_ids) != self.num_labels:
-            raise ValueError(f"dataset_ids has {len(self.dataset_ids)} entries for {self.num_labels} classes")
+            raise ValueError(f"seen classes come first: seen_ids must count from 0, got {shown(self.seen_ids)}")
+        if len(self.dataset_ids) != number:
+            raise ValueError(f"dataset_ids has {len(self.dataset_ids)} entries for {number} classes")
         for field, values in (("names", self.id2label.values()), ("dataset_ids", self.dataset_ids)):
-            repeated = sorted(value for value, number in Counter(values).items() if number > 1)
+            repeated = sorted(value for value, count in Counter(values).items() if count > 1)
             if repeated:
-                raise ValueError(f"{field} repeat: {', '.join(map(str, repeated))}")
-        if 0 <= self.ignore_index < self.num_labels:
-            raise ValueError(f"ignore_index={self.ignore_index} is a class: choose one beyond {self.num_labels - 1}")
+                raise ValueError(f"{field} repeat: {', '.join(map(str, repeated[:5]))}")
+        # Classes in the order of their ids may be more than a byte can tell apart: no stored mask shows all of them.
+        ids = () if list(self.dataset_ids) == list(range(number)) else self.dataset_ids
+        for field, values in (("dataset_ids", ids), ("ignored_dataset_ids", self.ignored_dataset_ids)):
+            wrong = [i for i in values if not 0 <= i < STORED_IDS + (field == "ignored_dataset_ids")]
+            if wrong:
+                raise ValueError(f"{field} holds {wrong[0]}: stored masks have classes from 0 to {STORED_IDS - 1}")
+        if 0 <= self.ignore_index < number:
+            raise ValueError(
+                f"ignore_index={self.ignore_index} is a class: choose one beyond {number - 1}, or a negative one"
+            )
+
+
+def class_names(config_dict: dict) -> dict[int, str]:
+    """The names of the classes in the dictionary of a configuration's file, by model id."""
+    names = config_dict.get("id2label") or {0: "LABEL_0", 1: "LABEL_1"}  # which transformers does not write
+    return {int(index): name for index, name in names.items()}
+
+
+def _given_classes(changes: dict, names: dict[int, str]) -> dict:
+    """`id2label` of classes that are given in place of `names` as transformers' models take them; {} if none are."""
+    number, id2label, label2id = (changes.get(field) for field in ("num_labels", "id2label", "label2id"))
+    given = None
+    if label2id is not None:
+        given = {int(index): name for name, index in sorted(label2id.items(), key=lambda item: int(item[1]))}
+    if id2label is not None:
+        by_id = {int(index): name for index, name in id2label.items()}
+        if given is not None and given != by_id:
+            raise ValueError("id2label and label2id name different classes: give one of them")
+        given = by_id
+    if number is not None and number < 1:
+        raise ValueError(f"num_labels={number}: a model has at least one class")
+    if given is None and number not in (None, len(names)):
+        given = {index: f"LABEL_{index}" for index in range(number)}
+    if given is not None and number not in (None, len(given)):
+        raise ValueError(f"num_labels={number}, but id2label names {len(given)} classes")
+    changes.pop("label2id", None)
+    if given is None or given == names:
+        changes.pop("id2label", None)
+        return {}
+    return {"id2label": dict(sorted(given.items()))}
+
+
+def shown(values: Iterable) -> list:
+    """The values as a message shows them: not more than five."""
+    values = list(values)
+    return values if len(values) <= 5 else [*values[:5], "..."]
 
 
 def _published_backbone_config(source: str, changes: dict) -> PreTrainedConfig:

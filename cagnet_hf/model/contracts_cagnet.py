@@ -11,8 +11,9 @@ class PartTable(dict):
     """The classes of one exchangeable part by name: the field of the configuration that chooses one -> its class.
 
     A part from outside the package joins the table, `BACKBONES["mine"] = MyBackbone`, and is chosen by its name,
-    `CaGNetConfig(backbone="mine")`. A part is built from the configuration. What it needs of the configuration it
-    says in a static method `check(config)`, which raises a ValueError.
+    `CaGNetConfig(backbone="mine")`; whoever opens a model that was saved with it adds the part first. A part is built
+    from the configuration. What it needs of the configuration it says in a static method `check(config)`, which raises
+    a ValueError.
 
     Args:
         field: The configuration's field.
@@ -53,10 +54,12 @@ class Classifier(nn.Module):
         learns: Whether the classifier has weights. They are then a `class_head`, a convolution with a row for each
             class, and what comes before the head.
         neighbourhood: The score of a pixel depends on a square of this many pixels a side.
+        beside_scores: The names of parts that class scores do not depend on.
     """
 
     learns = True
     neighbourhood = 1
+    beside_scores: tuple[str, ...] = ()
     class_head: nn.Conv2d
 
     def head_inputs(self, features):

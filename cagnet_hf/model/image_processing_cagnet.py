@@ -8,32 +8,37 @@ import torch.nn.functional as F
 from PIL import Image
 from transformers.image_processing_backends import PilBackend
 from transformers.image_processing_utils import BatchFeature
-from transformers.image_utils import ChannelDimension, PILImageResampling
+from transformers.image_transforms import get_size_with_aspect_ratio
+from transformers.image_utils import (
+    ChannelDimension,
+    PILImageResampling,
+    get_image_size_for_max_height_width,
+    infer_channel_dimension_format,
+)
 from transformers.processing_utils import ImagesKwargs
 
-from .decoding_cagnet import rgb_image
+from .decoding_cagnet import eight_bit_values, rgb_image
 from .maps_cagnet import resize_image, resize_labels
 
 
 def fit_size(height: int, width: int, size) -> tuple[int, int]:
-    """Size an image is brought to: exactly `height` x `width`, or its longer side to `longest_edge`."""
-    if size.get("longest_edge"):
+    """Size an image is brought to: exactly `height` x `width`, or with its aspect kept.
+
+    The aspect is kept by `longest_edge` (the longer side), `shortest_edge` (the shorter one; with `longest_edge` as a
+    bound of the longer one), and `max_height` with `max_width` (as large as fits).
+    """
+    if size.get("shortest_edge"):
+        fitted = get_size_with_aspect_ratio((height, width), size["shortest_edge"], size.get("longest_edge"))
+    elif size.get("longest_edge"):
         longest = max(height, width)
-        return tuple(max(1, side * size["longest_edge"] // longest) for side in (height, width))
-    return size["height"], size["width"]
+        fitted = tuple(side * size["longest_edge"] // longest for side in (height, width))
+    elif size.get("max_height"):
+        fitted = get_image_size_for_max_height_width((height, width), size["max_height"], size["max_width"])
+    else:
+        return size["height"], size["width"]
+    return tuple(max(1, side) for side in fitted)
 
 
-# Attributes of the image processor that say how an image is prepared.
-_PREPARATION = (
-    "do_resize",
-    "size",
-    "do_rescale",
-    "rescale_factor",
-    "do_normalize",
-    "image_mean",
-    "image_std",
-    "do_flip_channel_order",
-)
 _SCORES_AT_ONCE = 1 << 25  # 128 MiB of float32
 
 
@@ -80,18 +85,25 @@ class CaGNetImageProcessorKwargs(ImagesKwargs, total=False):
     do_flip_channel_order: bool
 
 
+# What the files of image processors hold beside the arguments of their class.
+_OF_FILES = {"image_processor_type", "processor_class", "feature_extractor_type", "auto_map", "_valid_kwargs_names"}
+
+
 class CaGNetImageProcessor(PilBackend):
     r"""Prepares images for CaGNet and turns its logits into label maps.
 
-    `size` is `{"height": H, "width": W}` (a warp, the paper's 513 x 513) or `{"longest_edge": L}` (aspect kept).
-    Resizing is bilinear without antialiasing for images, nearest for label maps. Images of one batch must end up at
-    equal sizes unless `return_tensors` is None.
+    `size` is `{"height": H, "width": W}` (a warp, the paper's 513 x 513), a number (a warp to a square), or keeps the
+    aspect (see `fit_size`). Resizing is bilinear without antialiasing for images, nearest for label maps. Images of
+    one batch must end up at equal sizes unless `return_tensors` is None.
+
+    Raises:
+        ValueError: An argument is unknown, or asks for what this processor does not do.
     """
 
     valid_kwargs = CaGNetImageProcessorKwargs
     model_input_names = ("pixel_values",)
     size = {"height": 513, "width": 513}
-    default_to_square = False
+    default_to_square = True
     resample = PILImageResampling.BILINEAR
     do_resize = True
     do_convert_rgb = True
@@ -104,23 +116,58 @@ class CaGNetImageProcessor(PilBackend):
     image_std = [1.0, 1.0, 1.0]
 
     def __init__(self, **kwargs):
+        _refuse_unknown(kwargs.keys() - _OF_FILES - set(self.valid_kwargs.__annotations__))
         super().__init__(**kwargs)
+
+    def _standardize_kwargs(self, image_mean=None, image_std=None, **kwargs):
+        """As the base class has it; what would be left aside is refused, and one number stands for all channels."""
+        for name in ("do_center_crop", "do_pad"):
+            if kwargs.get(name):
+                raise ValueError(f"{name}=True: this image processor neither crops nor pads; use size")
+        if kwargs.get("resample") not in (None, PILImageResampling.BILINEAR):
+            raise ValueError(f"resample={kwargs['resample']}: images are resized bilinearly ({self.resample:d}) only")
+        if kwargs.get("data_format") not in (None, ChannelDimension.FIRST):
+            raise ValueError(f"data_format={kwargs['data_format']}: the network sees the channels first")
+        statistics = {"image_mean": image_mean, "image_std": image_std}
+        for name, value in statistics.items():
+            if isinstance(value, int | float):
+                statistics[name] = (float(value),) * 3
+            elif value is not None and len(value) != 3:
+                raise ValueError(f"{name}={value}: give one number, or one for each of three channels")
+        kwargs = super()._standardize_kwargs(**kwargs, **statistics)
+        size = kwargs["size"]
+        if size is not None and not all(value is None or value > 0 for value in dict(size).values()):
+            raise ValueError(f"size={dict(size)}: choose sides above 0")
+        return kwargs
+
+    # The name of an older base class.
+    _further_process_kwargs = _standardize_kwargs
 
     def convert_to_rgb(self, image, input_data_format=None):
         if isinstance(image, Image.Image):
             return np.array(rgb_image(image))
+        if image.ndim == 3:
+            layout = input_data_format or infer_channel_dimension_format(image, num_channels=(1, 3, 4))
+            channels = 0 if layout == ChannelDimension.FIRST else -1
+            if image.shape[channels] == 4:  # transparency
+                rgb = np.array(rgb_image(np.moveaxis(image, channels, -1)))
+                return np.moveaxis(rgb, -1, channels)
         return super().convert_to_rgb(image, input_data_format=input_data_format)
 
     def preprocess(self, images, segmentation_maps=None, **kwargs) -> BatchFeature:
         """Prepare images, and label maps along with them.
 
         Args:
-            images: One image or a list: PIL, numpy or torch.
+            images: One image or a list: PIL, numpy or torch; see `eight_bit_values` for the values of arrays.
             segmentation_maps: One label map `(H, W)` or a list, in model order; they are resized, never changed.
 
         Returns:
             `pixel_values` `(B, 3, H', W')` and, with label maps, `labels` `(B, H', W')` int64.
+
+        Raises:
+            ValueError: An argument is unknown, a label map is none, or images of several sizes are to be one tensor.
         """
+        _refuse_unknown(kwargs.keys() - set(self.valid_kwargs.__annotations__))
         return super().preprocess(images, segmentation_maps, **kwargs)
 
     def _preprocess_image_like_inputs(
@@ -129,17 +176,17 @@ class CaGNetImageProcessor(PilBackend):
         images = self._prepare_image_like_inputs(
             images=images, do_convert_rgb=do_convert_rgb, input_data_format=input_data_format
         )
+        if not (self.do_rescale and not kwargs["do_rescale"]):  # else the caller has brought them to another scale
+            images = [eight_bit_values(image) for image in images]
         data = {"pixel_values": self._preprocess(images, **kwargs)}
-        if segmentation_maps is not None:
-            maps = self._prepare_image_like_inputs(
-                images=segmentation_maps,
-                expected_ndims=2,
-                do_convert_rgb=False,
-                input_data_format=ChannelDimension.FIRST,
+        sizes = sorted({pixels.shape[1:] for pixels in data["pixel_values"]})
+        if return_tensors is not None and len(sizes) > 1:
+            raise ValueError(
+                f"images of sizes {sizes[0]} and {sizes[1]} make no batch: give size={{'height': …, 'width': …}}, "
+                "or one image at a time (batch_size=1 in a pipeline)"
             )
-            maps = [np.asarray(label_map).reshape(label_map.shape[-2:]) for label_map in maps]
-            if len(maps) != len(images):
-                raise ValueError(f"{len(images)} images but {len(maps)} segmentation maps: give one per image")
+        if segmentation_maps is not None:
+            maps = _label_maps(segmentation_maps, len(images))
             for image, label_map in zip(images, maps, strict=True):
                 if label_map.shape != image.shape[-2:]:
                     raise ValueError(
@@ -151,61 +198,101 @@ class CaGNetImageProcessor(PilBackend):
         return BatchFeature(data=data, tensor_type=return_tensors)
 
     def _preprocess(self, images, **options):
-        return [self._prepare(torch.from_numpy(np.array(image)), **options).numpy() for image in images]
+        return [self.prepare(torch.from_numpy(np.array(image)), **options).numpy() for image in images]
 
     def prepare(self, image: torch.Tensor, **changes) -> torch.Tensor:
         """What `preprocess` does to one RGB image `(3, H, W)`, on the device it is on.
 
         `changes` are options that differ from the processor's own, such as another `size`.
         """
-        return self._prepare(image, **({key: getattr(self, key) for key in _PREPARATION} | changes))
 
-    @staticmethod
-    def _prepare(
-        image,
-        do_resize,
-        size,
-        do_rescale,
-        rescale_factor,
-        do_normalize,
-        image_mean,
-        image_std,
-        do_flip_channel_order,
-        **kwargs,
-    ):
-        if do_flip_channel_order:
+        def option(name):
+            return changes[name] if name in changes else getattr(self, name)
+
+        if option("do_flip_channel_order"):
             image = image.flip(0)
-        image = resize_image(image, fit_size(*image.shape[1:], size) if do_resize else image.shape[1:])
-        if do_rescale:
-            image = image * rescale_factor
-        if do_normalize:
+        size = fit_size(*image.shape[1:], option("size")) if option("do_resize") else image.shape[1:]
+        image = resize_image(image, size)
+        if option("do_rescale"):
+            image = image * option("rescale_factor")
+        if option("do_normalize"):
             # A blocking copy would wait for the GPU.
-            mean, std = (torch.tensor(v).view(3, 1, 1).to(image, non_blocking=True) for v in (image_mean, image_std))
+            mean, std = (
+                torch.tensor(option(name)).view(3, 1, 1).to(image, non_blocking=True)
+                for name in ("image_mean", "image_std")
+            )
             image = (image - mean) / std
         return image
 
-    def post_process_semantic_segmentation(self, outputs, target_sizes=None):
+    def post_process_semantic_segmentation(self, outputs, target_sizes=None, return_segmentation_scores=False):
         """Logits -> label maps in model order.
 
         Args:
             outputs: Output of `CaGNetForSemanticSegmentation`.
             target_sizes: (height, width) of each prediction; the feature resolution when None.
+            return_segmentation_scores: Give the scores of all classes, too.
 
         Returns:
             One int64 tensor `(height, width)` per image. Logits are brought to the target size first (bilinear);
-            a calibrated model's offsets are then subtracted from the softmax probabilities (SPNet-c).
+            a calibrated model's offsets are then subtracted from the softmax probabilities (SPNet-c). With scores, one
+            dictionary per image: this tensor as `segmentation`, and `segmentation_scores` `(N, height, width)`, whose
+            argmax the tensor is: the logits, or a calibrated model's probabilities less the offsets.
         """
         logits, calibration = outputs.logits, getattr(outputs, "calibration", None)
         if target_sizes is None:
             target_sizes = [tuple(logits.shape[-2:])] * len(logits)
         if len(target_sizes) != len(logits):
             raise ValueError(f"{len(logits)} images but {len(target_sizes)} target sizes: give one per image")
-        label_maps = []
+        results = []
         offsets = [None] * len(logits) if calibration is None else calibration
         for image_logits, target_size, offset in zip(logits, target_sizes, offsets, strict=True):
             size = tuple(int(side) for side in target_size)
-            label_maps.append(torch.cat([labels for _, labels, _ in label_bands(image_logits, size, offset)]))
-        return label_maps
+            if not return_segmentation_scores:
+                results.append(torch.cat([labels for _, labels, _ in label_bands(image_logits, size, offset)]))
+                continue
+            scores = F.interpolate(image_logits[None].float(), size, mode="bilinear", align_corners=False)[0]
+            if offset is not None:
+                scores = scores.softmax(dim=0) - offset.to(scores)[:, None, None]
+            results.append(BatchFeature({"segmentation": scores.argmax(dim=0), "segmentation_scores": scores}))
+        return results
+
+
+def _refuse_unknown(names) -> None:
+    names = names - {"image_like_kwargs"} - {name for name in names if name.startswith("_")}
+    if names:
+        raise ValueError(f"{', '.join(sorted(names))}: no argument of this image processor")
+
+
+def _label_maps(given, number: int) -> list[np.ndarray]:
+    """Label maps `(H, W)` of whole numbers, one per image.
+
+    Raises:
+        ValueError: There is another number of maps, or one of them is no map of whole numbers.
+    """
+    many = isinstance(given, list | tuple) or (getattr(given, "ndim", 2) == 3 and len(given) == number)
+    given = list(given) if many else [given]
+    if len(given) != number:
+        raise ValueError(f"{number} images but {len(given)} segmentation maps: give one per image")
+    return [_label_map(one) for one in given]
+
+
+def _label_map(given) -> np.ndarray:
+    must = "a segmentation map must be (H, W), a class index per pixel"
+    if isinstance(given, Image.Image):
+        if given.mode not in ("1", "L", "P", "I", "I;16") or given.format == "JPEG":
+            kind = "JPEG" if given.format == "JPEG" else f"mode {given.mode}"
+            raise ValueError(f"{must}; got an image of {kind}")
+        return np.asarray(given)
+    if not hasattr(given, "ndim"):
+        raise ValueError(f"{must}; got {given!r}"[:200])
+    values = given.cpu().numpy() if isinstance(given, torch.Tensor) else np.asarray(given)
+    if values.ndim == 3 and len(values) == 1:
+        values = values[0]
+    if values.ndim != 2:
+        raise ValueError(f"{must}; got shape {tuple(values.shape)}")
+    if values.dtype.kind not in "iub" and not (values.dtype.kind == "f" and (values == np.round(values)).all()):
+        raise ValueError(f"{must}; got values of {values.dtype} that are no whole numbers")
+    return values
 
 
 CaGNetImageProcessor.register_for_auto_class("AutoImageProcessor")

@@ -72,3 +72,29 @@ def mean_cross_entropy(logits, labels, *, ignore_index: int, class_weights=None)
         return losses.sum() / labelled.sum().clamp_min(1)
     total_weight = (class_weights[labels.where(labelled, 0)] * labelled).sum()
     return losses.sum() / total_weight.clamp_min(torch.finfo(total_weight.dtype).tiny)
+
+
+def checked_labels(labels, images, num_labels: int, ignore_index: int) -> torch.Tensor:
+    """Labels of any integer type as int64 in which -100, PyTorch's own mark of pixels to ignore, is `ignore_index`.
+
+    Args:
+        labels: `(B, H, W)`.
+        images: `(B, 3, H, W)`.
+
+    Raises:
+        ValueError: The labels are no integers, do not fit the images, or hold what is no class.
+    """
+    if labels.is_floating_point() or labels.is_complex():
+        raise ValueError(f"labels of type {labels.dtype}: give class indices as integers")
+    expected = (len(images), *images.shape[-2:])
+    if tuple(labels.shape) != expected:
+        raise ValueError(f"labels of shape {tuple(labels.shape)} for images that need {expected}")
+    labels = labels.long()
+    labels = labels.where(labels != -100, ignore_index)
+    if not torch.compiler.is_compiling():  # a value cannot be looked at where a program is traced
+        wrong = labels[(labels != ignore_index) & ((labels < 0) | (labels >= num_labels))]
+        if len(wrong):
+            raise ValueError(
+                f"label {wrong[0].item()} is no class: allowed are 0 to {num_labels - 1} and {ignore_index} (ignored)"
+            )
+    return labels

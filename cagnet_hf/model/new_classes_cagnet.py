@@ -1,18 +1,26 @@
 """Classes of a trained model: new ones by their embeddings alone, old ones removed or renamed."""
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .configuration_cagnet import plain_name
+from .configuration_cagnet import STORED_IDS, plain_name
 
 # Of the variance of the new logits; chosen on held-out classes (model_cards/new_classes.md).
 VARIANCE_PENALTY = 0.001
-_MOST_DATASET_IDS = 255  # stored masks are bytes, whatever the model's ignore_index; 255 is no class
+
+
+class _Class(NamedTuple):
+    """A class of a model as its configuration describes it."""
+
+    name: str
+    seen: bool
+    dataset_id: int
 
 
 class EditableClasses:
@@ -50,13 +58,13 @@ class EditableClasses:
             ValueError: A name is taken or given twice; an embedding has the wrong size, is zero or not finite; an id
                 is taken; the model cannot synthesise features.
         """
-        config = self.config
+        config, classes = self.config, _classes(self.config)
         if isinstance(names, str):
             raise ValueError(f"names is a list of names, got {names!r}: write [{names!r}]")
         names = [name.strip() for name in names]
         if not names:
             raise ValueError("no names: name at least one new class")
-        _check_names([*config.id2label.values()], names)
+        _check_names(config.id2label.values(), names)
         embeddings = self._checked_embeddings(names, embeddings)
         dataset_ids = _checked_dataset_ids(config, names, dataset_ids)
         rows = None
@@ -65,14 +73,9 @@ class EditableClasses:
             rows = weights, biases + bias
         elif bias:
             raise ValueError(f"bias={bias}: a projection onto the class embeddings has no bias")
-        _set_classes(
-            config,
-            names=[*config.id2label.values(), *names],
-            num_seen=len(config.seen_ids),
-            dataset_ids=[*config.dataset_ids, *dataset_ids],
-            ignored=[i for i in config.ignored_dataset_ids if i not in dataset_ids],
-        )
-        self._set_rows(list(range(len(self.class_embeddings))), embeddings, rows)
+        new = [_Class(name, False, dataset_id) for name, dataset_id in zip(names, dataset_ids, strict=True)]
+        _set_classes(config, classes + new, {*config.ignored_dataset_ids} - {*dataset_ids})
+        self._set_rows(list(range(len(classes))), embeddings, rows)
 
     @torch.inference_mode(False)
     def remove_classes(self, names: Sequence[str]) -> None:
@@ -83,19 +86,14 @@ class EditableClasses:
         Raises:
             ValueError: There is no such class, or none would be left.
         """
-        config = self.config
+        config, classes = self.config, _classes(self.config)
         removed = {self._class_id(name) for name in ([names] if isinstance(names, str) else names)}
-        kept = [i for i in range(config.num_labels) if i not in removed]
+        kept = [i for i in range(len(classes)) if i not in removed]
         if not kept:
             raise ValueError("no class would be left: keep at least one")
-        _set_classes(
-            config,
-            names=[config.id2label[i] for i in kept],
-            num_seen=sum(i in set(config.seen_ids) for i in kept),
-            dataset_ids=[config.dataset_ids[i] for i in kept],
-            ignored=sorted({*config.ignored_dataset_ids, *(config.dataset_ids[i] for i in removed)}),
-        )
-        self._set_rows(kept)
+        ignored = {*config.ignored_dataset_ids} | {classes[i].dataset_id for i in removed}
+        _set_classes(config, [classes[i] for i in kept], ignored)
+        self._set_rows(kept, self.class_embeddings[:0])
 
     def rename_classes(self, new_names: Mapping[str, str]) -> None:
         """Call classes otherwise, `{old: new}`; what the model predicts does not change.
@@ -106,14 +104,9 @@ class EditableClasses:
         config = self.config
         renamed = {self._class_id(old): new.strip() for old, new in new_names.items()}
         others = [name for i, name in config.id2label.items() if i not in renamed]
-        _check_names(others, list(renamed.values()))
-        _set_classes(
-            config,
-            names=[renamed.get(i, name) for i, name in config.id2label.items()],
-            num_seen=len(config.seen_ids),
-            dataset_ids=list(config.dataset_ids),
-            ignored=list(config.ignored_dataset_ids),
-        )
+        _check_names(others, renamed.values())
+        classes = [old._replace(name=renamed.get(i, old.name)) for i, old in enumerate(_classes(config))]
+        _set_classes(config, classes, config.ignored_dataset_ids)
 
     def _class_id(self, name: str) -> int:
         ids = {plain_name(known): i for i, known in self.config.id2label.items()}
@@ -136,11 +129,9 @@ class EditableClasses:
                 raise ValueError(f"the embedding of class {name!r} is zero or not finite")
         return (embeddings / lengths * own.float().norm(dim=1).mean()).to(own.dtype)
 
-    def _set_rows(self, kept: list[int], embeddings=None, rows=None) -> None:
+    def _set_rows(self, kept: list[int], embeddings, rows=None) -> None:
         """Keep the given rows of all that has one per class; append the new ones."""
-        own = self.class_embeddings
-        embeddings = own[:0] if embeddings is None else embeddings
-        self.class_embeddings = torch.cat([own[kept], embeddings])
+        self.class_embeddings = torch.cat([self.class_embeddings[kept], embeddings])
         self.classifier.set_classes(kept, rows)
         if self.generator is not None:
             self.generator.set_classes(kept, len(embeddings))
@@ -209,7 +200,7 @@ def evaluating(*parts: nn.Module):
             module.training = training
 
 
-def _check_names(taken: Sequence[str], names: Sequence[str]) -> None:
+def _check_names(taken: Iterable[str], names: Iterable[str]) -> None:
     known = {plain_name(name): name for name in taken}
     for name in names:
         if not plain_name(name):
@@ -224,7 +215,7 @@ def _checked_dataset_ids(config, names: Sequence[str], dataset_ids: Sequence[int
     if dataset_ids is None:
         used = taken | set(config.ignored_dataset_ids)
         top = max(config.dataset_ids, default=-1)
-        free = [i for i in [*range(top + 1, _MOST_DATASET_IDS), *range(top)] if i not in used]
+        free = [i for i in [*range(top + 1, STORED_IDS), *range(top)] if i not in used]
         if len(free) < len(names):
             raise ValueError(f"{len(names)} new classes, but stored masks have {len(free)} ids left")
         return free[: len(names)]
@@ -232,23 +223,29 @@ def _checked_dataset_ids(config, names: Sequence[str], dataset_ids: Sequence[int
     if len(dataset_ids) != len(names):
         raise ValueError(f"{len(names)} new classes, but {len(dataset_ids)} dataset_ids: give one for each")
     for position, i in enumerate(dataset_ids):
-        if i in taken or i in dataset_ids[:position] or not 0 <= i < _MOST_DATASET_IDS:
-            raise ValueError(f"dataset id {i} of {names[position]!r} is taken or none of 0 to {_MOST_DATASET_IDS - 1}")
+        if i in taken or i in dataset_ids[:position] or not 0 <= i < STORED_IDS:
+            raise ValueError(f"dataset id {i} of {names[position]!r} is taken or none of 0 to {STORED_IDS - 1}")
     return dataset_ids
 
 
-def _set_classes(config, *, names: list[str], num_seen: int, dataset_ids: list[int], ignored: list[int]) -> None:
+def _classes(config) -> list[_Class]:
+    """The classes in model order."""
+    num_seen = len(config.seen_ids)
+    return [_Class(config.id2label[i], i < num_seen, config.dataset_ids[i]) for i in range(config.num_labels)]
+
+
+def _set_classes(config, classes: list[_Class], ignored_dataset_ids) -> None:
     """Write the classes into the configuration, once they have passed its own check."""
     fields = {
-        "id2label": dict(enumerate(names)),
-        "label2id": {name: i for i, name in enumerate(names)},
-        "seen_ids": list(range(num_seen)),
-        "unseen_ids": list(range(num_seen, len(names))),
-        "dataset_ids": dataset_ids,
-        "ignored_dataset_ids": ignored,
+        "id2label": {i: entry.name for i, entry in enumerate(classes)},
+        "label2id": {entry.name: i for i, entry in enumerate(classes)},
+        "seen_ids": [i for i, entry in enumerate(classes) if entry.seen],
+        "unseen_ids": [i for i, entry in enumerate(classes) if not entry.seen],
+        "dataset_ids": [entry.dataset_id for entry in classes],
+        "ignored_dataset_ids": sorted(ignored_dataset_ids),
     }
     trial = copy.deepcopy(config)
     for target in (trial, config):
         for field, value in fields.items():
             setattr(target, field, value)
-        target._check()
+        target.check()

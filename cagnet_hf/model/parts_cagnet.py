@@ -173,6 +173,8 @@ class PixelClassifier(Classifier):
     With patches (CaGNetv2, section 3.4) the class head looks at the 3x3 neighbours of a pixel, too.
     """
 
+    beside_scores = ("critic_head",)
+
     def __init__(self, config):
         super().__init__()
         hidden = config.classifier_hidden_size

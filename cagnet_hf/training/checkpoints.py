@@ -19,7 +19,10 @@ _NAME = re.compile(r"step-(\d+)-(\d+)")
 
 @dataclass
 class RunState:
-    """Where a run stands: the stage and the iteration to do next, and what was logged and scored so far."""
+    """Where a run stands: the stage and the iteration to do next, and what was logged and scored so far.
+
+    `run` names the run; it is empty in checkpoints of the first edition.
+    """
 
     stage: int = 0
     iteration: int = 0
@@ -27,6 +30,7 @@ class RunState:
     peak_memory_mib: int = 0  # of this stage so far
     history: list[dict] = field(default_factory=list)
     stages: list[dict] = field(default_factory=list)
+    run: str = ""
 
 
 def save_checkpoint(folder: Path, accelerator, state: RunState, keep: int) -> Path:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import time
 from contextlib import closing
 from pathlib import Path
@@ -13,7 +14,8 @@ from tqdm.auto import tqdm
 
 from ..data.label_space import LabelSpace
 from ..data.memory import hold
-from ..data.stream import LabelledImages
+from ..data.rows import Rows
+from ..data.stream import LabelledImages, check_training_labels
 from ..evaluation.scoring import score
 from ..methods import method_of
 from ..methods.base import Method
@@ -55,20 +57,33 @@ class Trainer:
             raise RecipeError("several optimisers share no loss scale, which fp16 needs: use --mixed_precision bf16")
         if self.accelerator.gradient_accumulation_steps > 1:
             raise RecipeError("the launcher cannot accumulate gradients: set accumulate of the stages instead")
+        launched = int(os.environ.get("WORLD_SIZE", 1))
+        if launched != self.accelerator.num_processes:
+            raise RecipeError(
+                f"the launcher started {launched} processes, but each of them trains alone: "
+                "on CPUs write ACCELERATE_USE_CPU=true torchrun --standalone --nproc_per_node 2 …"
+            )
+        missing = [name for name in recipe.trackers if name not in map(str, self.accelerator.log_with)]
+        if missing:
+            raise RecipeError(
+                f"trackers: {', '.join(missing)} is not installed: install it, or leave it out of trackers"
+            )
         self.folder = RunFolder(self.output_dir)
-        self.state = self.folder.enter(recipe, resume=resume)
+        self.state = self.folder.enter(recipe, resume=resume, locks=self.accelerator.is_main_process)
         self.stop = StopSignal()
         use_deterministic_algorithms(recipe.deterministic)
         set_seed(recipe.seed)
         self.benchmark = benchmark_of(recipe)
         self.train_set, self.test_set = (dataset_of(recipe, s) for s in (recipe.train_split, recipe.test_split))
         splits = {"train": self.train_set, "test": self.test_set}
-        record = run_record(recipe, splits, self.accelerator, self.folder.record())
+        record = {"run": self.state.run} | run_record(recipe, splits, self.accelerator, self.folder.record())
         self.processor = build_processor(recipe)
         self.models = build_stage_models(recipe, self.benchmark)  # of the stages to come
         self.model = self.models[list(recipe.stages)[self.state.stage]]
         labels = LabelSpace.of(self.model.config)
         self.train_images = LabelledImages(self.train_set, labels, hide_unseen=not recipe.supervised)
+        if isinstance(self.train_set, Rows):  # a stream would be read twice
+            check_training_labels(self.train_images, self.train_set)
         if recipe.in_memory:
             self.train_images = hold(self.train_images, self.accelerator.device)
         if self.accelerator.process_index:  # the model starts equal everywhere; noise and label maps must differ
@@ -100,7 +115,10 @@ class Trainer:
                     raise Stopped from None
                 raise
         for tracker in self.accelerator.trackers:
-            tracker.finish()
+            try:
+                tracker.finish()
+            except Exception as error:  # a service of others may raise anything, and the model is still to be saved
+                logger.warning("%s could not be ended: %s", tracker.name, error)
         return self.state.stages[-1]["metrics"]
 
     def new_method(self, stage: StageRecipe, model) -> Method:

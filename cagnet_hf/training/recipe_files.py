@@ -11,6 +11,7 @@ import yaml
 from pydantic import ValidationError
 
 from ..data.benchmarks import did_you_mean
+from ..files import parse_yaml
 from ..methods import method_of, methods
 from ..methods.options import Options, Recipe, RecipeError, known_keys, nested_options
 
@@ -179,7 +180,7 @@ def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict:
     if path in seen:
         raise RecipeError(f"{path}: includes itself")
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        tree = parse_yaml(path.read_text(encoding="utf-8")) or {}
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise RecipeError(f"{path}: cannot be read: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict):
@@ -207,7 +208,7 @@ def _overridden(tree: dict, override: str) -> dict:
     if not equals or not key:
         raise RecipeError(f"{override!r} is no override: write key=value")
     try:
-        value = yaml.safe_load(text)
+        value = parse_yaml(text)
     except yaml.YAMLError:
         raise RecipeError(f"{override!r}: the value is not YAML") from None
     *parents, leaf = key.split(".")

@@ -81,7 +81,7 @@ def git_commit() -> str | None:
 
 def _git(file: Path, *arguments: str) -> str | None:
     try:
-        finished = subprocess.run(["git", *arguments], cwd=file.parent, capture_output=True, text=True, timeout=10)
+        finished = subprocess.run(["git", *arguments], cwd=file.parent, capture_output=True, text=True, timeout=60)
     except (OSError, subprocess.TimeoutExpired):
         return None
     return finished.stdout.strip() if finished.returncode == 0 else None

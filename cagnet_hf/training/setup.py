@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from huggingface_hub.errors import StrictDataclassError
 
 from ..data.benchmarks import Benchmark, load_benchmark
 from ..data.label_space import LabelSpace
@@ -87,7 +86,7 @@ def build_model(recipe: Recipe, benchmark: Benchmark, stage: str | None = None) 
         fields.setdefault("feature_size", embeddings.shape[1])
     try:
         config = CaGNetConfig(**benchmark.config_fields(), **fields)
-    except StrictDataclassError as error:
+    except ValueError as error:
         raise RecipeError(f"model{f' of stage {stage}' if stage else ''}: {error}") from None
     model = CaGNetForSemanticSegmentation(config)
     model.class_embeddings.copy_(torch.from_numpy(embeddings))

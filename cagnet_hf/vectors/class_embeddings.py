@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from ..data.benchmarks import Benchmark
+from ..files import whole
 from ..model.configuration_cagnet import plain_name
 
 BUNDLED = "bundled"
@@ -108,10 +109,8 @@ def save_embedding_table(
         raise ValueError(f"{path}: {len(names)} names need as many rows, got vectors of shape {vectors.shape}")
     _rows_by_name(path, names)
     check_vectors(path, names, vectors)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_bytes(save({"embeddings": vectors}, {**(metadata or {}), "names": json.dumps(list(names))}))
-    partial.replace(path)
+    with whole(path) as aside:
+        aside.write_bytes(save({"embeddings": vectors}, {**(metadata or {}), "names": json.dumps(list(names))}))
 
 
 def join_parts(parts: Sequence[np.ndarray], *, normalize_parts: bool = False) -> np.ndarray:
@@ -129,10 +128,17 @@ def join_parts(parts: Sequence[np.ndarray], *, normalize_parts: bool = False) ->
 def check_vectors(source: str | Path, names: Sequence[str], vectors: np.ndarray) -> None:
     """Refuse, by the class and the source, vectors `(num_names, E)` that are zero or not finite."""
     for name, vector in zip(names, vectors, strict=True):
+        with np.errstate(over="ignore", under="ignore"):
+            stored = np.asarray(vector, dtype=np.float32)  # as the model stores the vector
         if not np.isfinite(vector).all():
             raise ValueError(f"{source}: the embedding of class {name!r} has values that are not finite")
         if not vector.any():
             raise ValueError(f"{source}: the embedding of class {name!r} is zero")
+        if not np.isfinite(stored).all() or not stored.any():
+            extreme = np.abs(vector).max()
+            raise ValueError(
+                f"{source}: the embedding of class {name!r} is too large or too small to be stored ({extreme:g})"
+            )
 
 
 def _load_part(path: Path, benchmark: Benchmark) -> np.ndarray:

@@ -119,7 +119,10 @@ def _vectors(source: str) -> dict[str, np.ndarray]:
     if source == ATTRIBUTES:
         benchmark = load_benchmark("scenes")
         return dict(zip(benchmark.class_names, scenes_class_embeddings(benchmark), strict=True))
-    tables = [read_table(path) for path in embedding_files(source)]
+    tables = {path: read_table(path) for path in embedding_files(source)}
+    for path, table in tables.items():
+        check_vectors(path, list(table), np.stack(list(table.values())) if table else np.empty((0, 0)))
+    tables = list(tables.values())
     names = [name for name in tables[0] if all(name in table for table in tables)]
     if not names:
         raise ValueError(f"{source}: no name is in every table")

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import numpy as np
 
+from ..files import check_weight_files
 from ..model.configuration_cagnet import plain_name
 from .class_embeddings import join_parts
 
 POOLINGS = ("mean", "head")
-_READ_SUFFIXES = {".safetensors", ".bin", ".json", ".txt", ".model"}  # weights, configurations and vocabularies
+_READ_SUFFIXES = {".safetensors", ".json", ".txt", ".model"}  # weights, configurations and vocabularies
 
 
 def encode_names(
@@ -36,8 +37,9 @@ def encode_names(
     if prompt.count("{}") != 1:
         raise ValueError(f"prompt {prompt!r}: write {{}} once, where the name goes")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(encoder)
-        model = AutoModel.from_pretrained(encoder).eval()
+        check_weight_files(encoder)
+        tokenizer = AutoTokenizer.from_pretrained(encoder, trust_remote_code=False)
+        model = AutoModel.from_pretrained(encoder, trust_remote_code=False, use_safetensors=True).eval()
     except (OSError, ValueError, KeyError, ImportError) as error:  # ImportError: a library of this one tokenizer
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(f"{encoder}: not a text encoder that transformers can load ({reason})") from error

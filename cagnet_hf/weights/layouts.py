@@ -114,22 +114,16 @@ class KeyMatch:
         matched: Names in the file -> names here.
         skipped: Known, but of no use here: the head for the ImageNet classes.
         unknown: All others.
+        stride_in_1x1: Whether the file's bottleneck blocks have their stride in the first 1x1 convolution.
+        processor_fields: What `CaGNetImageProcessor` needs beyond its defaults, which are DeepLabV2's input.
     """
 
     layout: str
     matched: dict[str, str]
     skipped: tuple[str, ...]
     unknown: tuple[str, ...]
-
-    @property
-    def stride_in_1x1(self) -> bool:
-        """Whether the file's bottleneck blocks have their stride in the first 1x1 convolution."""
-        return _LAYOUTS[self.layout].stride_in_1x1
-
-    @property
-    def processor_fields(self) -> dict[str, Any]:
-        """What `CaGNetImageProcessor` needs beyond its defaults, which are DeepLabV2's input."""
-        return dict(_LAYOUTS[self.layout].processor_fields)
+    stride_in_1x1: bool
+    processor_fields: dict[str, Any]
 
     @property
     def has_classes(self) -> bool:
@@ -160,7 +154,7 @@ def match_keys(names: Iterable[str]) -> KeyMatch:
 
 
 def _match_layout(layout: str, names: list[str]) -> KeyMatch:
-    prefix, rules, useless, *_ = _LAYOUTS[layout]
+    prefix, rules, useless, stride_in_1x1, processor_fields = _LAYOUTS[layout]
     matched, skipped, unknown = {}, [], []
     for name in names:
         found = (
@@ -173,4 +167,4 @@ def _match_layout(layout: str, names: list[str]) -> KeyMatch:
             matched[name] = ours
         else:
             (skipped if re.fullmatch(prefix + useless, name) else unknown).append(name)
-    return KeyMatch(layout, matched, tuple(skipped), tuple(unknown))
+    return KeyMatch(layout, matched, tuple(skipped), tuple(unknown), stride_in_1x1, processor_fields)

@@ -39,65 +39,57 @@ def main(argv: list[str] | None = None) -> int:
         check_classes(model.config, classes, args.dataset)
         if model.cagnet.context is None:
             raise ValueError(f"{args.model} has no contextual module: give a model of a CaGNet row")
-        report = describe_latent(model, processor, dataset)
+        report = json.dumps(describe_latent(model, processor, dataset), indent=1)
         args.output.parent.mkdir(parents=True, exist_ok=True)
-        write_text_whole(args.output, json.dumps(report, indent=1) + "\n")
-        print(json.dumps(report, indent=1))
+        write_text_whole(args.output, report + "\n")
+        print(report)
 
     return run(measure)
 
 
 def describe_latent(model, processor, dataset) -> dict:
-    """Divergence and variance of the latent over the cells of every feature map; scores with it and without."""
+    """Divergence and variance of the latent over the cells of all feature maps; scores with the latent and without."""
     import torch
-    from accelerate import Accelerator
+    from accelerate import PartialState
 
     from cagnet_hf.evaluation.scoring import score
 
-    accelerator = Accelerator()
-    if accelerator.num_processes > 1:
+    if PartialState().num_processes > 1:
         raise ValueError("every process would see a part of the images: run this with one")
-    context = model.to(accelerator.device).cagnet.context
+    model.to(PartialState().device)
 
     def scores() -> dict:
-        metrics = score(model, processor, dataset, accelerator=accelerator)
+        metrics = score(model, processor, dataset)
         return {column: metrics[column] for column in ("S-mIoU", "U-mIoU", "hIoU")}
 
-    with watch_latent(context) as statistics:
+    with watch_latent(model.cagnet.context) as statistics:
         with_context = scores()
-    handle = context.mean.register_forward_hook(lambda convolution, inputs, mean: torch.zeros_like(mean))
-    try:
-        return statistics() | {"with_context": with_context, "without_context": scores()}
-    finally:
-        handle.remove()
+    model.cagnet.context.mean.register_forward_hook(lambda convolution, inputs, mean: torch.zeros_like(mean))
+    return statistics() | {"with_context": with_context, "without_context": scores()}
 
 
 @contextmanager
 def watch_latent(context):
     """Gather statistics of the latent while a model in evaluation mode runs; the value returns them."""
+    import torch
     import torch.nn.functional as F
 
-    from cagnet_hf.methods.losses import kl_to_standard_normal
-
-    sums = {"cells": 0, "divergence": 0.0, "variance": 0.0, "mean": 0.0, "square": 0.0}
+    totals = {"cells": 0, "per_channel": 0.0}
 
     def gather(convolution, inputs, mean):
         log_variance = F.relu(context.log_variance(*inputs))  # evaluation has no use for it
-        mean, log_variance = (tensor.detach().cpu().double() for tensor in (mean, log_variance))
-        everywhere = mean.new_ones(mean[:, 0].shape).bool()
-        cells = everywhere.numel()
-        sums["cells"] += cells
-        sums["divergence"] += cells * kl_to_standard_normal(mean, log_variance, everywhere).item()
-        sums["variance"] += log_variance.exp().sum((0, 2, 3))
-        sums["mean"] += mean.sum((0, 2, 3))
-        sums["square"] += mean.square().sum((0, 2, 3))
+        mean, log_variance = (values.detach().cpu().double() for values in (mean, log_variance))
+        square, variance = mean.square(), log_variance.exp()
+        divergence = (square + variance - 1 - log_variance) / 2  # from the standard normal
+        totals["cells"] += mean[:, 0].numel()
+        totals["per_channel"] += torch.stack([divergence, variance, mean, square]).sum((1, 3, 4))  # (4, D)
 
     def statistics() -> dict[str, float]:
-        cells = sums["cells"]
-        of_image = (sums["square"] / cells - (sums["mean"] / cells).square()).sum()
+        divergence, variance, mean, square = totals["per_channel"] / totals["cells"]
+        of_image = (square - mean.square()).sum()
         return {
-            "divergence_nats_per_channel": sums["divergence"] / cells,
-            "variance_from_image": (of_image / (of_image + sums["variance"].sum() / cells)).item(),
+            "divergence_nats_per_channel": divergence.mean().item(),
+            "variance_from_image": (of_image / (of_image + variance.sum())).item(),
         }
 
     handle = context.mean.register_forward_hook(gather)

@@ -42,21 +42,16 @@ def main(argv: list[str] | None = None) -> int:
 
 def compare_layouts(recipe) -> dict:
     """Likelihoods and drawn patches of both networks, by what they are conditioned on."""
+    from cagnet_hf.methods.cagnet import patch_fit, pixel_cnn_config
     from cagnet_hf.patches.bank import fit_pixel_cnn, held_out_nats, make_patch_bank
     from cagnet_hf.patches.layouts import collect_patches, fill_ignored
-    from cagnet_hf.training.setup import (
-        LabelMapsAtFeatureStride,
-        benchmark_of,
-        build_model,
-        dataset_of,
-        patch_fit,
-        pixel_cnn_config,
-    )
+    from cagnet_hf.training.setup import LabelMapsAtFeatureStride, benchmark_of, build_model, dataset_of
 
-    benchmark, fit = benchmark_of(recipe), patch_fit(recipe)
+    benchmark = benchmark_of(recipe)
     model = build_model(recipe, benchmark)
     if model.config.patch_size == 1:
         raise ValueError(f"{recipe.method} works pixel by pixel; give a patch-wise recipe, such as scenes/cagnet_pa")
+    fit = patch_fit(recipe)
     dataset = dataset_of(recipe, recipe.train_split)
     label_maps = LabelMapsAtFeatureStride(dataset, benchmark.label_space, recipe, model.cagnet)
     patches = collect_patches(label_maps, model.config.patch_size, fit.max_patches)

@@ -1,11 +1,13 @@
-"""Timing two things in turns, and the table that comes of it."""
+"""Times two things in turns, and writes the table that comes of it."""
 
 import platform
+import re
 import statistics
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 import psutil
@@ -18,17 +20,17 @@ class Setting:
 
     Attributes:
         device: `"cpu"`, `"cuda"` or one of several, `"cuda:1"`.
-        published: The published sizes; otherwise the same networks on smaller images.
-        bf16: Steps and predictions run under bf16 autocast, as with `accelerate launch --mixed_precision bf16`.
-        repeats: Runs of every line after one that warms up.
-        clock: `"wall"`, or `"cpu"`: the CPU time of this process, which other programs' load does not enter. On a
-            GPU and for lines with processes of their own it is always the wall.
+        published: Whether the sizes are the published ones; otherwise the same networks see smaller images.
+        bf16: Whether steps and predictions run under bf16 autocast, as mixed precision trains.
+        repeats: How often every line is timed, after a first round that warms up.
+        clock: `"wall"`, or `"cpu"` for the CPU time of this process, which the load of other programs does not enter.
+            On a GPU, and for a line that has processes of its own, the clock is always the wall.
     """
 
     device: str = "cpu"
     published: bool = False
     bf16: bool = False
-    repeats: int = 5
+    repeats: int = 3
     clock: str = "wall"
 
     @property
@@ -39,32 +41,30 @@ class Setting:
         return torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=self.bf16)
 
     def seconds(self, run: Callable[[], object], clock: str | None = None) -> float:
-        """What one run takes, the device's work included."""
+        """The seconds that one run takes, with the work that the run leaves to the device."""
         now = time.process_time if (clock or self.clock) == "cpu" and not self.on_gpu else time.perf_counter
-        self.wait()
+        self._wait_for_device()
         started = now()
         run()
-        self.wait()
+        self._wait_for_device()
         return now() - started
 
-    def wait(self) -> None:
+    def _wait_for_device(self) -> None:
         if self.on_gpu:
             torch.cuda.synchronize(self.device)
 
 
 @dataclass
 class Line:
-    """Something to time, by itself or against a bound: then the two take turns and their ratio counts.
+    """Something to time, by itself or beside a bound. Beside a bound the two take turns, and their ratio counts.
 
     Attributes:
-        bound: What is timed beside it; None for an absolute line.
-        at_most: What seconds / seconds of `bound` must not exceed; nor may an absolute line's value.
-        at_least: What seconds of `bound` / seconds must reach; so must an absolute line's value.
-        value: What an absolute line shows, from the seconds of a run: seconds themselves by default.
-        unit: Of that value.
-        clock: Overrides the setting's.
-        repeats: Fewer than the setting's, for what takes long or does not vary.
-        warms_up: Whether a round that does not count comes first.
+        bound_name, bound: What is timed beside the line; None for a line that shows a value of its own.
+        at_most: The limit of seconds / seconds of the bound, or of the line's own value.
+        at_least: What seconds of the bound / seconds must reach, or the line's own value.
+        value: The line's own value, made from the seconds of a run.
+        unit: The unit of that value.
+        clock: Takes the place of the setting's clock.
     """
 
     name: str
@@ -73,105 +73,84 @@ class Line:
     bound: Callable[[], object] | None = None
     at_most: float | None = None
     at_least: float | None = None
-    value: Callable[[float], float] = field(default=lambda seconds: seconds)
+    value: Callable[[float], float] = float
     unit: str = "s"
     clock: str | None = None
-    repeats: int | None = None
-    warms_up: bool = True
 
 
-@dataclass
-class Result:
-    """A line's medians over the repeats, and the lowest and highest value; seconds are of one run."""
+def measure(line: Line, setting: Setting) -> dict:
+    """Time a line. The first round, in which memory is claimed and kernels are chosen, does not count.
 
-    name: str
-    value: float
-    lowest: float
-    highest: float
-    unit: str
-    seconds: float
-    bound: str
-    bound_seconds: float | None
-    required: str
-    met: bool | None
-
-
-def measure(line: Line, setting: Setting) -> Result:
-    """Time a line; its first round, in which memory is claimed and kernels are chosen, does not count."""
-    values, seconds, bound_seconds = [], [], []
-    repeats = min(line.repeats or setting.repeats, setting.repeats)
-    for repeat in range(repeats + line.warms_up):
-        ours = setting.seconds(line.run, line.clock)
-        theirs = setting.seconds(line.bound, line.clock) if line.bound else None
-        if repeat or not line.warms_up:
-            seconds.append(ours)
-            if theirs is None:
-                values.append(line.value(ours))
-            else:
-                bound_seconds.append(theirs)
-                values.append(theirs / ours if line.at_least is not None else ours / theirs)
+    Returns:
+        The median (`value`), `lowest` and `highest` value of the line, the `seconds` and `bound_seconds` of one run
+        (medians), and whether the line has `met` what is `required`; None where nothing is.
+    """
+    ours, bounds = [], []
+    for _ in range(1 + setting.repeats):
+        ours.append(setting.seconds(line.run, line.clock))
+        if line.bound is not None:
+            bounds.append(setting.seconds(line.bound, line.clock))
+    ours, bounds = ours[1:], bounds[1:]
+    values = [line.value(seconds) for seconds in ours]
+    if bounds:
+        pairs = zip(ours, bounds, strict=True)
+        values = [mine / bound if line.at_least is None else bound / mine for mine, bound in pairs]
     value, required, met = statistics.median(values), "", None
     if line.at_most is not None:
         required, met = f"≤ {line.at_most}", value <= line.at_most
     if line.at_least is not None:
         required, met = f"≥ {line.at_least}", value >= line.at_least
-    return Result(
-        name=line.name,
-        value=value,
-        lowest=min(values),
-        highest=max(values),
-        unit="×" if line.bound else line.unit,
-        seconds=statistics.median(seconds),
-        bound=line.bound_name,
-        bound_seconds=statistics.median(bound_seconds) if bound_seconds else None,
-        required=required,
-        met=met,
-    )
+    return {
+        "name": line.name,
+        "value": value,
+        "lowest": min(values),
+        "highest": max(values),
+        "unit": "×" if bounds else line.unit,
+        "seconds": statistics.median(ours),
+        "bound": line.bound_name,
+        "bound_seconds": statistics.median(bounds) if bounds else None,
+        "required": required,
+        "met": met,
+    }
 
 
-def describe(result: Result) -> str:
-    """`real step: 1.06 × (1.05–1.09), must be ≤ 1.2: met`."""
-    verdict = f", must be {result.required}: {'met' if result.met else 'MISSED'}" if result.required else ""
-    numbers = [f"{value:.4g}" for value in (result.value, result.lowest, result.highest)]
-    return f"{result.name}: {numbers[0]} {result.unit} ({numbers[1]}–{numbers[2]}){verdict}"
+def describe(result: dict) -> str:
+    """`1.06 × (1.05–1.09)`."""
+    return "{value:.4g} {unit} ({lowest:.4g}–{highest:.4g})".format(**result)
 
 
-def markdown(results: list[Result], facts: dict) -> str:
-    """The facts in a line, and a table of the results."""
+def verdict(result: dict) -> str:
+    return {None: "", True: "met", False: "**missed**"}[result["met"]]
+
+
+def markdown(results: list[dict], facts: dict) -> str:
+    """The facts in one line, and a table of the results."""
     rows = [", ".join(f"{name} {value}" for name, value in facts.items()) + "\n"]
     rows += ["| line | median (lowest–highest) | must be | | seconds | divided by | its seconds |", "|---" * 7 + "|"]
-    verdicts = {None: "", True: "met", False: "**missed**"}
-    for r in results:
-        bound_seconds = "" if r.bound_seconds is None else f"{r.bound_seconds:.4g}"
-        rows.append(
-            f"| {r.name} | {r.value:.4g} {r.unit} ({r.lowest:.4g}–{r.highest:.4g}) | {r.required} | {verdicts[r.met]} "
-            f"| {r.seconds:.4g} | {r.bound} | {bound_seconds} |"
-        )
+    for result in results:
+        bound_seconds = f"{result['bound_seconds']:.4g}" if result["bound"] else ""
+        cells = [result["name"], describe(result), result["required"], verdict(result), f"{result['seconds']:.4g}"]
+        rows.append(f"| {' | '.join([*cells, result['bound'], bound_seconds])} |")
     return "\n".join(rows) + "\n"
 
 
 def facts_of(setting: Setting) -> dict:
     """The machine, the versions and the setting of a measurement."""
-    import accelerate
-    import transformers
-
-    import cagnet_hf
-
-    names = {"cagnet_hf": cagnet_hf, "PyTorch": torch, "transformers": transformers, "accelerate": accelerate}
-    device = torch.cuda.get_device_name(setting.device) if setting.on_gpu else _processor()
-    facts = {"device": device, "threads": torch.get_num_threads(), "cores": psutil.cpu_count(logical=False)}
-    facts["load before"] = round(psutil.getloadavg()[0], 1)
-    facts |= {"sizes": "published" if setting.published else "small", "precision": "bf16" if setting.bf16 else "fp32"}
-    facts |= {"clock": "wall" if setting.on_gpu else setting.clock, "repeats": setting.repeats}
-    versions = {name: module.__version__ for name, module in names.items()}
-    if setting.on_gpu:
-        versions |= {"CUDA": torch.version.cuda, "cuDNN": torch.backends.cudnn.version()}
-    return facts | {"Python": platform.python_version()} | versions
+    return {
+        "device": torch.cuda.get_device_name(setting.device) if setting.on_gpu else _processor(),
+        "threads": torch.get_num_threads(),
+        "cores": psutil.cpu_count(logical=False),
+        "load before": round(psutil.getloadavg()[0], 1),
+        "sizes": "published" if setting.published else "small",
+        "precision": "bf16" if setting.bf16 else "fp32",
+        "clock": "wall" if setting.on_gpu else setting.clock,
+        "repeats": setting.repeats,
+        "Python": platform.python_version(),
+    } | {name: version(name) for name in ("cagnet-hf", "torch", "transformers", "accelerate")}
 
 
 def _processor() -> str:
     """The processor's name where the system tells it."""
     info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    names = re.findall(r"model name\s*: (.+)", info.read_text()) if info.is_file() else []
     return names[0] if names else platform.processor() or platform.machine()

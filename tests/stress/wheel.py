@@ -52,13 +52,13 @@ def main() -> None:
     where = run(python, "-c", "import cagnet_hf; print(cagnet_hf.__file__)")
     if not where.startswith(packages):
         sys.exit(f"not the installed package: {where}")
-    command = folder / "environment" / "bin" / "cagnet-hf"
-    run(command, "--help")
-    run(command, "train", "--recipe", "scenes", "--output_dir", "out", *KEYS)
+    program = folder / "environment" / "bin" / "cagnet-hf"
+    run(program, "--help")
+    run(program, "train", "--recipe", "scenes", "--output_dir", "out", *KEYS)
     drawn = "from cagnet_hf.data.scenes import scenes_dataset; scenes_dataset(10, 'test')[0]['image'].save('a.png')"
     run(python, "-c", drawn)
-    run(command, "predict", "--model", "out/model", "a.png", "--output", "predictions")
-    run(command, "evaluate", "--model", "out/model", "--dataset", "scenes:0", "--output", "metrics.json")
+    run(program, "predict", "--model", "out/model", "a.png", "--output", "predictions")
+    run(program, "evaluate", "--model", "out/model", "--dataset", "scenes:0", "--output", "metrics.json")
     for path in ("out/metrics.json", "out/model/README.md", "predictions/a_overlay.png", "metrics.json"):
         if not (folder / path).is_file():
             sys.exit(f"{path} was not written")

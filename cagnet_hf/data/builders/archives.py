@@ -1,8 +1,7 @@
-"""Archives read where they lie: their files look like those of a folder, and nothing is unpacked.
+"""Archives used like folders; nothing is unpacked beside them.
 
-A `.zip` and an uncompressed `.tar` give any file at once. A compressed tar can only be read from its start: it is gone
-through once, and what is wanted of it waits in a nameless temporary file that ends with the program. (The file systems
-of `fsspec` would follow links, and read a compressed tar from its start for every file.)
+A `.zip` is read where it lies. A tar is gone through once, since a compressed one can only be read from its start;
+what is wanted of a tar waits in a nameless temporary file that ends with the program.
 """
 
 import shutil
@@ -10,80 +9,18 @@ import tarfile
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path, PurePosixPath
-from threading import Lock
 
 from tqdm.auto import tqdm
 
 TAR_SUFFIXES = (".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz")
 MAX_MEMBER_BYTES = 1 << 30  # a member is read whole: a list, an image, a mask
-_COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ")  # how gzip, bzip2 and xz files begin
-_ROOT = PurePosixPath()
+MAX_TOTAL_BYTES = 1 << 38  # of a tar's members that wait in the temporary file
+MAX_RATIO = 200  # of these to the bytes of the tar: photographs hardly shrink, masks do
+MAX_DEPTH = 100  # folders in folders
 
-
-@dataclass(frozen=True, eq=False)
-class ArchivePath:
-    """A file or folder in an archive, used like a `pathlib.Path`; `str(path)` names archive and member.
-
-    Attributes:
-        source: The archive.
-        files: By their place in it, how the content of each is read.
-        folders: By their place, what is in each.
-        at: The place of this one.
-    """
-
-    source: Path
-    files: Mapping[PurePosixPath, Callable[[], bytes]]
-    folders: Mapping[PurePosixPath, Iterable[PurePosixPath]]
-    at: PurePosixPath = _ROOT
-
-    def __truediv__(self, part: str) -> "ArchivePath":
-        return replace(self, at=self.at / part)
-
-    def __str__(self) -> str:
-        return str(self.source / self.at)
-
-    @property
-    def name(self) -> str:
-        return self.at.name
-
-    @property
-    def stem(self) -> str:
-        return self.at.stem
-
-    @property
-    def suffix(self) -> str:
-        return self.at.suffix
-
-    def is_file(self) -> bool:
-        return self.at in self.files
-
-    def is_dir(self) -> bool:
-        return self.at in self.folders
-
-    def exists(self) -> bool:
-        return self.is_file() or self.is_dir()
-
-    def iterdir(self) -> Iterator["ArchivePath"]:
-        return (replace(self, at=place) for place in self.folders[self.at])
-
-    def read_bytes(self) -> bytes:
-        if not self.is_file():
-            raise FileNotFoundError("No such file in the archive")
-        try:
-            return self.files[self.at]()
-        except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
-            raise OSError(f"damaged in its archive ({error})") from error
-
-    def read_text(self, encoding: str = "utf-8") -> str:
-        return self.read_bytes().decode(encoding)
-
-
-AnyPath = Path | ArchivePath
-Members = Iterator[tuple[str, int, Callable[[], bytes]]]  # name, size, and how the content is read
+AnyPath = Path | zipfile.Path
 
 
 def open_source(path: str | Path, wanted: Callable[[str], bool] = lambda name: True) -> AnyPath:
@@ -91,7 +28,7 @@ def open_source(path: str | Path, wanted: Callable[[str], bool] = lambda name: T
 
     Args:
         path: A folder, or a `.zip`, `.tar`, `.tgz` (`.tar.gz`, `.tar.bz2`, `.tar.xz`) file.
-        wanted: Whether the member of a name is of use; others of a compressed tar are not kept.
+        wanted: Whether the member of a name is of use; others of a tar are not kept.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -104,52 +41,41 @@ def open_source(path: str | Path, wanted: Callable[[str], bool] = lambda name: T
         raise FileNotFoundError(f"{path}: no such folder or archive")
     if not path.name.lower().endswith((".zip", *TAR_SUFFIXES)):
         raise ValueError(f"{path}: neither a folder nor an archive (.zip, {', '.join(TAR_SUFFIXES)})")
-    files, folders = {}, {_ROOT: {}}
     try:
-        members = _zip_members(path) if path.suffix.lower() == ".zip" else _tar_members(path, wanted)
-        for name, size, read in members:
-            place = PurePosixPath(name)  # which also drops a leading `./`
-            if place.is_absolute() or ".." in place.parts:
-                raise ValueError(f"{path}: member {name!r} points out of the archive; get the official one")
-            if size > MAX_MEMBER_BYTES:
-                raise ValueError(f"{path}: member {name!r} would unpack to {size >> 20:,} MB, no image does")
-            files[place] = read
-            for inner in (place, *place.parents[:-1]):
-                folders.setdefault(inner.parent, {})[inner] = None
+        archive = zipfile.ZipFile(path) if path.suffix.lower() == ".zip" else _zip_of_tar(path, wanted)
     except (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError) as error:
         raise ValueError(f"{path}: truncated or damaged ({error}); get it anew") from None
-    return ArchivePath(path, files, folders)
+    for member in archive.infolist():
+        _check_member(path, member.filename, member.file_size)
+    return zipfile.Path(archive)
 
 
-def _zip_members(path: Path) -> Members:
-    archive = zipfile.ZipFile(path)
-    return ((m.filename, m.file_size, partial(archive.read, m)) for m in archive.infolist() if not m.is_dir())
-
-
-def _tar_members(path: Path, wanted: Callable[[str], bool]) -> Members:
-    file, lock = path.open("rb"), Lock()
-
-    def read(start: int, size: int) -> bytes:
-        with lock:
-            file.seek(start)
-            data = file.read(size)
-        if len(data) < size:
-            raise EOFError("it ends early")
-        return data
-
-    compressed = file.read(6).startswith(_COMPRESSED)
-    file.seek(0)
-    if not compressed:
-        with tarfile.open(fileobj=file, mode="r:") as tar:
-            yield from ((m.name, m.size, partial(read, m.offset_data, m.size)) for m in tar if m.isreg())
-        return
-    packed, file = file, tempfile.TemporaryFile()
-    progress = tqdm.wrapattr(packed, "read", total=path.stat().st_size, desc=f"reading {path.name}")
-    with packed, progress as stream, tarfile.open(fileobj=stream, mode="r|*") as tar:
+def _zip_of_tar(path: Path, wanted: Callable[[str], bool]) -> zipfile.ZipFile:
+    """The wanted files of a tar, no links and folders, as they are in a zip."""
+    spool = tempfile.TemporaryFile()
+    total, most = 0, min(MAX_TOTAL_BYTES, max(MAX_MEMBER_BYTES, MAX_RATIO * path.stat().st_size))
+    progress = tqdm.wrapattr(path.open("rb"), "read", total=path.stat().st_size, desc=f"reading {path.name}")
+    with progress as stream, tarfile.open(fileobj=stream, mode="r|*") as tar, zipfile.ZipFile(spool, "w") as copy:
         for member in tar:
             if member.isreg() and wanted(member.name):
-                yield member.name, member.size, partial(read, file.tell(), member.size)
-                shutil.copyfileobj(tar.extractfile(member), file)
+                _check_member(path, member.name, member.size)
+                total += member.size
+                if total > most:
+                    raise ValueError(f"{path}: it would unpack to more than {most >> 20:,} MB; get the official one")
+                with copy.open(str(PurePosixPath(member.name)), "w") as target:  # without a leading `./`
+                    shutil.copyfileobj(tar.extractfile(member), target)
+    archive = zipfile.ZipFile(spool)
+    archive.filename = str(path)
+    return archive
+
+
+def _check_member(path: Path, name: str, size: int) -> None:
+    if size > MAX_MEMBER_BYTES:
+        raise ValueError(f"{path}: member {name!r} would unpack to {size >> 20:,} MB, no image does")
+    if len(PurePosixPath(name).parts) > MAX_DEPTH:
+        raise ValueError(f"{path}: a member lies more than {MAX_DEPTH} folders deep; get the official one")
+    if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+        raise ValueError(f"{path}: member {name!r} points out of the archive; get the official one")
 
 
 def find_root(source: AnyPath, levels: Iterable[str], part: str, otherwise: str) -> AnyPath:

@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from ..benchmarks import CLASS_TABLE, Benchmark, read_class_table
 from ..examples import Example, pair_by_stem
 from ..image_inputs import IMAGE_SUFFIXES
-from .archives import AnyPath, open_source, read_list, require
+from .archives import AnyPath, open_source, require
 
 MASK_SUFFIXES = (".png", ".bmp", ".tif", ".tiff", ".gif")  # those that keep ids as they are
 _LOSSY = (".jpg", ".jpeg")
@@ -44,7 +44,7 @@ def folder_examples(source: str | Path, test_share: float = 0.2) -> tuple[dict[s
         return {split: _pairs(root / split) for split in SPLITS}, benchmark
     pairs = _pairs(root)
     if (root / LISTED).is_file():
-        held_out = set(read_list(root / LISTED))
+        held_out = _listed_names(root / LISTED, pairs)
         unknown = sorted(held_out - {pair.image_id for pair in pairs})
         if unknown:
             raise ValueError(f"{root / LISTED}: no image is called {unknown[0]!r}")
@@ -57,6 +57,16 @@ def folder_examples(source: str | Path, test_share: float = 0.2) -> tuple[dict[s
     }, benchmark
 
 
+def _listed_names(path: AnyPath, pairs: list[Example]) -> set[str]:
+    """The images that a list names, one a line: by their names, or by those of their files."""
+    names = {pair.image_id for pair in pairs}
+    lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+    listed = {line if line in names else PurePosixPath(line).stem for line in lines if line}
+    if not listed:
+        raise ValueError(f"{path} lists no images")
+    return listed
+
+
 def _pairs(folder: AnyPath) -> list[Example]:
     if (folder / METADATA).is_file():
         pairs = _listed_pairs(folder)
@@ -65,7 +75,7 @@ def _pairs(folder: AnyPath) -> list[Example]:
         masks = require(folder / "masks", "the folder of masks, named as their images")
         pairs = pair_by_stem(images, masks, IMAGE_SUFFIXES, MASK_SUFFIXES + _LOSSY)
     for pair in pairs:
-        if pair.mask.suffix.lower() in _LOSSY:
+        if PurePosixPath(pair.mask.name).suffix.lower() in _LOSSY:
             raise ValueError(f"{pair.mask}: a JPEG does not keep the ids of a mask; save it as PNG")
     return pairs
 

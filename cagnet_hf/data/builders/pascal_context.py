@@ -10,7 +10,7 @@ The label set is one of three called Pascal-Context; numbers beside the 33 becom
 """
 
 import re
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 
@@ -64,7 +64,8 @@ def _label_folder(tree: AnyPath) -> tuple[AnyPath, str]:
     inner = "33_context_labels"
     for level in ("", inner, f"{inner}/{inner}", "trainval"):
         if (tree / level).is_dir():
-            suffixes = {path.suffix for path in (tree / level).iterdir() if not path.name.startswith(".")}
+            names = [path.name for path in (tree / level).iterdir() if not path.name.startswith(".")]
+            suffixes = {PurePosixPath(name).suffix for name in names}
             for suffix in (".png", ".mat"):
                 if suffix in suffixes:
                     return tree / level, suffix

@@ -8,6 +8,8 @@ from pathlib import Path
 from huggingface_hub import ModelCardData
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from ...data.names import markdown, printable
+
 MODEL_ID = "DIR_OR_ID"  # what a card calls its model until it is pushed
 
 _templates = Environment(
@@ -18,6 +20,8 @@ _templates = Environment(
     keep_trailing_newline=True,
     autoescape=False,  # Markdown
 )
+_templates.filters["text"] = markdown
+_templates.filters["code"] = lambda text: printable(text).replace("`", "'")
 _templates.filters["fraction"] = lambda value: "–" if value is None else f"{value:.3f}"
 
 

