@@ -397,7 +397,7 @@ def test_zs3net_is_trained_as_published(benchmark):
 def test_every_benchmark_has_the_eight_published_rows_and_the_rows_of_this_package(benchmark):
     rows = {name.split("/")[1] for name in recipe_names() if name.startswith(f"{benchmark}/")}
     # Prototypes need a backbone that is a classifier of ImageNet.
-    own = {"gaussian", "prototypes"} if benchmark == "pascal_voc_edge" else {"gaussian"}
+    own = {"gaussian", "spnet_st"} | ({"prototypes"} if benchmark == "pascal_voc_edge" else set())
     assert rows == {*published_results()["pascal_voc"], *own}
 
 
@@ -410,9 +410,7 @@ def test_every_recipe_describes_a_model_whose_stages_can_be_built(name):
     for stage_name, stage in recipe.stages.items():
         fields = size | recipe.model_of(stage_name)
         with torch.device("meta"):
-            model = CaGNetForSemanticSegmentation(
-                CaGNetConfig(id2label=dict(enumerate(benchmark.class_names)), **fields)
-            )
+            model = CaGNetForSemanticSegmentation(CaGNetConfig(**benchmark.config_fields(), **fields))
             build_optimizers(model, stage)
             method_of(recipe.method, recipe.model).check(stage_name, stage, model)
 

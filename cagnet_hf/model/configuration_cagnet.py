@@ -274,7 +274,7 @@ class CaGNetConfig(PreTrainedConfig):
         both = set(self.seen_ids) & set(self.unseen_ids)
         if both:
             raise ValueError(
-                f"classes {shown(sorted(self.id2label.get(i, i) for i in both))} are both seen and unseen"
+                f"classes {shown(sorted(str(self.id2label.get(i, i)) for i in both))} are both seen and unseen"
             )
         if sorted([*self.seen_ids, *self.unseen_ids]) != list(range(number)):
             raise ValueError(

@@ -51,6 +51,9 @@ def parse_recipe(tree: dict, where: str) -> Recipe:
         RecipeError: One line naming the key and the nearest known key.
     """
     kind = Recipe
+    missing = [key for key in ("benchmark", "method", "stages") if key not in tree]
+    if missing and all(any(key in method.recipe_class.model_fields for method in methods()) for key in tree):
+        raise RecipeError(f"{where}: no {', '.join(missing)}; a recipe has a benchmark, a method and stages")
     if isinstance(tree.get("method"), str) and isinstance(tree.get("model", {}), dict):
         try:
             kind = method_of(tree["method"], tree.get("model", {})).recipe_class
