@@ -322,6 +322,16 @@ CASES = [
     keys("a key of a number", "seed.x", "seed.x=1"),
     keys("vectors that are a number", "class_embeddings", "class_embeddings=7"),
     keys("weights that are a number", "backbone_weights", "backbone_weights=7"),
+    keys("half a worker", "num_workers", "num_workers=1.5"),
+    keys("a log at every step back", "log_every", "log_every=-1"),
+    keys("a log in words", "log_every", "log_every=often"),
+    keys("checkpoints kept below zero", "checkpoints_kept", "checkpoints_kept=-1"),
+    keys("checkpoints kept in words", "checkpoints_kept", "checkpoints_kept=few"),
+    keys("scores in words", "evaluate_every", "evaluate_every=often"),
+    keys("a protocol that is a number", "evaluation_protocol", "evaluation_protocol=1"),
+    keys("no split", "split", "split=null"),
+    keys("a buffer below zero", "shuffle_buffer", "shuffle_buffer=-1"),
+    keys("a checkpoint in words", "checkpoint_every", "checkpoint_every=often"),
     keys("a value without a key", "is no override: write key=value", "=1"),
     keys("an unknown first key", "unknown key 'a'", "a.b.c=1"),
     keys("a stage without a name", "no stage ''", "stages..iterations=1"),
@@ -854,7 +864,7 @@ def assert_one_line(code: int, stderr: str, reason: str) -> None:
 
 
 def test_there_are_cases_enough():
-    assert len(CASES) >= 170
+    assert len(CASES) >= 200
     assert len({case.name for case in CASES}) == len(CASES)
 
 

