@@ -517,6 +517,7 @@ def parts_from_outside(monkeypatch):
 
 def test_a_pyramid_and_a_generator_join_their_tables(parts_from_outside, tmp_path):
     model = build(aspp="one", generator="one")
+    model.generator.requires_grad_(True)
     model.synthetic_loss(torch.randint(0, 5, (1, 4, 4)), train_generator=True).backward()
     assert model.generator.layer.weight.grad.any()
     model.add_classes(["zebra"], torch.ones(1, 6))

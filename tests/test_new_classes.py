@@ -195,7 +195,7 @@ def test_the_same_seed_gives_the_same_rows_whatever_the_global_random_state():
 
 def test_adding_leaves_modes_and_gradients_alone():
     model = new_model()
-    model.generator.train()
+    model.generator.train().requires_grad_(True)
     model.classifier.requires_grad_(False)
     with torch.inference_mode():
         model.add_classes(["zebra"], vectors(1, seed=3))

@@ -68,7 +68,7 @@ def short_recipe(row: str, dataset, *overrides: str) -> Recipe:
     keys += ["patches.epochs=2", "patches.bank_size=32"]
     for name, stage in stages.items():
         keys += [f"stages.{name}.iterations={ITERATIONS}", f"stages.{name}.batch_size=2"]
-        if stage.synthetic_block:
+        if getattr(stage, "synthetic_block", 0):
             keys += [f"stages.{name}.real_block=1", f"stages.{name}.synthetic_block=1"]
     return tiny_recipe(row, *keys, *overrides)
 

@@ -22,7 +22,7 @@ from trained import PRETRAIN, arguments, assert_equal_runs
 
 from cagnet_hf.data.rows import Rows
 from cagnet_hf.data.scenes import scenes_dataset
-from cagnet_hf.training import loop
+from cagnet_hf.training import batches, loop
 from cagnet_hf.training.checkpoints import RunState, checkpoints, record_scores
 from cagnet_hf.training.measurements import Measurements, NotFinite, total_norm
 from cagnet_hf.training.record import dataset_fingerprint, git_commit
@@ -99,14 +99,14 @@ def test_the_norm_of_all_values_is_not_finite_where_one_is_not(value):
 
 def test_a_loss_that_is_not_finite_names_term_iteration_images_and_checkpoint(train, tmp_path, monkeypatch):
     seen = []
-    examples = loop.TrainingExamples
+    examples = batches.TrainingExamples
 
     class Spied(examples):
         def __getitem__(self, key):
             seen.append(self.images.dataset[key[1]].id)
             return super().__getitem__(key)
 
-    monkeypatch.setattr(loop, "TrainingExamples", Spied)
+    monkeypatch.setattr(batches, "TrainingExamples", Spied)
     code, _, errors = train(tmp_path / "run", "stages.pretrain.network.lr=1e30")
     assert code == 2
     (line,) = errors
@@ -363,7 +363,7 @@ def test_a_signal_saves_and_tells_how_to_go_on(number, tiny_dataset, trained_run
 
 
 def test_sigterm_while_scoring_ends_at_once_and_loses_nothing(train, tmp_path, monkeypatch):
-    monkeypatch.setattr(loop.Trainer, "_score", lambda trainer, model: os.kill(os.getpid(), signal.SIGTERM))
+    monkeypatch.setattr(loop.StageRun, "_score", lambda stage: os.kill(os.getpid(), signal.SIGTERM))
     code, printed, _ = train(tmp_path / "run", "evaluate_every=5", "checkpoint_every=1000")
     assert code == 0
     assert "Stopped; to go on: cagnet-hf train --resume " in printed
@@ -372,17 +372,17 @@ def test_sigterm_while_scoring_ends_at_once_and_loses_nothing(train, tmp_path, m
 
 
 def test_sigterm_in_the_last_iteration_of_a_stage_ends_the_run(train, trained_run, tmp_path, monkeypatch):
-    iterate = loop.Trainer._iterate
+    set_rates = loop.set_learning_rates
 
-    def stop_in_the_last(trainer, *arguments, **options):
-        if trainer.state.iteration == PRETRAIN - 1:
+    def stop_in_the_last(optimizers, stage, iteration):
+        if iteration == PRETRAIN - 1:
             os.kill(os.getpid(), signal.SIGTERM)
-        return iterate(trainer, *arguments, **options)
+        set_rates(optimizers, stage, iteration)
 
     output = tmp_path / "run"
     with monkeypatch.context() as patch:
-        patch.setattr(loop.Trainer, "_iterate", stop_in_the_last)
-        patch.setattr(loop.Trainer, "_score", lambda *_: pytest.fail("the run went on to score"))
+        patch.setattr(loop, "set_learning_rates", stop_in_the_last)
+        patch.setattr(loop.StageRun, "_score", lambda *_: pytest.fail("the run went on to score"))
         code, printed, _ = train(output)
     assert (code, "Stopped; to go on: " in printed) == (0, True)
     assert checkpoints(output / "checkpoints")[-1].name == f"step-00-{PRETRAIN:08d}"
