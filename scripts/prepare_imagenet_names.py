@@ -12,13 +12,7 @@ import json
 import sys
 from pathlib import Path
 
-import numpy as np
-
-from cagnet_hf.files import sha256
-from cagnet_hf.vectors.class_embeddings import save_embedding_table
-from cagnet_hf.vectors.imagenet_names import IMAGENET_TABLE
-from cagnet_hf.vectors.text_encoders import encode_names, encoder_files
-
+VECTORS = Path(__file__).resolve().parents[1] / "cagnet_hf" / "vectors"
 ENCODER_NAME = "sentence-transformers/all-MiniLM-L6-v2"
 NOTICE = (
     "WordNet 3.0 Copyright 2006 by Princeton University. All rights reserved. THIS SOFTWARE AND DATABASE IS PROVIDED "
@@ -33,12 +27,26 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--synsets", type=Path, required=True, metavar="DIR", help="the folder of the text files")
     parser.add_argument("--encoder", required=True, metavar="DIR_OR_ID", help=f"where {ENCODER_NAME} lies")
-    parser.add_argument("--output", type=Path, default=IMAGENET_TABLE, metavar="FILE", help="the table to write")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=VECTORS / "imagenet_names.safetensors",
+        metavar="FILE",
+        help="the table to write",
+    )
     return parser
 
 
 def main(argv: list[str] | None = None) -> int:
     options = build_parser().parse_args(argv)
+
+    # Imported here, so that --help answers at once.
+    import numpy as np
+
+    from cagnet_hf.files import sha256
+    from cagnet_hf.vectors.class_embeddings import save_embedding_table
+    from cagnet_hf.vectors.text_encoders import encode_names, encoder_files
+
     files = {part: options.synsets / f"imagenet_{part}.txt" for part in ("synsets", "synset_to_lemma")}
     files["synset_to_definition"] = options.synsets / "imagenet_synset_to_definition.txt"
     synsets = files["synsets"].read_text(encoding="utf-8").split()

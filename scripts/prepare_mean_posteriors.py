@@ -9,11 +9,7 @@ import argparse
 import sys
 from pathlib import Path
 
-import numpy as np
-from safetensors.numpy import load_file, save_file
-
-from cagnet_hf.vectors.imagenet_names import MEAN_POSTERIORS
-from cagnet_hf.weights.folders import load_model
+VECTORS = Path(__file__).resolve().parents[1] / "cagnet_hf" / "vectors"
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -21,12 +17,25 @@ def build_parser() -> argparse.ArgumentParser:
         description=__doc__.partition("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     parser.add_argument("--model", required=True, metavar="DIR", help="the model of a run of prototypes")
-    parser.add_argument("--output", type=Path, default=MEAN_POSTERIORS, metavar="FILE", help="the file to write")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=VECTORS / "mean_posteriors.safetensors",
+        metavar="FILE",
+        help="the file to write",
+    )
     return parser
 
 
 def main(argv: list[str] | None = None) -> int:
     options = build_parser().parse_args(argv)
+
+    # Imported here, so that --help answers at once.
+    import numpy as np
+    from safetensors.numpy import load_file, save_file
+
+    from cagnet_hf.weights.folders import load_model
+
     model, _ = load_model(options.model)
     mass = model.generator.mean.mass.double().numpy()
     tensors = load_file(options.output) if options.output.is_file() else {}
