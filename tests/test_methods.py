@@ -10,6 +10,7 @@ from pydantic import Field
 from tiny import BACKBONE, NUM_CLASSES, NUM_SEEN, iterate, new_model, noise_batch, tiny_recipe
 
 from cagnet_hf import methods
+from cagnet_hf.apps.comparison import recipes_of
 from cagnet_hf.methods import method_of, register, title_of
 from cagnet_hf.methods.base import Method, RealStep
 from cagnet_hf.methods.options import Recipe, RecipeError, StageRecipe, changed_keys
@@ -78,6 +79,15 @@ def test_an_option_of_another_method_is_refused_by_its_place(name, override):
         load_recipe(f"scenes/{name}", [override])
     key = override.partition("=")[0]
     assert str(refusal.value) == f"scenes/{name}: {key} is an option of another method than this recipe's"
+
+
+def test_rows_that_are_compared_take_the_options_that_they_know():
+    rows = {name: [name] for name in ("spnet", "cagnet_pi")}
+    recipes = recipes_of("scenes", rows, ["mmd_pixels_per_class=32", "seed=3"])
+    assert recipes["cagnet_pi"].mmd_pixels_per_class == 32
+    assert {recipe.seed for recipe in recipes.values()} == {3}
+    with pytest.raises(RecipeError, match="is an option of no method among the rows spnet"):
+        recipes_of("scenes", {"spnet": ["spnet"]}, ["mmd_pixels_per_class=32"])
 
 
 @pytest.mark.parametrize("path", FIRST_EDITION, ids=lambda path: path.stem)

@@ -65,7 +65,7 @@ def short_recipe(row: str, dataset, *overrides: str) -> Recipe:
     """The row's recipe with a tiny network and a few iterations per stage."""
     stages = load_recipe(f"scenes/{row}").stages
     keys = ["trackers=[]", "num_workers=0", "log_every=1", f"dataset={dataset}", "checkpoint_every=1000"]
-    keys += ["patches.epochs=2", "patches.bank_size=32"]
+    keys += ["patches.epochs=2", "patches.bank_size=32"] if row.startswith("cagnet_pa") else []
     for name, stage in stages.items():
         keys += [f"stages.{name}.iterations={ITERATIONS}", f"stages.{name}.batch_size=2"]
         if getattr(stage, "synthetic_block", 0):

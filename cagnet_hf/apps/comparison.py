@@ -16,7 +16,7 @@ from accelerate import Accelerator
 from ..data.benchmarks import did_you_mean
 from ..files import check_output, holds, made_by, parse_yaml, write_text_whole, write_whole
 from ..methods import method_of, title_of
-from ..methods.options import Recipe, RecipeError, changed_keys
+from ..methods.options import ForeignOption, Recipe, RecipeError, changed_keys
 from ..training.checkpoints import checkpoints, forget_scores, load_run_state
 from ..training.loop import Trainer
 from ..training.recipe_files import load_recipe, recipe_names, stage_of_key
@@ -69,10 +69,11 @@ def read_variants(path: Path) -> dict[str, list[str]]:
 
 
 def recipes_of(benchmark: str, variants: dict[str, list[str]], keys: Sequence[str] = ()) -> dict[str, Recipe]:
-    """The recipes of variants, with keys that are changed in all of them: a stage's keys in those that have it.
+    """The recipes of variants, with keys that are changed in all of them that know the key: a stage's keys in those
+    that have the stage, a method's options in those of the method.
 
     Raises:
-        RecipeError: A key cannot be read, or speaks of a stage that none of the rows has.
+        RecipeError: A key cannot be read, or speaks of what none of the rows has.
     """
     stages = {row: list(load_recipe(f"{benchmark}/{row}").stages) for row, *_ in variants.values()}
     known = list(dict.fromkeys(stage for of_row in stages.values() for stage in of_row))
@@ -81,12 +82,26 @@ def recipes_of(benchmark: str, variants: dict[str, list[str]], keys: Sequence[st
             raise RecipeError(
                 f"{key!r}: none of the rows has a stage {stage_of_key(key)!r}; stages: {', '.join(known)}"
             )
+    knows = {row: [key for key in keys if _knows(f"{benchmark}/{row}", stages[row], key)] for row in stages}
+    for key in keys:
+        if not any(key in known_keys for known_keys in knows.values()):
+            raise RecipeError(f"{key!r} is an option of no method among the rows {', '.join(stages)}")
     return {
-        name: load_recipe(
-            f"{benchmark}/{row}", [key for key in keys if stage_of_key(key) in (None, *stages[row])] + changed
-        )
-        for name, (row, *changed) in variants.items()
+        name: load_recipe(f"{benchmark}/{row}", [*knows[row], *changed]) for name, (row, *changed) in variants.items()
     }
+
+
+def _knows(recipe: str, stages: Sequence[str], key: str) -> bool:
+    """Whether a changed key means something to a recipe; what is wrong with the key is told where all are read."""
+    if stage_of_key(key) not in (None, *stages):
+        return False
+    try:
+        load_recipe(recipe, [key])
+    except ForeignOption:
+        return False
+    except RecipeError:
+        pass
+    return True
 
 
 @cache

@@ -22,6 +22,10 @@ class RecipeError(ValueError):
     """A recipe that cannot be used; the message is one line for the user."""
 
 
+class ForeignOption(RecipeError):  # noqa: N818 - says what the error is about
+    """A recipe has an option that only another method knows."""
+
+
 class Options(BaseModel):
     """Options that know their keys: an unknown one is refused."""
 

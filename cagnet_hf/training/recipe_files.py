@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from ..data.benchmarks import did_you_mean
 from ..files import parse_yaml
 from ..methods import method_of, methods
-from ..methods.options import Options, Recipe, RecipeError, known_keys, nested_options
+from ..methods.options import ForeignOption, Options, Recipe, RecipeError, known_keys, nested_options
 
 RECIPES_DIR = Path(__file__).resolve().parents[1] / "recipes"
 METHODS = "methods"
@@ -78,7 +78,7 @@ def _without_foreign_defaults(tree: dict, own: type[Options], others: list[type[
         having = [other for other in others if key in other.model_fields]
         if key not in own.model_fields and having:
             if value != _default(having[0], key):
-                raise RecipeError(f"{where}{key} is an option of another method than this recipe's")
+                raise ForeignOption(f"{where}{key} is an option of another method than this recipe's")
             continue
         nested = nested_options(own, key)
         if nested is not None and isinstance(value, dict):
