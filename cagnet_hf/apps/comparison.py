@@ -19,7 +19,7 @@ from ..methods import method_of, title_of
 from ..methods.options import ForeignOption, Recipe, RecipeError, changed_keys
 from ..training.checkpoints import checkpoints, forget_scores, load_run_state
 from ..training.loop import Trainer
-from ..training.recipe_files import load_recipe, recipe_names, stage_of_key
+from ..training.recipe_files import load_recipe, parse_recipe, recipe_names, stage_of_key
 from ..training.run_folder import RECIPE, RECORD, recipe_text
 from .report import write_report
 
@@ -142,7 +142,8 @@ def common_starts(recipes: Iterable[Recipe]) -> dict[str, Recipe]:
             # Told by what it does, whichever of the rows comes first.
             last = list(start.stages)[-1]
             model = {key: value for key, value in start.model.items() if key != "calibration"}
-            start = start.model_copy(update={"method": last, "model": model})
+            shared = start.model_copy(update={"method": last, "model": model}).model_dump(mode="json")
+            start = parse_recipe(shared, last)  # of the method whose parts the shared model has
             content = json.dumps(start.model_dump(mode="json"), sort_keys=True)
             starts[f"{last}_{sha256(content.encode()).hexdigest()[:8]}"] = start
     return starts
