@@ -79,7 +79,7 @@ def prepared(model):
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-    return model.train()
+    return model.requires_grad_(True).train()
 
 
 @pytest.fixture(scope="module", params=PRECISIONS, ids=["float32", "float64"])
