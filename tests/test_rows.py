@@ -274,14 +274,13 @@ def test_a_shared_start_serves_a_row_that_is_added_later(folder, tiny_dataset, t
     recipes = {row: short_recipe(row, tiny_dataset) for row in ("cagnet_pi", "gaussian")}
     for name in ("cagnet_pi", next(folder.glob("pretrain_*")).name):
         shutil.copytree(folder / name, tmp_path / name)
-    trained, train = [], comparison.Trainer._train
-    monkeypatch.setattr(
-        comparison.Trainer,
-        "_train",
-        lambda trainer, name, stage, *rest: (
-            trained.append((name, stage.iterations - trainer.state.iteration)) or train(trainer, name, stage, *rest)
-        ),
-    )
+    trained, train = [], StageRun._train
+
+    def noted(run, batches):
+        trained.append((run.name, run.stage.iterations - run.state.iteration))
+        train(run, batches)
+
+    monkeypatch.setattr(StageRun, "_train", noted)
     run_rows(recipes, tmp_path)
     assert trained == [("pretrain", 0), ("fit", ITERATIONS)]
 
