@@ -18,7 +18,7 @@ from trained import FINETUNE, PRETRAIN, arguments, assert_equal_runs
 from cagnet_hf.data.sources import open_dataset
 from cagnet_hf.evaluation.scoring import score
 from cagnet_hf.training.checkpoints import forget_scores
-from cagnet_hf.training.loop import Trainer
+from cagnet_hf.training.loop import StageRun
 from cagnet_hf.weights.folders import load_model
 
 SCRIPT = str(REPOSITORY / "scripts" / "train.py")
@@ -101,16 +101,13 @@ def test_every_checkpoint_leads_to_the_same_numbers(newest, interrupted, trained
 def test_what_was_scored_before_the_interruption_is_not_scored_again(
     newest, scored, trained_run, tmp_path, resume, monkeypatch
 ):
-    output, names, score_model = tmp_path / "run", [], Trainer._score
+    output, names, score_stage = tmp_path / "run", [], StageRun._score
     shutil.copytree(trained_run, output)
     (output / "metrics.json").unlink()
     for folder in (output / "checkpoints").iterdir():
         if folder.name != newest:
             shutil.rmtree(folder)
-    stages = ["pretrain", "finetune"]
-    monkeypatch.setattr(
-        Trainer, "_score", lambda run, model: names.append(stages[run.state.stage]) or score_model(run, model)
-    )
+    monkeypatch.setattr(StageRun, "_score", lambda stage: names.append(stage.name) or score_stage(stage))
     assert resume(output) == 0
     assert names == scored
     assert_equal_runs(output, trained_run)

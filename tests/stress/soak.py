@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import psutil
@@ -21,7 +22,7 @@ import torch
 
 from cagnet_hf.evaluation.zero_shot_segmentation.confusion_matrix import ConfusionMatrix
 from cagnet_hf.training.interruption import Stopped
-from cagnet_hf.training.loop import Trainer
+from cagnet_hf.training.loop import StageRun, Trainer
 from cagnet_hf.training.recipe_files import load_recipe
 from cagnet_hf.training.setup import benchmark_of, build_model
 
@@ -57,24 +58,22 @@ class Samples:
         }
 
 
-class WatchedTrainer(Trainer):
-    """A trainer that takes a sample whenever it logs."""
-
-    samples: Samples
-
-    def _log(self, *arguments) -> None:
-        super()._log(*arguments)
-        self.samples.take(self.state.iteration)
-
-
 def train(title: str, keys: list[str]) -> dict:
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:
-        trainer = WatchedTrainer(load_recipe("scenes", ["trackers=[]", *keys]), folder)
-        trainer.samples = Samples(title)
-        with contextlib.suppress(Stopped):  # SIGTERM: what was measured counts
+        trainer, samples = Trainer(load_recipe("scenes", ["trackers=[]", *keys]), folder), Samples(title)
+        log = StageRun._log
+
+        def watched(stage, bar):
+            log(stage, bar)
+            samples.take(stage.state.iteration)
+
+        with (
+            mock.patch.object(StageRun, "_log", watched),
+            contextlib.suppress(Stopped),
+        ):  # SIGTERM: what was seen counts
             trainer.run()
-    return trainer.samples.summary()
+    return samples.summary()
 
 
 def synthetic_steps(steps: int) -> dict:
