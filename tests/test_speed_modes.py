@@ -63,7 +63,7 @@ def test_half_precision_logits_are_near_the_full_ones(dtype, options):
 @pytest.mark.parametrize("dtype", HALVES)
 def test_calibration_in_half_precision(dtype):
     """The offset is larger than any probability: no pixel stays with a seen class."""
-    model = build(calibration=1.0).to(dtype)
+    model = build(calibration=1.5).to(dtype)
     label_maps = CaGNetImageProcessor().post_process_semantic_segmentation(model(images()), [(33, 49)] * 2)
     assert torch.stack(label_maps).min() >= 3
 

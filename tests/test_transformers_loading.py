@@ -113,7 +113,6 @@ def test_a_number_that_is_set_later_is_refused_where_a_model_is_built():
         ({"calibration": None}, "'calibration'"),
         ({"calibration": float("nan")}, "calibration=nan"),
         ({"calibration": float("inf")}, "calibration=inf"),
-        ({"calibration": 3}, "calibration=3"),
         ({"aspp_dilations": ()}, "aspp_dilations is empty"),
         ({"aspp_dilations": (0,)}, "aspp_dilations"),
         ({"feature_size": 0}, "feature_size=0"),

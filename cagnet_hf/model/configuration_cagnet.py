@@ -258,7 +258,7 @@ class CaGNetConfig(PreTrainedConfig):
                 raise ValueError(f"{field}={getattr(self, field)}: choose numbers from 0 to 1")
         if not self.aspp_dilations:
             raise ValueError("aspp_dilations is empty: give at least one dilation")
-        if not -1 <= self.calibration <= 1:
+        if not math.isfinite(self.calibration):
             raise ValueError(
                 f"calibration={self.calibration}: it is subtracted from probabilities, choose a number from 0 to 1"
             )

@@ -250,8 +250,10 @@ class CaGNetForSemanticSegmentation(EditableClasses, CaGNetPreTrainedModel):
     def _say_where_vectors_are_missing(self):
         """Warn once where class vectors are used and some are zero; a program that is traced says nothing."""
         vectors = self.class_embeddings
+        if torch.compiler.is_compiling() or torch.jit.is_tracing() or vectors.is_meta:
+            return
         state = (id(vectors), vectors._version if not vectors.is_inference() else None)
-        if torch.compiler.is_compiling() or torch.jit.is_tracing() or vectors.is_meta or state == self._vectors_seen:
+        if state == self._vectors_seen:
             return
         self._vectors_seen = state
         missing = [self.config.id2label[i] for i in (~vectors.any(dim=1)).nonzero().flatten().tolist()]
