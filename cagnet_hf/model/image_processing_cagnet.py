@@ -120,7 +120,7 @@ class CaGNetImageProcessor(PilBackend):
         super().__init__(**kwargs)
 
     def _standardize_kwargs(self, image_mean=None, image_std=None, **kwargs):
-        """As the base class has it; what would be left aside is refused, and one number stands for all channels."""
+        """Check the arguments: one that would be left aside is refused, and one number stands for all channels."""
         for name in ("do_center_crop", "do_pad"):
             if kwargs.get(name):
                 raise ValueError(f"{name}=True: this image processor neither crops nor pads; use size")

@@ -218,8 +218,10 @@ class CaGNetForSemanticSegmentation(EditableClasses, CaGNetPreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
-        """See `PreTrainedModel.from_pretrained`. Where other classes are given than are stored (`num_labels=3` or
-        `id2label=…`, with `ignore_mismatched_sizes=True`), the model has a new class head for them.
+        """Open a model, as `PreTrainedModel.from_pretrained` does.
+
+        Where other classes are given than are stored (`num_labels=3` or `id2label=…`, with
+        `ignore_mismatched_sizes=True`), the model has a new class head for these classes.
         """
         loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded

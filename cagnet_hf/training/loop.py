@@ -152,12 +152,11 @@ class StageRun:
             state.stage, state.iteration, state.peak_memory_mib = self.index, 0, 0
         if state.iteration == 0:
             self._reinitialize()
-        rows = trainer.train_set
         self.batches = self._new_batches()
         with closing(self.batches.start(state.iteration)) as batches:
             with accelerator.main_process_first():
                 label_maps = LabelMapsAtFeatureStride(
-                    rows, trainer.benchmark.label_space, self.recipe, self.model.cagnet
+                    trainer.train_set, trainer.benchmark.label_space, self.recipe, self.model.cagnet
                 )
                 self.method.prepare(label_maps, trainer.output_dir)
             if self.folder.checkpoint is not None:
