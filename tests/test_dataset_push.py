@@ -76,7 +76,7 @@ def test_the_files_of_a_dataset_and_no_others_are_sent(hub, prepare, tmp_path):
 def test_rows_of_an_earlier_upload_do_not_stay(hub, farm, tmp_path):
     for size, name in ((1, "many"), (10**9, "few")):
         examples, benchmark = folder_examples(farm)
-        write_prepared(examples, tmp_path / name, benchmark, max_shard_bytes=size)
+        write_prepared(examples, tmp_path / name, benchmark, max_file_bytes=size)
         push_dataset(tmp_path / name, FARM)
         assert len(open_dataset(FARM, "train")) == 8
     assert sum(path.endswith(".parquet") for path in hub.files(FARM, "datasets")) == 2
@@ -119,6 +119,6 @@ def test_an_upload_that_fails_tells_how_to_try_again(hub, prepare, monkeypatch, 
     code, _, errors = prepare()
     assert (code, len(errors)) == (2, 1)
     assert "cannot reach http://127.0.0.1:9" in errors[0]
-    again = f"prepare_data.py check {tmp_path / 'prepared'} --push_to_hub {FARM}"
+    again = f"cagnet-hf prepare_data check {tmp_path / 'prepared'} --push_to_hub {FARM}"
     assert errors[0].endswith(again)
     assert len(open_dataset(str(tmp_path / "prepared"), "train")) == 8

@@ -68,9 +68,10 @@ def test_a_backbone_from_outside_trains_and_opens_again(squares, tmp_path, tiny_
 def test_patches_are_cut_by_the_stride_that_a_backbone_has(squares, tmp_path, tiny_dataset):
     """The recipe's `output_stride` is 4; a backbone from outside need not look at it."""
     recipe = tiny_recipe("cagnet_pa", f"dataset={tiny_dataset}", "model.backbone=squares")
-    network = build_model(recipe, benchmark_of(recipe)).cagnet
+    benchmark = benchmark_of(recipe)
+    network = build_model(recipe, benchmark).cagnet
     assert (network.config.output_stride, network.feature_stride) == (4, 8)
-    label_maps = LabelMapsAtFeatureStride(dataset_of(recipe, "train"), benchmark_of(recipe).label_map, recipe, network)
+    label_maps = LabelMapsAtFeatureStride(dataset_of(recipe, "train"), benchmark.label_space, recipe, network)
     assert next(iter(label_maps)).shape == network(torch.zeros(1, 3, 96, 96)).features.shape[2:]
 
 

@@ -105,7 +105,8 @@ def accumulating(tiny_dataset, tmp_path):
 
 def batches_of(trainer, stage) -> StageBatches:
     images, rows = trainer.train_images, trainer.train_set
-    return StageBatches(trainer.recipe, stage, 0, images, rows, trainer.processor, trainer.accelerator)
+    of_run = (images, rows, trainer.processor, trainer.accelerator)
+    return StageBatches(trainer.recipe, stage, 0, *of_run, ignore_index=trainer.model.config.ignore_index)
 
 
 def test_a_step_has_the_mean_gradient_and_loss_of_its_batches(accumulating):
