@@ -1,14 +1,21 @@
 """What several test files share."""
 
+import gc
 import importlib.util
+import os
 from argparse import ArgumentParser
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
+# Two workers share two cores: threads of their own would only wait for each other, here and in what a test starts.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
 import torch
+from matplotlib.figure import Figure
+from PIL import Image
 from trained import arguments, write_dataset
 
 from cagnet_hf.cli import build_parser, main
@@ -32,6 +39,28 @@ def no_sleep_between_epochs():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("datasets.config.SLEEP_TIME_ON_THREADS_SHUTDOWN", 0)
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def few_garbage():
+    """What the imports have made stays: every stage of a run collects garbage, which takes half a second else."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def save_chart():
+    """Charts take as long as a short run: where nobody looks at a chart, one pixel is saved. Gives what saves all."""
+    save = Figure.savefig
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Figure, "savefig", lambda self, path, **options: Image.new("L", (1, 1)).save(path, "PNG"))
+        yield save
+
+
+@pytest.fixture
+def charts(save_chart, monkeypatch):
+    """In this test, charts are drawn."""
+    monkeypatch.setattr(Figure, "savefig", save_chart)
 
 
 @dataclass(frozen=True)
@@ -81,8 +110,10 @@ def tiny_dataset(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def trained_run(tiny_dataset, tmp_path_factory, load_script, one_thread) -> Path:
+def trained_run(tiny_dataset, tmp_path_factory, load_script, one_thread, save_chart) -> Path:
     """The output folder of a short, uninterrupted training run; not to be changed."""
     output = tmp_path_factory.mktemp("trained") / "run"
-    assert load_script("train").main(arguments(tiny_dataset, output)) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Figure, "savefig", save_chart)
+        assert load_script("train").main(arguments(tiny_dataset, output)) == 0
     return output

@@ -366,7 +366,7 @@ def test_a_key_of_a_stage_changes_the_rows_that_have_it():
     }
 
 
-def test_the_command_writes_table_numbers_and_figure(folder, load_script, monkeypatch, capsys):
+def test_the_command_writes_table_numbers_and_figure(folder, load_script, monkeypatch, capsys, charts):
     summaries = {row: json.loads((folder / row / "metrics.json").read_text()) for row in ("spnet", "cagnet_pi")}
     monkeypatch.setattr(comparison, "run_rows", lambda recipes, folder: {row: summaries[row] for row in recipes})
     arguments = ["--benchmark", "scenes", "--rows", "spnet", "cagnet_pi", "--seeds", "10", "11"]

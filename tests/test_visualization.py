@@ -15,6 +15,7 @@ from cagnet_hf.apps.pictures import (
     prediction_grid,
 )
 
+pytestmark = pytest.mark.usefixtures("charts")
 NAMES = ["cat", "car", "sofa"]
 
 
