@@ -11,7 +11,7 @@ from cagnet_hf.data.label_space import LabelSpace
 from cagnet_hf.evaluation.scoring import batches_of_equal_size
 from cagnet_hf.model.maps_cagnet import centre_labels
 from cagnet_hf.model.modeling_cagnet import CaGNetForSemanticSegmentation
-from cagnet_hf.model.prototypes_cagnet import PrototypeGenerator, PrototypeMeans
+from cagnet_hf.model.prototypes_cagnet import PrototypeGenerator
 from cagnet_hf.training.loop import Trainer
 from cagnet_hf.training.recipe_files import load_recipe
 from cagnet_hf.vectors.class_embeddings import save_embedding_table
@@ -35,7 +35,8 @@ def observed():
     """(generator that has observed, embeddings, vectors of known names, features, labels, posteriors)."""
     random = np.random.default_rng(0)
     embeddings, vectors = unit(random.normal(size=(CLASSES, EMBEDDING))), unit(random.normal(size=(KNOWN, EMBEDDING)))
-    labels = np.arange(600) % (SEEN + 1)  # the last of them means no label
+    labels = random.choice(SEEN + 1, size=600, p=[0.6, 0.2, 0.05, 0.15])  # the last of them means no label
+    labels[:60] = 0  # a part without most of the classes
     features = random.normal(size=(600, SIZE)) + 3 * np.eye(SIZE)[labels]
     posteriors = random.dirichlet(np.ones(KNOWN), size=600)
     generator = PrototypeGenerator(Sizes).requires_grad_(False)
@@ -43,13 +44,19 @@ def observed():
     generator.mean.start_weights()
     generator.mean.names.vectors.copy_(torch.from_numpy(vectors))
     generator.mean.names.known.fill_(1)
-    labelled = labels < SEEN
-    tensors = [torch.from_numpy(array).float() for array in (features, posteriors)]
-    generator.observe(tensors[0][labelled], torch.from_numpy(labels)[labelled], alone=True)
-    for part in (slice(0, 200), slice(200, 600)):
-        unlabelled = ~labelled[part]
-        generator.mean.observe(tensors[0][part][unlabelled], tensors[1][part][unlabelled])
+    observe(generator, features, labels, posteriors, (slice(0, 200), slice(200, 600)))
+    generator.share()
     return generator, embeddings, vectors, features, labels, posteriors
+
+
+def observe(generator, features, labels, posteriors, parts):
+    """Let a generator observe some parts of the pixels."""
+    generator.start_observing()
+    for part in parts:
+        labelled = labels[part] < SEEN
+        x, p = (torch.from_numpy(array[part]).float() for array in (features, posteriors))
+        generator.observe(x[labelled], torch.from_numpy(labels[part])[labelled])
+        generator.mean.observe(x[~labelled], p[~labelled])
 
 
 FIT = {"temperatures": (0.2,), "shrinkage": 0.05, "covariance_scale": 6.0}
@@ -117,19 +124,21 @@ def test_unseen_classes_take_no_part_in_choosing(observed):
 
 
 def test_processes_together_have_the_statistics_of_all_pixels(observed, monkeypatch):
-    whole, _, _, features, _, posteriors = observed
-    parts = []
-    unlabelled = np.arange(600) % (SEEN + 1) == SEEN
-    tensors = [torch.from_numpy(array[unlabelled]).float() for array in (features, posteriors)]
-    for part in (slice(0, 40), slice(40, None)):
-        means = PrototypeMeans(Sizes)
-        means.start_weights()
-        means.observe(tensors[0][part], tensors[1][part])
-        parts.append((means.mass, means.means))
-    monkeypatch.setattr("cagnet_hf.model.prototypes_cagnet.of_all_processes", lambda *own: parts)
-    means.share()
-    torch.testing.assert_close(means.means, whole.mean.means, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(means.mass, whole.mean.mass)
+    whole, _, _, features, labels, posteriors = observed
+    of_classes, of_known = [], []
+    for part in (slice(0, 60), slice(60, None)):  # a process each
+        generator = PrototypeGenerator(Sizes).requires_grad_(False)
+        observe(generator, features, labels, posteriors, [part])
+        of_classes.append((generator.class_counts, generator.class_means, generator._class_scatters))
+        of_known.append((generator.mean.mass, generator.mean.means))
+    gathered = iter([of_classes, of_known])
+    monkeypatch.setattr("cagnet_hf.model.prototypes_cagnet.of_all_processes", lambda *own: next(gathered))
+    generator = PrototypeGenerator(Sizes).requires_grad_(False)
+    generator.start_observing()
+    generator.share()
+    for name, tensor in whole.named_buffers():
+        if "names" not in name:
+            torch.testing.assert_close(generator.get_buffer(name), tensor, rtol=1e-4, atol=1e-5, msg=name)
 
 
 def test_labels_are_taken_at_the_centres_of_cells():

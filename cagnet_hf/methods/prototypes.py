@@ -92,6 +92,7 @@ class Prototypes(Method):
     def iterate(self, batches: Iterable[Batch], learn: Learner) -> dict[str, torch.Tensor]:
         """Observe every image once: labelled pixels for their classes, the others for the known classes."""
         model, generator = self.model, self.model.generator
+        generator.start_observing()
         for batch in batches:
             features = model.cagnet(batch["pixel_values"]).features
             labels = centre_labels(batch["labels"], features.shape[-2:])
@@ -100,7 +101,7 @@ class Prototypes(Method):
             others = to_pixel_list(features, unlabelled)
             posteriors = self._head(others)[0, :, 0].t().float().softmax(dim=1)
             with torch.autocast(features.device.type, enabled=False):  # halves would round statistics of many batches
-                generator.observe(labelled, labels[~unlabelled], alone=True)
+                generator.observe(labelled, labels[~unlabelled])
                 generator.mean.observe(others[0, :, 0].t().float(), posteriors)
         generator.share()
         return {}

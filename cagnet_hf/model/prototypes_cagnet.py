@@ -140,7 +140,10 @@ class PrototypeMeans(nn.Module):
 
 
 class PrototypeGenerator(GaussianGenerator):
-    """A Gaussian generator whose means come from what an image classifier knows by name, not from a regression."""
+    """A Gaussian generator whose means come from what an image classifier knows by name, not from a regression.
+
+    In the covariance every class weighs alike, however many pixels and batches show the class.
+    """
 
     new_mean = PrototypeMeans
 
@@ -150,10 +153,45 @@ class PrototypeGenerator(GaussianGenerator):
         if not config.known_classes:
             raise ValueError('generator="prototypes" needs known_classes, how many classes the image classifier knows')
 
+    def start_observing(self) -> None:
+        """Forget what was observed. The scatter of each class is kept until `share`; the scatters are no weights."""
+        for tensor in (*self.buffers(recurse=False), self.mean.mass, self.mean.means):
+            tensor.zero_()
+        classes, size = self.class_means.shape
+        self._class_scatters = self.scatter.new_zeros(classes, size, size)
+
+    def observe(self, features, labels) -> None:
+        """Take real features `(P, D)` with their classes `(P,)` into the statistics of this process; see `share`."""
+        features = features.to(self.scatter.dtype)
+        for label in labels.unique().tolist():  # the few classes of a batch
+            values = features[labels == label]
+            mean = values.mean(0)
+            self._merge_class(
+                label, self.class_counts.new_tensor(len(values)), mean, (values - mean).t() @ (values - mean)
+            )
+
     def share(self) -> None:
-        """Make all statistics those of all processes together."""
-        super().share()
+        """Join the statistics of all processes, and take the scatter in which every class weighs alike."""
+        observed = of_all_processes(self.class_counts.clone(), self.class_means.clone(), self._class_scatters)
+        if len(observed) > 1:
+            for tensor in (self.class_counts, self.class_means):
+                tensor.zero_()
+            self._class_scatters = torch.zeros_like(self._class_scatters)
+            for counts, means, scatters in observed:
+                for label in counts.nonzero()[:, 0].tolist():
+                    self._merge_class(label, counts[label], means[label], scatters[label])
+        self.scatter.copy_(torch.einsum("cij,c->ij", self._class_scatters, 1 / self.class_counts.clamp_min(1)))
+        self.batch_counts.copy_(self.class_counts > 0)
+        self.batch_means.copy_(self.class_means)
+        del self._class_scatters
         self.mean.share()
+
+    def _merge_class(self, label, count, mean, scatter) -> None:
+        apart = mean - self.class_means[label]
+        share = count / (self.class_counts[label] + count)
+        self._class_scatters[label] += scatter + self.class_counts[label] * share * torch.outer(apart, apart)
+        self.class_means[label] += share * apart
+        self.class_counts[label] += count
 
     def fit(self, embeddings, *, temperatures, shrinkage: float, covariance_scale: float) -> None:
         """Take the covariance from the scatter, and s and τ from the classes with pixels.
