@@ -331,8 +331,8 @@ class CaGNetForSemanticSegmentation(EditableClasses, CaGNetPreTrainedModel):
             backbone_features: `(B, C, h, w)` in place of `pixel_values`: the map of the backbone, computed before;
                 labels are then `(B, h, w)`.
 
-        In evaluation mode the logits are the pixel-wise maximum over `config.test_scales` (SPNet), in training mode
-        those of scale 1.
+        In evaluation mode the logits are the pixel-wise maximum over `config.test_scales` (SPNet), moved by
+        `config.image_prior`; in training mode they are those of scale 1.
 
         Raises:
             ValueError: The labels are no integers, do not fit the images, or hold what is no class.
@@ -350,6 +350,9 @@ class CaGNetForSemanticSegmentation(EditableClasses, CaGNetPreTrainedModel):
             options = {"output_hidden_states": with_states, "backbone_features": backbone_features}
             features, maps = self.cagnet.multi_scale(pixel_values, scales, **options)
             logits = scale_maximum([self.classify(m) for m in maps])
+        if self.config.image_prior and not self.training:
+            shares = logits.softmax(1, dtype=torch.float32).mean((2, 3), keepdim=True)
+            logits = logits + (self.config.image_prior * shares.clamp_min(1e-6).log()).to(logits.dtype)
         loss = None
         if labels is not None:
             labels = resize_labels(labels, logits.shape[-2:])
