@@ -279,6 +279,21 @@ def test_a_run_resumed_after_its_end_has_the_same_model(recipe, tmp_path):
     assert torch.equal(second.model.classifier.weight, first.model.classifier.weight)
 
 
+def test_images_in_which_every_pixel_has_a_label_are_observed(recipe, tmp_path):
+    trainer = Trainer(recipe(), tmp_path / "run")
+    model = trainer.models["fit"]
+    method = trainer.new_method(trainer.recipe.stages["fit"], model)
+    method.prepare([], tmp_path)
+    pixels = torch.randn(2, 3, 64, 64)
+    labels = torch.arange(64 * 64).view(1, 64, 64) % 3
+    part = {"pixel_values": pixels[:1], "labels": labels}
+    method.iterate([part, {"pixel_values": pixels[1:], "labels": labels.where(labels > 0, 255)}], None)
+    assert float(model.generator.class_counts.sum() + model.generator.mean.mass.sum()) == pytest.approx(2 * 64)
+    method.iterate([part], None)
+    method.finish()
+    assert model.classifier.weight.isfinite().all() and not model.generator.mean.mass.any()
+
+
 def test_a_streamed_dataset_gives_the_same_model(recipe, tmp_path):
     weights = []
     for streaming in ("false", "true"):

@@ -99,9 +99,12 @@ class Prototypes(Method):
             unlabelled = labels == model.config.ignore_index
             labelled = to_pixel_list(features, ~unlabelled)[0, :, 0].t()
             others = to_pixel_list(features, unlabelled)
-            posteriors = self._head(others)[0, :, 0].t().float().softmax(dim=1)
             with torch.autocast(features.device.type, enabled=False):  # halves would round statistics of many batches
                 generator.observe(labelled, labels[~unlabelled])
+            if not others.numel():  # a batch in which every pixel has a label
+                continue
+            posteriors = self._head(others)[0, :, 0].t().float().softmax(dim=1)
+            with torch.autocast(features.device.type, enabled=False):
                 generator.mean.observe(others[0, :, 0].t().float(), posteriors)
         generator.share()
         return {}
