@@ -63,7 +63,8 @@ def fit(
         raise ValueError("ignored: say which classes are unseen, too")
     name = f"{NETWORK}/{method}"
     keys = [f"benchmark={output / DATA}", f"dataset={output / DATA}", f"class_embeddings={output / VECTORS}"]
-    keys += ["stages.fit.tau=null"] if method == "prototypes" else []  # chosen on the seen classes of this folder
+    # What holds for other photographs than those that the recipe was tuned on.
+    keys += ["stages.fit.tau=null", "model.image_prior=1"] if method == "prototypes" else []
     recipe = load_recipe(name, keys)
     examples, benchmark = folder_examples(folder, test_share, roles)
     _say_what_is_left_aside(Path(folder), examples)

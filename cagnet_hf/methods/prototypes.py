@@ -15,7 +15,6 @@ from .base import Batch, Learner, Method
 from .options import PassRecipe, Recipe, RecipeError
 
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"
-TEMPERATURES = (0.01, 0.015, 0.02, 0.03, 0.04, 0.05, 0.06, 0.08, 0.1, 0.12, 0.15, 0.2)
 
 
 class PrototypesStage(PassRecipe):
@@ -27,7 +26,7 @@ class PrototypesStage(PassRecipe):
     # Known classes to leave out: names, synset ids, or a text file with one of them a line. The file that comes with
     # the recipes of a benchmark, `unseen_synsets.txt`, is found by its name.
     without: list[str] | str = []
-    tau: float | None = Field(None, gt=0)  # chosen on seen classes when None, each left out in turn
+    tau: float | None = Field(None, gt=0)  # an average over several when None
     shrinkage: float = Field(0.05, ge=0, le=1)
     covariance_scale: float = Field(6.0, gt=0)
     unseen_rate: float = Field(0.0, ge=0)
@@ -111,7 +110,7 @@ class Prototypes(Method):
 
     @torch.no_grad()
     def finish(self) -> None:
-        """Choose τ and s on the seen classes; the generator's Bayes rule becomes the classifier."""
+        """Choose s on the seen classes; the generator's Bayes rule becomes the classifier."""
         model, stage, generator = self.model, self.stage, self.model.generator
         if not generator.class_counts.any():
             return
@@ -119,7 +118,7 @@ class Prototypes(Method):
         with torch.autocast(embeddings.device.type, enabled=False):
             generator.fit(
                 embeddings,
-                temperatures=TEMPERATURES if stage.tau is None else (stage.tau,),
+                temperature=stage.tau,
                 shrinkage=stage.shrinkage,
                 covariance_scale=stage.covariance_scale,
             )
