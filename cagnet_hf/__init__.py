@@ -15,6 +15,7 @@ _HOMES = {
     "CaGNetModel": "model.modeling_cagnet",
     "convert_state_dict": "weights.conversion",
     "evaluate": "apps.evaluation",
+    "fit": "apps.fitting",
     "from_names": "apps.names",
     "load_model": "weights.folders",
     "segment": "apps.prediction",

@@ -1,5 +1,6 @@
 """Files and folders that are whole or absent, that replace nothing of the user's, and how to tell files apart."""
 
+import errno
 import hashlib
 import json
 import os
@@ -8,7 +9,7 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 import yaml
 from safetensors import SafetensorError
@@ -212,6 +213,31 @@ def write_text_whole(path: Path, text: str) -> None:
     """Write a text file aside, then rename it."""
     with whole(path) as aside:
         aside.write_text(text, encoding="utf-8")
+
+
+def lock_file(file: IO) -> bool:
+    """Lock an open file until this process closes the file or ends; processes that it starts have no part in this.
+
+    Returns:
+        False where another process holds the lock. True on a file system without locks.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        import msvcrt
+
+        def lock():
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+    else:
+
+        def lock():
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    try:
+        lock()
+    except OSError as error:
+        return error.errno not in (errno.EACCES, errno.EAGAIN)
+    return True
 
 
 def sha256(path: Path) -> str:

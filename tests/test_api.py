@@ -23,6 +23,7 @@ NAMES = {
     "CaGNetModel",
     "convert_state_dict",
     "evaluate",
+    "fit",
     "from_names",
     "load_model",
     "segment",

@@ -74,14 +74,20 @@ def test_per_class_names_the_class_its_split_and_its_pixels():
     metric = load_metric(1, 1, id2label={"0": "cat", "1": "sofa"})
     scores = metric.compute(predictions=[[[0, 0, 1]]], references=[[[0, 1, 1]]])
     assert scores["per_class"] == {
-        "cat": {"iou": 0.5, "recall": 1.0, "seen": True, "pixels": 1},
-        "sofa": {"iou": 0.5, "recall": 0.5, "seen": False, "pixels": 2},
+        "cat": {"iou": 0.5, "recall": 1.0, "seen": True, "pixels": 1, "mistaken_for": None},
+        "sofa": {"iou": 0.5, "recall": 0.5, "seen": False, "pixels": 2, "mistaken_for": "cat"},
     }
 
 
 def test_a_class_absent_from_truth_and_prediction_leaves_the_means():
     scores = load_metric(2, 1).compute(predictions=[[[0, 2]]], references=[[[0, 2]]])
-    assert scores["per_class"]["1"] == {"iou": None, "recall": None, "seen": True, "pixels": 0}
+    assert scores["per_class"]["1"] == {
+        "iou": None,
+        "recall": None,
+        "seen": True,
+        "pixels": 0,
+        "mistaken_for": None,
+    }
     assert scores["mIoU"] == scores["MA"] == scores["S-mIoU"] == 1.0
 
 

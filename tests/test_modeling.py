@@ -385,6 +385,22 @@ def test_calibration_is_for_seen_classes():
     assert build()(images()).calibration is None
 
 
+@torch.no_grad()
+def test_an_image_prior_moves_the_logits_by_what_the_image_shows_as_a_whole():
+    plain = build()
+    pixels = images()
+    logits = plain.eval()(pixels).logits
+    moved = build(image_prior=2)
+    moved.load_state_dict(plain.state_dict())
+    shares = logits.softmax(dim=1).mean(dim=(2, 3))
+    expected = logits + 2 * shares.log()[:, :, None, None]
+    torch.testing.assert_close(moved.eval()(pixels).logits, expected)
+    torch.manual_seed(0)
+    training = plain.train()(pixels).logits
+    torch.manual_seed(0)
+    torch.testing.assert_close(moved.train()(pixels).logits, training)
+
+
 def test_output_as_a_tuple_of_what_there_is():
     model, labels = build(), torch.zeros(2, 33, 49, dtype=torch.long)
     assert [len(model(images(), labels=given, return_dict=False)) for given in (None, labels)] == [1, 2]

@@ -11,7 +11,7 @@ from cagnet_hf.data.label_space import LabelSpace
 from cagnet_hf.evaluation.scoring import batches_of_equal_size
 from cagnet_hf.model.maps_cagnet import centre_labels
 from cagnet_hf.model.modeling_cagnet import CaGNetForSemanticSegmentation
-from cagnet_hf.model.prototypes_cagnet import PrototypeGenerator, PrototypeMeans
+from cagnet_hf.model.prototypes_cagnet import TEMPERATURES, PrototypeGenerator
 from cagnet_hf.training.loop import Trainer
 from cagnet_hf.training.recipe_files import load_recipe
 from cagnet_hf.vectors.class_embeddings import save_embedding_table
@@ -35,7 +35,8 @@ def observed():
     """(generator that has observed, embeddings, vectors of known names, features, labels, posteriors)."""
     random = np.random.default_rng(0)
     embeddings, vectors = unit(random.normal(size=(CLASSES, EMBEDDING))), unit(random.normal(size=(KNOWN, EMBEDDING)))
-    labels = np.arange(600) % (SEEN + 1)  # the last of them means no label
+    labels = random.choice(SEEN + 1, size=600, p=[0.6, 0.2, 0.05, 0.15])  # the last of them means no label
+    labels[:60] = 0  # a part without most of the classes
     features = random.normal(size=(600, SIZE)) + 3 * np.eye(SIZE)[labels]
     posteriors = random.dirichlet(np.ones(KNOWN), size=600)
     generator = PrototypeGenerator(Sizes).requires_grad_(False)
@@ -43,16 +44,22 @@ def observed():
     generator.mean.start_weights()
     generator.mean.names.vectors.copy_(torch.from_numpy(vectors))
     generator.mean.names.known.fill_(1)
-    labelled = labels < SEEN
-    tensors = [torch.from_numpy(array).float() for array in (features, posteriors)]
-    generator.observe(tensors[0][labelled], torch.from_numpy(labels)[labelled], alone=True)
-    for part in (slice(0, 200), slice(200, 600)):
-        unlabelled = ~labelled[part]
-        generator.mean.observe(tensors[0][part][unlabelled], tensors[1][part][unlabelled])
+    observe(generator, features, labels, posteriors, (slice(0, 200), slice(200, 600)))
+    generator.share()
     return generator, embeddings, vectors, features, labels, posteriors
 
 
-FIT = {"temperatures": (0.2,), "shrinkage": 0.05, "covariance_scale": 6.0}
+def observe(generator, features, labels, posteriors, parts):
+    """Let a generator observe some parts of the pixels."""
+    generator.start_observing()
+    for part in parts:
+        labelled = labels[part] < SEEN
+        x, p = (torch.from_numpy(array[part]).float() for array in (features, posteriors))
+        generator.observe(x[labelled], torch.from_numpy(labels[part])[labelled])
+        generator.mean.observe(x[~labelled], p[~labelled])
+
+
+FIT = {"temperature": 0.2, "shrinkage": 0.05, "covariance_scale": 6.0}
 
 
 def transcription(embeddings, vectors, features, labels, posteriors, tau, known=None):
@@ -82,7 +89,7 @@ def test_the_rule_is_that_of_the_specification(observed):
     priors = np.log([1, 1, 1, 4, 4])
     weights, biases = generator.bayes_rule(table, torch.tensor(priors))
     expected = means @ np.linalg.inv(covariance)
-    assert float(generator.mean.scale) == pytest.approx(s, rel=1e-4)
+    assert float(generator.mean.scales[0]) == pytest.approx(s, rel=1e-4)
     np.testing.assert_allclose(weights.numpy(), expected, rtol=1e-3, atol=1e-4)
     np.testing.assert_allclose(biases.numpy(), priors - 0.5 * (means * expected).sum(1), rtol=1e-3, atol=1e-3)
 
@@ -98,38 +105,43 @@ def test_known_classes_can_be_left_out(observed):
     np.testing.assert_allclose(made.numpy(), means[SEEN:], rtol=1e-3, atol=1e-4)
 
 
-def test_the_temperature_is_the_one_that_makes_left_out_seen_classes_best(observed):
+def test_without_a_temperature_means_are_averaged_over_several(observed):
     generator, embeddings, *_ = observed
     table = torch.from_numpy(embeddings).float()
-    generator.fit(table, **FIT | {"temperatures": (0.02, 0.1, 0.5, 2.0)})
-    chosen = float(generator.mean.names.temperature)
-    distances = {tau: generator.left_out_distance(table, tau) for tau in (0.02, 0.1, 0.5, 2.0)}
-    assert chosen == pytest.approx(min(distances, key=distances.get))
+    made = []
+    for temperature in TEMPERATURES:
+        generator.fit(table, **FIT | {"temperature": temperature})
+        made.append(generator.mean(table[:, :, None, None]))
+    generator.fit(table, **FIT | {"temperature": None})
+    torch.testing.assert_close(generator.mean(table[:, :, None, None]), torch.stack(made).mean(0))
 
 
-def test_unseen_classes_take_no_part_in_choosing(observed):
+def test_unseen_classes_take_no_part_in_fitting(observed):
     generator, embeddings, *_ = observed
     table = torch.from_numpy(embeddings).float()
-    generator.fit_covariance(shrinkage=0.05, covariance_scale=6.0)
-    before = generator.left_out_distance(table, 0.1)
+    generator.fit(table, **FIT | {"temperature": None})
+    before = generator.mean.scales.clone()
     table[SEEN:] = torch.randn(CLASSES - SEEN, EMBEDDING)
-    assert generator.left_out_distance(table, 0.1) == before
+    generator.fit(table, **FIT | {"temperature": None})
+    assert torch.equal(generator.mean.scales, before)
 
 
 def test_processes_together_have_the_statistics_of_all_pixels(observed, monkeypatch):
-    whole, _, _, features, _, posteriors = observed
-    parts = []
-    unlabelled = np.arange(600) % (SEEN + 1) == SEEN
-    tensors = [torch.from_numpy(array[unlabelled]).float() for array in (features, posteriors)]
-    for part in (slice(0, 40), slice(40, None)):
-        means = PrototypeMeans(Sizes)
-        means.start_weights()
-        means.observe(tensors[0][part], tensors[1][part])
-        parts.append((means.mass, means.means))
-    monkeypatch.setattr("cagnet_hf.model.prototypes_cagnet.of_all_processes", lambda *own: parts)
-    means.share()
-    torch.testing.assert_close(means.means, whole.mean.means, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(means.mass, whole.mean.mass)
+    whole, _, _, features, labels, posteriors = observed
+    of_classes, of_known = [], []
+    for part in (slice(0, 60), slice(60, None)):  # a process each
+        generator = PrototypeGenerator(Sizes).requires_grad_(False)
+        observe(generator, features, labels, posteriors, [part])
+        of_classes.append((generator.class_counts, generator.class_means, generator._class_scatters))
+        of_known.append((generator.mean.mass, generator.mean.means))
+    gathered = iter([of_classes, of_known])
+    monkeypatch.setattr("cagnet_hf.model.prototypes_cagnet.of_all_processes", lambda *own: next(gathered))
+    generator = PrototypeGenerator(Sizes).requires_grad_(False)
+    generator.start_observing()
+    generator.share()
+    for name in ("class_counts", "class_means", "scatter", "batch_counts", "batch_means", "mean.mass", "mean.means"):
+        expected = whole.get_buffer(name)
+        torch.testing.assert_close(generator.get_buffer(name), expected, rtol=1e-4, atol=1e-5, msg=name)
 
 
 def test_labels_are_taken_at_the_centres_of_cells():
@@ -268,6 +280,21 @@ def test_a_run_resumed_after_its_end_has_the_same_model(recipe, tmp_path):
     second = Trainer(recipe(), tmp_path / "run", resume=True)
     assert second.run() == metrics
     assert torch.equal(second.model.classifier.weight, first.model.classifier.weight)
+
+
+def test_images_in_which_every_pixel_has_a_label_are_observed(recipe, tmp_path):
+    trainer = Trainer(recipe(), tmp_path / "run")
+    model = trainer.models["fit"]
+    method = trainer.new_method(trainer.recipe.stages["fit"], model)
+    method.prepare([], tmp_path)
+    pixels = torch.randn(2, 3, 64, 64)
+    labels = torch.arange(64 * 64).view(1, 64, 64) % 3
+    part = {"pixel_values": pixels[:1], "labels": labels}
+    method.iterate([part, {"pixel_values": pixels[1:], "labels": labels.where(labels > 0, 255)}], None)
+    assert float(model.generator.class_counts.sum() + model.generator.mean.mass.sum()) == pytest.approx(2 * 64)
+    method.iterate([part], None)
+    method.finish()
+    assert model.classifier.weight.isfinite().all() and not model.generator.mean.mass.any()
 
 
 def test_a_streamed_dataset_gives_the_same_model(recipe, tmp_path):

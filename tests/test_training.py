@@ -69,7 +69,9 @@ def test_metrics_have_the_keys_of_the_contract(trained_run):
     assert metrics.keys() >= CONTRACT
     assert (metrics["protocol"], metrics["num_images"]) == ("full", 6)
     assert len(metrics["per_class"]) == 16
-    assert all(entry.keys() == {"iou", "recall", "seen", "pixels"} for entry in metrics["per_class"].values())
+    assert all(
+        entry.keys() == {"iou", "recall", "seen", "pixels", "mistaken_for"} for entry in metrics["per_class"].values()
+    )
 
 
 def test_metrics_are_given_after_every_stage(trained_run):

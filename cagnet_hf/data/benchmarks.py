@@ -14,10 +14,12 @@ The published ones lie in `class_tables/`; a dataset of one's own brings a class
     unannotated: [cow]        # classes that no mask shows
     origin: {description: Photographs of a farm.}  # also source, license, terms, citation (see `Origin`)
 
+Instead of `classes`, a table may have `names: {0: nothing, 1: sheep}`.
+
 Ids are those that masks store (see `label_space`).
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from pathlib import Path
@@ -170,9 +172,9 @@ def load_benchmark(name: str | Path) -> Benchmark:
     )
 
 
-def read_class_table(table, name: str) -> Benchmark:
+def read_class_table(table, name: str, roles: Mapping[str, Sequence[str]] | None = None) -> Benchmark:
     """The benchmark of a class table's file, a `Path` or one in an archive (see `parse_class_table`)."""
-    return replace(parse_class_table(table.read_text(encoding="utf-8"), str(table), name), table=str(table))
+    return replace(parse_class_table(table.read_text(encoding="utf-8"), str(table), name, roles), table=str(table))
 
 
 def format_class_table(benchmark: Benchmark) -> str:
@@ -191,30 +193,36 @@ def format_class_table(benchmark: Benchmark) -> str:
     return yaml.safe_dump(table, sort_keys=False, default_flow_style=None, allow_unicode=True, width=119)
 
 
-def parse_class_table(text: str, where: str, name: str) -> Benchmark:
+def parse_class_table(text: str, where: str, name: str, roles: Mapping[str, Sequence[str]] | None = None) -> Benchmark:
     """The benchmark of a class table (see above).
 
     Args:
         text: The table, YAML.
         where: What to call it in an error.
         name: What to call the benchmark if the table does not.
+        roles: The names of the classes that are `unseen` and that are `ignored`, in place of what the table says; the
+            others are seen. A table may then say nothing of roles.
 
     Raises:
         ValueError: The table is wrong; the message is one line.
     """
     try:
-        return _parse_class_table(text, name)
+        return _parse_class_table(text, name, roles)
     except yaml.YAMLError as error:
         raise ValueError(f"{where}: not YAML: {' '.join(str(error).split())}") from None
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from None
 
 
-def _parse_class_table(text: str, name: str) -> Benchmark:
+def _parse_class_table(text: str, name: str, roles: Mapping[str, Sequence[str]] | None) -> Benchmark:
     table = parse_yaml(text)
     known = ["name", "classes", *_GROUPS, "origin"]
     if not isinstance(table, dict):
         raise ValueError(f"not a mapping of {', '.join(known)}")
+    if isinstance(table.get("names"), dict) and "classes" not in table:
+        table["classes"] = [{"id": stored_id, "name": label} for stored_id, label in table.pop("names").items()]
+    if roles is not None:
+        table = _with_roles(table, roles)
     for key in table:
         if key not in known:
             raise ValueError(f"unknown key {key!r}; known: {', '.join(known)}")
@@ -250,6 +258,15 @@ def _parse_origin(entry: object) -> Origin:
         raise ValueError(
             f"origin {entry!r}: write a description, and any of {', '.join(Origin._fields[1:])}"
         ) from None
+
+
+def _with_roles(table: dict, roles: Mapping[str, Sequence[str]]) -> dict:
+    """The table with these roles, in which every other class is seen."""
+    names, _ = _parse_classes(table.get("classes") or [])
+    kept = {key: table[key] for key in ("name", "classes", "origin") if key in table}
+    groups = {role: [*labels] for role, labels in roles.items()}
+    told = {label for labels in groups.values() for label in labels}
+    return kept | groups | {"seen": [label for label in names.values() if label not in told]}
 
 
 def _parse_classes(entries: list) -> tuple[dict[int, str], dict[int, tuple[int, int, int]]]:

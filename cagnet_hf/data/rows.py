@@ -55,8 +55,11 @@ class Rows:
         """What the rows of these keys are called."""
         return [str(image_id) for image_id in self.dataset.select_columns("image_id")[rows]["image_id"]]
 
-    def fingerprint(self) -> dict:
-        """The number of images, and a digest of image ids, masks and sizes of image files: nothing is decoded."""
+    def fingerprint(self, *, contents: bool = False) -> dict:
+        """The number of images, and a digest of image ids, masks and sizes of image files: nothing is decoded.
+
+        With `contents` the digest is that of the bytes of the image files, too, which are read.
+        """
         digest = hashlib.blake2b(digest_size=16)
         for table in self.dataset.with_format("arrow").iter(batch_size=256):
             images, masks = table["image"].combine_chunks(), table["mask"].combine_chunks()
@@ -64,6 +67,9 @@ class Rows:
             for image_id, size, mask in zip(table["image_id"].to_pylist(), sizes, masks.to_pylist(), strict=True):
                 digest.update(f"{image_id}\0{size}\0".encode())
                 digest.update(mask["bytes"] or str(mask["path"]).encode())
+            if contents:
+                for image in images.to_pylist():
+                    digest.update(image["bytes"] or str(image["path"]).encode())
         return {"num_images": len(self), "digest": digest.hexdigest()}
 
 
@@ -104,7 +110,7 @@ class StreamedRows:
         """What the rows of these keys are called."""
         return [str(row["image_id"]) for row in rows]
 
-    def fingerprint(self) -> dict:
+    def fingerprint(self, *, contents: bool = False) -> dict:
         """The number of files, and a digest of their names, sizes and, on the Hub, contents: none is read."""
         digest = hashlib.blake2b(digest_size=16)
         for file in self.files:

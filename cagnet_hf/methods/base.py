@@ -17,7 +17,7 @@ from ..model.modeling_cagnet import CaGNetForSemanticSegmentation
 from ..patches.layouts import class_odds
 from .losses import multi_scale_cross_entropy
 from .options import PARTS, Recipe, RecipeError, StageRecipe
-from .pseudo_labels import label_ignored_pixels
+from .pseudo_labels import label_ignored_pixels, network_inputs
 
 Batch = dict[str, torch.Tensor]
 
@@ -151,8 +151,9 @@ class Method:
 
         Args:
             batches: Each with `pixel_values` `(B, 3, H, W)`, `labels` `(B, H, W)` in model order, `ignore_index`
-                where there is none, and `padding` `(B, H, W)`, True beyond the image. None where the stage says that
-                the iteration is synthetic.
+                where there is none, and `padding` `(B, H, W)`, True beyond the image; or with `backbone_features`
+                `(B, C, h, w)` in place of pixels, and labels of cells. None where the stage says that the iteration
+                is synthetic.
             learn: What makes the update.
 
         Returns:
@@ -181,7 +182,7 @@ class Method:
         model, stage, weights = self.model, self.stage, self.stage.weights
         ignore_index, learns = model.config.ignore_index, stage.network is not None
         with torch.set_grad_enabled(learns):
-            output, maps = model.cagnet.multi_scale(batch["pixel_values"], stage.scales)
+            output, maps = model.cagnet.multi_scale(scales=stage.scales, **network_inputs(batch))
         labels = resize_labels(batch["labels"], maps[0].shape[-2:])
         step = RealStep(output, labels, labels != ignore_index)
         if learns and weights.classifier_real != weights.backbone_classification:

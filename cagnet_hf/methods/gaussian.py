@@ -10,6 +10,7 @@ from . import register
 from .base import Batch, Learner
 from .cagnet import CaGNet, CaGNetRecipe, CaGNetStage
 from .options import Options, RecipeError
+from .pseudo_labels import network_inputs
 
 
 class GaussianRecipe(Options):
@@ -72,7 +73,7 @@ class Gaussian(CaGNet):
             with torch.enable_grad():
                 return super().iterate(batches, learn)
         (batch,) = (self.with_pseudo_labels(batch) for batch in batches)
-        features = self.model.cagnet(batch["pixel_values"]).features
+        features = self.model.cagnet(**network_inputs(batch)).features
         labels = resize_labels(batch["labels"], features.shape[-2:])
         labelled = labels != self.model.config.ignore_index
         with torch.autocast(features.device.type, enabled=False):  # halves would round statistics of many batches

@@ -97,6 +97,16 @@ class AugmentationRecipe(Options):
         return self
 
 
+class FeatureCacheRecipe(Options):
+    """Features of a resting backbone are computed once, and every stage trains on them (see `training/features.py`).
+
+    Stages see whole images at one scale, mirrored with the probability of the augmentation, and crops of the maps.
+    """
+
+    folder: str | None = None  # where the features are kept; in the run's folder when None
+    cells_per_image: int | None = Field(None, ge=1)  # keep so many cells of an image, drawn at random; all when None
+
+
 class StageRecipe(Options):
     """A stage: how many iterations, and which parts learn.
 
@@ -179,7 +189,8 @@ class Recipe(Options):
     label_map: dict[int, int | str | None] = {}
     streaming: bool = False  # read rows as they are needed
     shuffle_buffer: int = Field(1000, ge=1)  # streamed rows that the order is drawn from
-    in_memory: bool = False  # hold the decoded training images on the device, augment there
+    in_memory: bool = False  # hold the decoded training images, or their features, on the device; augment there
+    feature_cache: FeatureCacheRecipe | None = None  # None: each step runs the backbone
     class_embeddings: str = "bundled"
     backbone_weights: str | None = None
     model: dict[str, Any] = {}

@@ -15,7 +15,6 @@ from .base import Batch, Learner, Method
 from .options import PassRecipe, Recipe, RecipeError
 
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"
-TEMPERATURES = (0.01, 0.015, 0.02, 0.03, 0.04, 0.05, 0.06, 0.08, 0.1, 0.12, 0.15, 0.2)
 
 
 class PrototypesStage(PassRecipe):
@@ -27,7 +26,7 @@ class PrototypesStage(PassRecipe):
     # Known classes to leave out: names, synset ids, or a text file with one of them a line. The file that comes with
     # the recipes of a benchmark, `unseen_synsets.txt`, is found by its name.
     without: list[str] | str = []
-    tau: float | None = Field(None, gt=0)  # chosen on seen classes when None, each left out in turn
+    tau: float | None = Field(None, gt=0)  # an average over several when None
     shrinkage: float = Field(0.05, ge=0, le=1)
     covariance_scale: float = Field(6.0, gt=0)
     unseen_rate: float = Field(0.0, ge=0)
@@ -92,22 +91,26 @@ class Prototypes(Method):
     def iterate(self, batches: Iterable[Batch], learn: Learner) -> dict[str, torch.Tensor]:
         """Observe every image once: labelled pixels for their classes, the others for the known classes."""
         model, generator = self.model, self.model.generator
+        generator.start_observing()
         for batch in batches:
             features = model.cagnet(batch["pixel_values"]).features
             labels = centre_labels(batch["labels"], features.shape[-2:])
             unlabelled = labels == model.config.ignore_index
             labelled = to_pixel_list(features, ~unlabelled)[0, :, 0].t()
             others = to_pixel_list(features, unlabelled)
-            posteriors = self._head(others)[0, :, 0].t().float().softmax(dim=1)
             with torch.autocast(features.device.type, enabled=False):  # halves would round statistics of many batches
-                generator.observe(labelled, labels[~unlabelled], alone=True)
+                generator.observe(labelled, labels[~unlabelled])
+            if not others.numel():  # a batch in which every pixel has a label
+                continue
+            posteriors = self._head(others)[0, :, 0].t().float().softmax(dim=1)
+            with torch.autocast(features.device.type, enabled=False):
                 generator.mean.observe(others[0, :, 0].t().float(), posteriors)
         generator.share()
         return {}
 
     @torch.no_grad()
     def finish(self) -> None:
-        """Choose τ and s on the seen classes; the generator's Bayes rule becomes the classifier."""
+        """Choose s on the seen classes; the generator's Bayes rule becomes the classifier."""
         model, stage, generator = self.model, self.stage, self.model.generator
         if not generator.class_counts.any():
             return
@@ -115,7 +118,7 @@ class Prototypes(Method):
         with torch.autocast(embeddings.device.type, enabled=False):
             generator.fit(
                 embeddings,
-                temperatures=TEMPERATURES if stage.tau is None else (stage.tau,),
+                temperature=stage.tau,
                 shrinkage=stage.shrinkage,
                 covariance_scale=stage.covariance_scale,
             )

@@ -13,6 +13,11 @@ from ..model.new_classes_cagnet import evaluating
 from .options import PseudoLabelRecipe
 
 
+def network_inputs(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """What a batch holds for the network: `pixel_values`, or `backbone_features` that were computed before."""
+    return {name: batch[name] for name in ("pixel_values", "backbone_features") if name in batch}
+
+
 @torch.no_grad()
 def label_ignored_pixels(model, batch: dict[str, torch.Tensor], rule: PseudoLabelRecipe) -> torch.Tensor:
     """The batch's labels `(B, H, W)` with unseen classes where they were ignored and the model, as it is, sees them.
@@ -21,7 +26,7 @@ def label_ignored_pixels(model, batch: dict[str, torch.Tensor], rule: PseudoLabe
     """
     config, labels = model.config, batch["labels"]
     with evaluating(model):
-        logits = model(batch["pixel_values"]).logits
+        logits = model(**network_inputs(batch)).logits
     cells, padding = (resize_labels(batch[key], logits.shape[-2:]) for key in ("labels", "padding"))
     options = {"unseen_ids": config.unseen_ids, "ignore_index": config.ignore_index}
     if rule.rule == "top_k":

@@ -11,6 +11,7 @@ from . import register
 from .base import Batch, Learner, Method
 from .losses import moment_matching_loss
 from .options import GeneratingStageRecipe, Options, Recipe, RecipeError
+from .pseudo_labels import network_inputs
 
 
 class MomentMatchingRecipe(Options):
@@ -75,7 +76,7 @@ class ZS3Net(Method):
         """
         model, config, rule = self.model, self.model.config, self.stage.moment_matching
         with torch.no_grad():
-            features = model.cagnet(batch["pixel_values"]).features
+            features = model.cagnet(**network_inputs(batch)).features
         labels = resize_labels(batch["labels"], features.shape[-2:])
         classes, groups = _features_by_image_and_class(features, labels, config.num_labels, rule.pairs_per_class)
         matching = []

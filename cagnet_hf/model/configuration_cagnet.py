@@ -110,6 +110,9 @@ class CaGNetConfig(PreTrainedConfig):
         test_scales: Scales of the image whose logits are joined by their pixel-wise maximum at test time. CaGNet
             looks at the image as it is, `[1.0]`; SPNet at `[1.0, 0.75, 0.5]`.
         calibration: γ, subtracted from the softmax probabilities of seen classes at test time (SPNet-c).
+        image_prior: How much the classes that an image shows as a whole count at each of its pixels: this number times
+            the log of the mean probability of a class over the image is added to the logits of the class at test time.
+            1 is a step of expectation maximisation for the shares of the classes in the image (Saerens et al., 2002).
         id2label: Class names in model order: seen first, then unseen.
         seen_ids: Model ids of the seen classes.
         unseen_ids: Model ids of the unseen classes.
@@ -152,6 +155,7 @@ class CaGNetConfig(PreTrainedConfig):
     class_embedding_source: dict | None = None
     test_scales: list[float | int] | tuple[float | int, ...] = (1.0,)
     calibration: float | int = 0.0
+    image_prior: float | int = 0.0
     seen_ids: list[int] | tuple[int, ...] | None = None
     unseen_ids: list[int] | tuple[int, ...] = ()
     dataset_ids: list[int] | tuple[int, ...] | None = None
@@ -262,6 +266,8 @@ class CaGNetConfig(PreTrainedConfig):
             raise ValueError(
                 f"calibration={self.calibration}: it is subtracted from probabilities, choose a number from 0 to 1"
             )
+        if not 0 <= self.image_prior < math.inf:
+            raise ValueError(f"image_prior={self.image_prior}: choose 0 or a positive number, such as 1")
         if not math.isfinite(self.generator_embedding_scale):
             raise ValueError(f"generator_embedding_scale={self.generator_embedding_scale}: choose a finite number")
 

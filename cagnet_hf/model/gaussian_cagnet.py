@@ -52,32 +52,21 @@ class GaussianGenerator(FeatureGenerator):
         """`(B, E, h, w)` and `(B, D, h, w)` -> features `(B, D, h, w)`."""
         return self.mean(F.normalize(embeddings, dim=1)) + self.deviation(latent)
 
-    def observe(self, features, labels, *, alone: bool = False) -> None:
-        """Take real features `(P, D)` with their classes `(P,)` into the statistics.
-
-        Processes share theirs at every call, or, where each observes `alone`, at last by `share`.
-        """
+    def observe(self, features, labels) -> None:
+        """Take real features `(P, D)` with their classes `(P,)`, those of every process, into the statistics."""
         features = features.to(self.scatter.dtype)
         counts = torch.bincount(labels, minlength=len(self.class_counts)).to(features.dtype)
         sums = torch.zeros_like(self.class_means).index_add_(0, labels, features)
         means = sums / counts.clamp_min(1)[:, None]
         residuals = features - means[labels]
         observed = counts, means, (residuals / counts[labels, None]).t() @ residuals
-        for counts, means, scatter in [observed] if alone else of_all_processes(*observed):
-            self._merge(counts, means, (counts > 0).to(counts.dtype), means, scatter)
+        for counts, means, scatter in of_all_processes(*observed):
+            self._merge(counts, means, scatter)
 
-    def share(self) -> None:
-        """Make the statistics those of all processes together, each of which observed alone."""
-        names = ("class_counts", "class_means", "batch_counts", "batch_means", "scatter")
-        statistics = of_all_processes(*(getattr(self, name).clone() for name in names))
-        for name in names:
-            getattr(self, name).zero_()
-        for of_one_process in statistics:
-            self._merge(*of_one_process)
-
-    def _merge(self, counts, means, batch_counts, batch_means, scatter) -> None:
+    def _merge(self, counts, means, scatter) -> None:
         """Statistics of two sets of pixels together (Chan et al., 1979): no sums of squares, nothing cancels."""
-        apart = _move_mean(self.batch_means, self.batch_counts, batch_means, batch_counts)
+        batch_counts = (counts > 0).to(counts.dtype)
+        apart = _move_mean(self.batch_means, self.batch_counts, means, batch_counts)
         between = self.batch_counts * batch_counts / (self.batch_counts + batch_counts).clamp_min(1)
         self.scatter += scatter + (apart * between[:, None]).t() @ apart
         self.batch_counts += batch_counts

@@ -149,7 +149,13 @@ class CaGNetModel(CaGNetPreTrainedModel):
         return round((448 - 224) / (cells(448) - cells(224)))  # at its rim a map may have a cell more than fits
 
     def forward(
-        self, pixel_values, latent_noise=None, return_dict=None, output_hidden_states=None, output_attentions=None
+        self,
+        pixel_values=None,
+        latent_noise=None,
+        return_dict=None,
+        output_hidden_states=None,
+        output_attentions=None,
+        backbone_features=None,
     ):
         """Pixel features of a batch of images.
 
@@ -159,9 +165,18 @@ class CaGNetModel(CaGNetPreTrainedModel):
             return_dict: Give a tuple where False; as the configuration says when None.
             output_hidden_states: Give the maps that the features are made from, too.
             output_attentions: Refused where True: there are none.
+            backbone_features: `(B, C, h, w)` in place of `pixel_values`: the map of the backbone, computed before.
+
+        Raises:
+            ValueError: Both pixels and features are given, or none of the two.
         """
         return_dict, with_states = self._asked_for(return_dict, output_hidden_states, output_attentions)
-        backbone_map = self.backbone(pixel_values.to(self.dtype))
+        if (pixel_values is None) == (backbone_features is None):
+            raise ValueError("give either pixel_values or backbone_features")
+        if backbone_features is None:
+            backbone_map = self.backbone(pixel_values.to(self.dtype))
+        else:
+            backbone_map = backbone_features.to(self.dtype)
         hidden = self.aspp(backbone_map)
         states = (backbone_map, hidden)
         if self.context is None:
@@ -175,14 +190,22 @@ class CaGNetModel(CaGNetPreTrainedModel):
             output.hidden_states = states
         return output if return_dict else output.to_tuple()
 
-    def multi_scale(self, pixel_values, scales=(1.0, 0.5, 0.75), output_hidden_states=None):
+    def multi_scale(
+        self, pixel_values=None, scales=(1.0, 0.5, 0.75), output_hidden_states=None, backbone_features=None
+    ):
         """Features of the image at several scales, as in training (DeepLabV2's multi-scale input).
 
         Returns:
             The output at scale 1 (the first scale) and the list of feature maps, one per scale, each at its own size.
+
+        Raises:
+            ValueError: Several scales of an image of which only the map of the backbone is given.
         """
-        first = self(pixel_values, return_dict=True, output_hidden_states=output_hidden_states)
+        options = {"return_dict": True, "output_hidden_states": output_hidden_states}
+        first = self(pixel_values, backbone_features=backbone_features, **options)
         maps = [first.features]
+        if pixel_values is None and len(scales) > 1:
+            raise ValueError("backbone_features are those of one scale")
         for scale in scales[1:]:
             part = Fraction(scale).limit_denominator(1000)  # whole numbers, which an export can keep as a formula
             smaller = [torch.sym_max(1, side * part.numerator // part.denominator) for side in pixel_values.shape[-2:]]
@@ -287,7 +310,15 @@ class CaGNetForSemanticSegmentation(EditableClasses, CaGNetPreTrainedModel):
             logit_maps.append(self.classify(scale_maximum(maps)) if learns else scale_maximum(logit_maps))
         return logit_maps
 
-    def forward(self, pixel_values, labels=None, return_dict=None, output_hidden_states=None, output_attentions=None):
+    def forward(
+        self,
+        pixel_values=None,
+        labels=None,
+        return_dict=None,
+        output_hidden_states=None,
+        output_attentions=None,
+        backbone_features=None,
+    ):
         """Segment a batch of images.
 
         Args:
@@ -297,23 +328,31 @@ class CaGNetForSemanticSegmentation(EditableClasses, CaGNetPreTrainedModel):
             return_dict: Give a tuple where False; as the configuration says when None.
             output_hidden_states: Give the maps of the network, too.
             output_attentions: Refused where True: there are none.
+            backbone_features: `(B, C, h, w)` in place of `pixel_values`: the map of the backbone, computed before;
+                labels are then `(B, h, w)`.
 
-        In evaluation mode the logits are the pixel-wise maximum over `config.test_scales` (SPNet), in training mode
-        those of scale 1.
+        In evaluation mode the logits are the pixel-wise maximum over `config.test_scales` (SPNet), moved by
+        `config.image_prior`; in training mode they are those of scale 1.
 
         Raises:
             ValueError: The labels are no integers, do not fit the images, or hold what is no class.
         """
         return_dict, with_states = self._asked_for(return_dict, output_hidden_states, output_attentions)
         if labels is not None:
-            labels = checked_labels(labels, pixel_values, self.config.num_labels, self.config.ignore_index)
+            inputs = pixel_values if backbone_features is None else backbone_features
+            labels = checked_labels(labels, inputs, self.config.num_labels, self.config.ignore_index)
         scales = self.config.test_scales
         if self.training or len(scales) == 1:
-            features = self.cagnet(pixel_values, return_dict=True, output_hidden_states=with_states)
+            options = {"return_dict": True, "output_hidden_states": with_states}
+            features = self.cagnet(pixel_values, backbone_features=backbone_features, **options)
             logits = self.classify(features.features)
         else:
-            features, maps = self.cagnet.multi_scale(pixel_values, scales, output_hidden_states=with_states)
+            options = {"output_hidden_states": with_states, "backbone_features": backbone_features}
+            features, maps = self.cagnet.multi_scale(pixel_values, scales, **options)
             logits = scale_maximum([self.classify(m) for m in maps])
+        if self.config.image_prior and not self.training:
+            shares = logits.softmax(1, dtype=torch.float32).mean((2, 3), keepdim=True)
+            logits = logits + (self.config.image_prior * shares.clamp_min(1e-6).log()).to(logits.dtype)
         loss = None
         if labels is not None:
             labels = resize_labels(labels, logits.shape[-2:])

@@ -17,6 +17,8 @@ from .gaussian_cagnet import GaussianGenerator, of_all_processes
 # Below this cosine between a name's vector and the nearest known one, nothing like the name is known. Chosen on the
 # names of COCO-Stuff: what ImageNet lacks (sky, clouds, fog, moss, frisbee, skateboard) lies below.
 NEAREST_COSINE = 0.40
+# The values of τ that class means are averaged over.
+TEMPERATURES = (0.02, 0.03, 0.05, 0.08, 0.12, 0.15)
 
 
 class DenseHead(nn.Module):
@@ -61,9 +63,10 @@ class NameWeights(nn.Module):
         cosines = F.normalize(embeddings.to(self.vectors), dim=1) @ F.normalize(self.vectors, dim=1).t()
         return cosines.masked_fill(self.known == 0, -1)
 
-    def forward(self, embeddings):
-        """Class vectors `(N, E)` -> weights `(N, K)`, rows that sum to 1."""
-        scores = (self.cosines(embeddings) / self.temperature).masked_fill(self.known == 0, -torch.inf)
+    def forward(self, embeddings, temperature=None):
+        """Class vectors `(N, E)` -> weights `(N, K)`, rows that sum to 1; by another τ where one is given."""
+        temperature = self.temperature if temperature is None else temperature
+        scores = (self.cosines(embeddings) / temperature).masked_fill(self.known == 0, -torch.inf)
         return scores.softmax(dim=1)
 
     def warn_of_strangers(self, embeddings) -> None:
@@ -80,9 +83,11 @@ class NameWeights(nn.Module):
 class PrototypeMeans(nn.Module):
     """The mean feature of a class from its vector: the means of the known classes that its name means, moved to fit.
 
-    Z_c = Σ_k a(c, k) M_k; the mean is `centre` + s (Z_c − `known_centre`).
+    Z_c = Σ_k a(c, k) M_k; the mean is `centre` + s (Z_c − `known_centre`), averaged over several τ: classes differ in
+    the τ that suits them, and no choice by the seen classes was found that holds for the unseen ones of every dataset.
 
-    Buffers: `means` `(K, D)`, M; `mass` `(K,)`, Σ p(k | pixel) over the pixels that M was taken from; `scale` `()`, s.
+    Buffers: `means` `(K, D)`, M; `mass` `(K,)`, Σ p(k | pixel) over the pixels that M was taken from; `temperatures`
+    `(T,)`, τ; `scales` `(T,)`, s; `centre` `(D,)`; `known_centres` `(T, D)`.
     """
 
     def __init__(self, config):
@@ -90,24 +95,27 @@ class PrototypeMeans(nn.Module):
         self.names = NameWeights(config)
         self.register_buffer("means", torch.zeros(config.known_classes, config.feature_size))
         self.register_buffer("mass", torch.zeros(config.known_classes))
-        self.register_buffer("scale", torch.ones(()))
+        self.register_buffer("temperatures", torch.zeros(len(TEMPERATURES)))
+        self.register_buffer("scales", torch.zeros(len(TEMPERATURES)))
         self.register_buffer("centre", torch.zeros(config.feature_size))
-        self.register_buffer("known_centre", torch.zeros(config.feature_size))
+        self.register_buffer("known_centres", torch.zeros(len(TEMPERATURES), config.feature_size))
 
     def start_weights(self):
-        for name in ("means", "mass", "centre", "known_centre"):
+        for name in ("means", "mass", "centre", "known_centres"):
             init.zeros_(getattr(self, name))
-        init.ones_(self.scale)
+        init.ones_(self.temperatures)
+        init.ones_(self.scales)
 
     def prototypes(self, embeddings):
-        """Class vectors `(N, E)` -> Z `(N, D)`."""
-        return self.names(embeddings) @ self.means
+        """Class vectors `(N, E)` -> Z of every τ, `(T, N, D)`."""
+        return torch.stack([self.names(embeddings, temperature) @ self.means for temperature in self.temperatures])
 
     def forward(self, embeddings):
         """Class vectors `(B, E, h, w)` -> means of their classes `(B, D, h, w)`."""
         batch, _, height, width = embeddings.shape
         prototypes = self.prototypes(embeddings.movedim(1, -1).flatten(0, 2))
-        means = self.centre + self.scale * (prototypes - self.known_centre)
+        moved = self.scales[:, None, None] * (prototypes - self.known_centres[:, None])
+        means = self.centre + moved.mean(0)
         return means.view(batch, height, width, -1).movedim(-1, 1)
 
     def observe(self, features, posteriors) -> None:
@@ -129,18 +137,20 @@ class PrototypeMeans(nn.Module):
         self.mass = together
 
     def fit(self, embeddings, class_means) -> None:
-        """Choose s by least squares on classes `(n, E)` whose means `(n, D)` are known."""
+        """Choose every s by least squares on classes `(n, E)` whose means `(n, D)` are known."""
         prototypes, class_means = self.prototypes(embeddings).double(), class_means.double()
-        centre, known_centre = class_means.mean(0), prototypes.mean(0)
-        moved = prototypes - known_centre
-        scale = (moved * (class_means - centre)).sum() / moved.square().sum().clamp_min(1e-12)
-        self.scale.copy_(scale)
+        centre, known_centres = class_means.mean(0), prototypes.mean(1)
+        moved = prototypes - known_centres[:, None]
+        self.scales.copy_((moved * (class_means - centre)).sum((1, 2)) / moved.square().sum((1, 2)).clamp_min(1e-12))
         self.centre.copy_(centre)
-        self.known_centre.copy_(known_centre)
+        self.known_centres.copy_(known_centres)
 
 
 class PrototypeGenerator(GaussianGenerator):
-    """A Gaussian generator whose means come from what an image classifier knows by name, not from a regression."""
+    """A Gaussian generator whose means come from what an image classifier knows by name, not from a regression.
+
+    In the covariance every class weighs alike, however many pixels and batches show the class.
+    """
 
     new_mean = PrototypeMeans
 
@@ -150,50 +160,59 @@ class PrototypeGenerator(GaussianGenerator):
         if not config.known_classes:
             raise ValueError('generator="prototypes" needs known_classes, how many classes the image classifier knows')
 
+    def start_observing(self) -> None:
+        """Forget what was observed. The scatter of each class is kept until `share`; the scatters are no weights."""
+        for tensor in (*self.buffers(recurse=False), self.mean.mass, self.mean.means):
+            tensor.zero_()
+        classes, size = self.class_means.shape
+        self._class_scatters = self.scatter.new_zeros(classes, size, size)
+
+    def observe(self, features, labels) -> None:
+        """Take real features `(P, D)` with their classes `(P,)` into the statistics of this process; see `share`."""
+        features = features.to(self.scatter.dtype)
+        for label in labels.unique().tolist():  # the few classes of a batch
+            values = features[labels == label]
+            mean = values.mean(0)
+            self._merge_class(
+                label, self.class_counts.new_tensor(len(values)), mean, (values - mean).t() @ (values - mean)
+            )
+
     def share(self) -> None:
-        """Make all statistics those of all processes together."""
-        super().share()
+        """Join the statistics of all processes, and take the scatter in which every class weighs alike."""
+        observed = of_all_processes(self.class_counts.clone(), self.class_means.clone(), self._class_scatters)
+        if len(observed) > 1:
+            for tensor in (self.class_counts, self.class_means):
+                tensor.zero_()
+            self._class_scatters = torch.zeros_like(self._class_scatters)
+            for counts, means, scatters in observed:
+                for label in counts.nonzero()[:, 0].tolist():
+                    self._merge_class(label, counts[label], means[label], scatters[label])
+        self.scatter.copy_(torch.einsum("cij,c->ij", self._class_scatters, 1 / self.class_counts.clamp_min(1)))
+        self.batch_counts.copy_(self.class_counts > 0)
+        self.batch_means.copy_(self.class_means)
+        del self._class_scatters
         self.mean.share()
 
-    def fit(self, embeddings, *, temperatures, shrinkage: float, covariance_scale: float) -> None:
-        """Take the covariance from the scatter, and s and τ from the classes with pixels.
+    def _merge_class(self, label, count, mean, scatter) -> None:
+        apart = mean - self.class_means[label]
+        share = count / (self.class_counts[label] + count)
+        self._class_scatters[label] += scatter + self.class_counts[label] * share * torch.outer(apart, apart)
+        self.class_means[label] += share * apart
+        self.class_counts[label] += count
+
+    def fit(self, embeddings, *, temperature: float | None, shrinkage: float, covariance_scale: float) -> None:
+        """Take the covariance from the scatter, and s from the classes with pixels.
 
         Args:
             embeddings: `(N, E)` of all classes.
-            temperatures: The values of τ to choose from, by `left_out_distance`.
+            temperature: τ; the average over `TEMPERATURES` when None.
             shrinkage, covariance_scale: See `GaussianGenerator.fit`.
         """
         self.fit_covariance(shrinkage=shrinkage, covariance_scale=covariance_scale)
-        temperatures = list(temperatures)
-        if len(temperatures) > 1:
-            temperatures.sort(key=lambda temperature: self.left_out_distance(embeddings, temperature))
-        self.mean.names.temperature.fill_(temperatures[0])
+        temperatures = TEMPERATURES if temperature is None else [temperature] * len(TEMPERATURES)
+        self.mean.temperatures.copy_(torch.tensor(temperatures))
         observed = self.class_counts > 0
         self.mean.fit(embeddings[observed], self.class_means[observed])
-
-    def left_out_distance(self, embeddings, temperature: float) -> float:
-        """How far, on average, the mean of a class with pixels lies from what is made of it without its own pixels.
-
-        The distance is the squared Mahalanobis distance by the covariance; each class with pixels is left out in turn.
-
-        Args:
-            embeddings: `(N, E)` of all classes.
-            temperature: The τ to try.
-        """
-        observed = self.class_counts > 0
-        embeddings, means = embeddings[observed], self.class_means[observed]
-        factor = self.deviation.weight[:, :, 0, 0].double()
-        before = self.mean.names.temperature.clone()
-        self.mean.names.temperature.fill_(temperature)
-        distances = []
-        for left_out in range(len(means)):
-            others = torch.arange(len(means), device=means.device) != left_out
-            self.mean.fit(embeddings[others], means[others])
-            made = self.mean(embeddings[left_out][None, :, None, None])[0, :, 0, 0]
-            apart = (made - means[left_out]).double()
-            distances.append(torch.linalg.solve_triangular(factor, apart[:, None], upper=False).square().sum())
-        self.mean.names.temperature.copy_(before)
-        return float(torch.stack(distances).mean())
 
     def new_rows(self, classifier, embeddings, new_embeddings, unseen_ids):
         self.mean.names.warn_of_strangers(new_embeddings)

@@ -9,6 +9,7 @@ from ..data.rows import StreamedRows
 from ..data.stream import EndlessBatches, StreamedBatches, TrainingBatches, TrainingExamples
 from ..data.transforms import TrainingTransform
 from ..methods.options import Recipe, StageRecipe
+from .features import FeatureCache, FeatureTransform
 
 
 class StageBatches:
@@ -39,13 +40,10 @@ class StageBatches:
 
     def start(self, iteration: int) -> TrainingBatches:
         """The stream of batches from an iteration of the stage on."""
-        recipe, device = self.recipe, self.accelerator.device
-        augmentation = self.stage.augmentation or recipe.augmentation
-        transform = TrainingTransform(
-            self.processor, self.stage.crop_size, **augmentation.model_dump(), ignore_index=self.ignore_index
-        )
-        # What is on the device already needs no workers.
-        num_workers = 0 if recipe.in_memory else recipe.num_workers
+        recipe, device, transform = self.recipe, self.accelerator.device, self._transform()
+        # What need not be decoded needs no workers.
+        at_hand = recipe.in_memory or recipe.feature_cache is not None
+        num_workers = 0 if at_hand else recipe.num_workers
         pin_memory = device.type == "cuda" and not recipe.in_memory
         examples = TrainingExamples(self.images, transform, self.seed)
         return TrainingBatches(examples, self._order(iteration), num_workers, pin_memory)
@@ -67,6 +65,12 @@ class StageBatches:
         rows = [row for batch in islice(self._order(iteration), self.stage.accumulate) for _position, row in batch]
         return self.rows.image_ids(rows)
 
+    def _transform(self) -> TrainingTransform | FeatureTransform:
+        augmentation = self.stage.augmentation or self.recipe.augmentation
+        return TrainingTransform(
+            self.processor, self.stage.crop_size, **augmentation.model_dump(), ignore_index=self.ignore_index
+        )
+
     def _order(self, iteration: int) -> EndlessBatches | StreamedBatches:
         streamed = isinstance(self.rows, StreamedRows)
         real_steps = sum(not self.stage.is_synthetic(i) for i in range(iteration))
@@ -78,3 +82,28 @@ class StageBatches:
             process=self.accelerator.process_index,
             processes=self.accelerator.num_processes,
         )
+
+
+class FeatureBatches(StageBatches):
+    """As `StageBatches`, of features that were computed once. Each process has its own images.
+
+    Args:
+        images: `cache`, or what it holds as a list.
+        stride: Pixels of an image per cell.
+    """
+
+    def __init__(self, recipe, stage, index: int, images, cache: FeatureCache, accelerator, *, stride: int, **options):
+        super().__init__(recipe, stage, index, images, cache, None, accelerator, **options)
+        self.stride = stride
+
+    def _transform(self) -> FeatureTransform:
+        augmentation = self.stage.augmentation or self.recipe.augmentation
+        cells = None
+        if self.recipe.feature_cache.cells_per_image is None:
+            cells = max(1, self.stage.crop_size // self.stride)
+        return FeatureTransform(cells, flip_probability=augmentation.flip_probability, ignore_index=self.ignore_index)
+
+    def _order(self, iteration: int) -> EndlessBatches:
+        real_steps = sum(not self.stage.is_synthetic(i) for i in range(iteration))
+        seed = self.seed + 1_000_003 * self.accelerator.process_index
+        return EndlessBatches(len(self.rows), self.stage.batch_size, seed, start=self.stage.accumulate * real_steps)

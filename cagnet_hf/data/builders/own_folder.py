@@ -11,6 +11,7 @@ or the same, without test.txt, in each of train/ and test/, beside classes.yaml.
 
 import json
 import zlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
 from ..benchmarks import CLASS_TABLE, Benchmark, read_class_table
@@ -24,12 +25,15 @@ METADATA = "metadata.jsonl"
 LISTED, SPLITS = "test.txt", ("train", "test")
 
 
-def folder_examples(source: str | Path, test_share: float = 0.2) -> tuple[dict[str, list[Example]], Benchmark]:
+def folder_examples(
+    source: str | Path, test_share: float = 0.2, roles: Mapping[str, Sequence[str]] | None = None
+) -> tuple[dict[str, list[Example]], Benchmark]:
     """The pairs of image and mask by split, and the benchmark of the class table. No image is opened yet.
 
     Args:
         source: The folder, or an archive of what it holds.
         test_share: The share of the images to hold out where the folder does not say which: a function of their names.
+        roles: Which classes are unseen and which are ignored, in place of what the class table says.
 
     Raises:
         FileNotFoundError: A part named above is missing.
@@ -39,7 +43,7 @@ def folder_examples(source: str | Path, test_share: float = 0.2) -> tuple[dict[s
     if not (root / CLASS_TABLE).exists():  # it may lie one level below, as in an archive of the folder
         root = next((path for path in root.iterdir() if (path / CLASS_TABLE).is_file()), root)
     table = require(root / CLASS_TABLE, "the class table: classes (id, name), seen, unseen")
-    benchmark = read_class_table(table, Path(source).absolute().stem)
+    benchmark = read_class_table(table, Path(source).absolute().stem, roles)
     if all((root / split).is_dir() for split in SPLITS):
         return {split: _pairs(root / split) for split in SPLITS}, benchmark
     pairs = _pairs(root)

@@ -114,7 +114,8 @@ class ConfusionMatrix:
         return np.bincount(cell.ravel(), minlength=(N + 1) * N)[: N * N].reshape(N, N)
 
     def scores(self) -> dict:
-        """Fractions `hIoU mIoU PA MA S-mIoU U-mIoU U-PA U-MA`, and `per_class: {name: {iou, recall, seen, pixels}}`.
+        """Fractions `hIoU mIoU PA MA S-mIoU U-mIoU U-PA U-MA`, and `per_class: {name: {iou, recall, seen, pixels,
+        mistaken_for}}`, where `mistaken_for` names the class that most of the missed pixels were given to.
 
         What is undefined is None and leaves the means: the IoU of a class absent from truth and prediction, the
         recall of a class absent from the truth, a mean over nothing. hIoU is always a number.
@@ -140,10 +141,16 @@ class ConfusionMatrix:
                     "recall": _mean(recall[[i]]),
                     "seen": i in seen,
                     "pixels": int(truth[i]),
+                    "mistaken_for": self._mistaken_for(i),
                 }
                 for i, name in enumerate(self.label_names)
             },
         }
+
+    def _mistaken_for(self, label: int) -> str | None:
+        missed = self.counts[label].copy()
+        missed[label] = 0
+        return self.label_names[missed.argmax()] if missed.any() else None
 
 
 def _integer_array(what: str, values) -> np.ndarray:

@@ -1,0 +1,85 @@
+"""One command from a folder of photographs to a model."""
+
+import json
+
+import numpy as np
+import pytest
+from miniature_archives import write_png
+from PIL import Image
+
+import cagnet_hf
+from cagnet_hf.data.builders.own_folder import folder_examples
+from cagnet_hf.weights.backbones import PACKAGES
+from cagnet_hf.weights.folders import load_model
+
+NAMES = "names: {0: void, 1: dog, 2: sofa, 3: train, 4: cow}\n"
+
+
+@pytest.fixture
+def photographs(tmp_path):
+    """A folder of ten small photographs whose table has names alone."""
+    folder = tmp_path / "farm"
+    random = np.random.default_rng(0)
+    for number in range(10):
+        ids = np.zeros((48, 64), np.uint8)
+        for label in range(1, 5):
+            ids[:, 16 * (label - 1) : 16 * label - 4] = label
+        pixels = (random.integers(0, 30, (48, 64, 3)) + 50 * ids[..., None]).astype(np.uint8)
+        (folder / "images").mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(folder / "images" / f"{number}.jpg")
+        write_png(folder / "masks" / f"{number}.png", ids)
+    (folder / "classes.yaml").write_text(NAMES)
+    return folder
+
+
+def test_the_roles_of_classes_can_be_said_beside_a_table_of_names(photographs):
+    roles = {"unseen": ["cow"], "ignored": ["void"]}
+    _, benchmark = folder_examples(photographs, roles=roles)
+    assert benchmark.class_names == ("dog", "sofa", "train", "cow")
+    assert (benchmark.seen_ids, benchmark.unseen_ids, benchmark.ignored_ids) == ((1, 2, 3), (4,), (0,))
+    (photographs / "classes.yaml").write_text(
+        "classes: [{id: 0, name: void}, {id: 1, name: dog}, {id: 2, name: cow}]\nseen: [dog]\nunseen: [cow]\n"
+        "ignored: [void]\ntuning: [dog]\n"
+    )
+    _, benchmark = folder_examples(photographs, roles={"unseen": ["dog"], "ignored": ["void"]})
+    assert (benchmark.seen_ids, benchmark.unseen_ids) == ((2,), (1,))
+    with pytest.raises(ValueError, match="'cwo'"):
+        folder_examples(photographs, roles={"unseen": ["cwo"], "ignored": []})
+
+
+def test_a_folder_becomes_a_model_that_learns_names(photographs, tmp_path, load_script, capsys):
+    pytest.importorskip(PACKAGES["efficientnet_lite0"][0])
+    output = tmp_path / "outputs"
+    command = [str(photographs), "--unseen", "cow", "--ignored", "void", "--output", str(output)]
+    assert load_script("fit").main(command) == 0
+    metrics = json.loads((output / "metrics.json").read_text())
+    assert metrics["num_images"] == 2
+    model, _ = load_model(output / "model")
+    assert list(model.config.id2label.values()) == ["dog", "sofa", "train", "cow"]
+    model.add_classes(["sheep"], cagnet_hf.from_names(["sheep", "dog"])[0].class_embeddings[:1])
+    text = (output / "report.md").read_text()
+    assert text in capsys.readouterr().out
+    assert "knows 3 classes from labels and 1 from their names alone" in text
+    for name, entry in metrics["per_class"].items():
+        known = "labels" if entry["seen"] else "its name"
+        assert f"| {name} | {known} | {entry['iou']:.2f} | {100 * entry['recall']:.0f} % |" in text
+    assert load_script("fit").main(command) == 2  # nothing is replaced
+    assert "exists: choose another output" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--unseen", "cwo", "--ignored", "void"], "'cwo'"),
+        (["--ignored", "void"], "say which classes are unseen, too"),
+        (["--unseen", "cow", "--method", "cagnet"], "no recipe 'pascal_voc_edge/cagnet'"),
+        ([], "no seen; a class table has classes, seen and unseen"),
+    ],
+)
+def test_what_cannot_be_fitted_is_refused_before_the_work(
+    photographs, tmp_path, load_script, capsys, options, message
+):
+    output = tmp_path / "outputs"
+    assert load_script("fit").main([str(photographs), "--output", str(output), *options]) == 2
+    assert message in capsys.readouterr().err
+    assert not output.exists()
