@@ -73,6 +73,14 @@ def test_a_link_stays_whatever_it_leads_to(tmp_path):
             check_output(tmp_path / name, MARK)
 
 
+@pytest.mark.parametrize("kind", [MARK, MODEL_FOLDER], ids=["file", "folder"])
+def test_a_link_to_itself_is_refused_in_words(tmp_path, kind):
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    with pytest.raises(FileExistsError, match="is a link and stays as it is"):
+        check_output(tmp_path / "loop", kind)
+    check_output(tmp_path / "new", kind, inputs=[tmp_path / "loop"])
+
+
 def test_a_folder_for_a_file_and_a_file_for_a_folder_are_refused(tmp_path):
     (tmp_path / "file").write_text(MARK)
     with pytest.raises(IsADirectoryError, match="name the file to write"):
@@ -261,6 +269,21 @@ def picture_for_a_contact_sheet(place):
     return ["prepare_data", "check", str(dataset), "--benchmark", "scenes"]
 
 
+def link_to_itself_for_a_prediction(place):
+    write_jpeg(place.folder / "c.jpg")
+    (place.folder / "c.png").symlink_to(place.folder / "c.png")
+    return ["predict", "--model", str(place.model), str(place.folder / "c.jpg"), "--output", str(place.folder)]
+
+
+def run_in_its_dataset(place):
+    return ["train", *arguments(place.dataset, place.dataset)]
+
+
+def scores_in_the_model_to_come(place):
+    given = ["--class", "zebra", "--dataset", str(place.dataset), "--scores", str(place.out / "scores.json")]
+    return ["add_classes", "--model", str(place.model), *given, "--output", str(place.out)]
+
+
 def notes_for_scores_of_new_classes(place):
     given = ["--class", "zebra", "--dataset", str(place.dataset), "--scores", str(place.write("notes.json", "{}"))]
     return ["add_classes", "--model", str(place.model), *given, "--output", str(place.out)]
@@ -321,6 +344,9 @@ COMMANDS = [
     scores_below_a_file,
     notes_for_a_curve,
     picture_for_a_contact_sheet,
+    link_to_itself_for_a_prediction,
+    run_in_its_dataset,
+    scores_in_the_model_to_come,
     notes_for_scores_of_new_classes,
     folder_of_the_user_for_an_edited_model,
     vectors_in_place_of_their_source,

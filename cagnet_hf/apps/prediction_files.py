@@ -10,7 +10,7 @@ from PIL import Image
 
 from ..data.image_inputs import RemoteFile
 from ..data.label_space import LabelSpace
-from ..files import check_output, made_by, write_text_whole
+from ..files import check_output, made_by, real_path, write_text_whole
 from .pictures import class_palette, save_picture
 from .prediction import Prediction
 
@@ -26,8 +26,8 @@ def check_outputs(files: Sequence[Path | RemoteFile], output: Path) -> None:
     twice = next((name for name, count in names.items() if count > 1), None)
     if twice is not None:
         raise ValueError(f"two predictions would be called {twice!r}: rename an image")
-    outputs = {path.resolve() for path in (output.iterdir() if output.is_dir() else ()) if path.name in names}
-    overwritten = next((file for file in files if isinstance(file, Path) and file.resolve() in outputs), None)
+    outputs = {real_path(path) for path in (output.iterdir() if output.is_dir() else ()) if path.name in names}
+    overwritten = next((file for file in files if isinstance(file, Path) and real_path(file) in outputs), None)
     if overwritten is not None:
         raise ValueError(f"{overwritten} would be overwritten by its prediction: choose another --output")
     for name in names:
