@@ -85,9 +85,10 @@ def check_output(
         place = None if given is None else real_path(Path(given))
         if place is not None and place.exists() and (place == real or (is_folder and real in place.parents)):
             raise ValueError(f"{given} is read, and would be replaced with {path}: choose another output")
-    above = next(parent for parent in real.parents if parent.exists())
+    above = next(parent for parent in real.parents if os.path.lexists(parent))
     if not above.is_dir():
-        raise NotADirectoryError(f"{path} cannot be written: {above} is a file, not a folder")
+        kind_above = "a link to itself" if above.is_symlink() else "a file"
+        raise NotADirectoryError(f"{path} cannot be written: {above} is {kind_above}, not a folder")
     if not os.access(above, os.W_OK | os.X_OK):
         raise PermissionError(f"{path} cannot be written: you may not write to {above}")
     if real.is_symlink() or (not is_folder and path.is_symlink()):

@@ -78,6 +78,8 @@ def test_a_link_to_itself_is_refused_in_words(tmp_path, kind):
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     with pytest.raises(FileExistsError, match="is a link and stays as it is"):
         check_output(tmp_path / "loop", kind)
+    with pytest.raises(NotADirectoryError, match="loop is a link to itself, not a folder"):
+        check_output(tmp_path / "loop" / "output", kind)
     check_output(tmp_path / "new", kind, inputs=[tmp_path / "loop"])
 
 

@@ -25,6 +25,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+os.environ |= {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}  # read by what follows
+
 import datasets
 import torch
 from kill_and_resume import FORK, train
@@ -130,12 +132,19 @@ class Place(NamedTuple):
 
 
 class Output(NamedTuple):
-    """An output of a command: `argv(place, path)` is the command that writes `path` and reads `read(place)`."""
+    """An output of a command.
+
+    Attributes:
+        name: The command, and the option where the command has several outputs.
+        is_folder: Whether the output is a folder.
+        argv: The command that writes a path.
+        read: A file or a folder that the command reads; None where there is none that could be the output.
+    """
 
     name: str
     is_folder: bool
     argv: Callable[[Place, Path], list[str]]
-    read: Callable[[Place], Path]
+    read: Callable[[Place], Path] | None = None
 
 
 def _photograph(place: Place) -> Path:
@@ -178,7 +187,7 @@ OUTPUTS = (
         "add_classes --scores",
         False,
         lambda p, out: [
-            *("add_classes", "--model", str(p.model), "--remove", "red striped cross", "--dataset", str(p.dataset)),
+            *("add_classes", "--model", str(p.model), "--class", "zebra", "--dataset", str(p.dataset)),
             *("--output", str(p.folder / "edited"), "--scores", str(out)),
         ],
         lambda p: p.model / "config.json",
@@ -218,13 +227,11 @@ OUTPUTS = (
         "compare",
         True,
         lambda p, out: [*("compare", "--benchmark", "scenes", "--rows", "spnet", "--output_dir", str(out))],
-        lambda p: p.run,
     ),
     Output(
         "from_names",
         True,
         lambda p, out: ["from_names", "cat", "sky", "--output", str(out)],
-        lambda p: p.folder / "farm",
     ),
 )
 
@@ -292,6 +299,7 @@ def around_its_input(place: Place, output: Output) -> Path:
     return output.read(place).parent
 
 
+NEED_INPUT = (holding_its_input, around_its_input)
 OBSTACLES = (taken, of_the_other_kind, below_a_file, link, link_to_itself, read_only, holding_its_input)
 
 
@@ -350,9 +358,12 @@ def outputs(dataset: Path, run: Path, folder: Path) -> list[str]:
     """Run every command with every obstacle; returns what went wrong."""
     wrong, number = [], 0
     cases = [(output, obstacle) for output in OUTPUTS for obstacle in OBSTACLES]
-    cases += [(output, around_its_input) for output in OUTPUTS if output.is_folder]
+    cases += [(output, around_its_input) for output in OUTPUTS if output.is_folder and output.name != "train"]
+    cases = [(output, obstacle) for output, obstacle in cases if output.read or obstacle not in NEED_INPUT]
     for output, obstacle in cases:
         work = Path(tempfile.mkdtemp(dir=folder))
+        work.chmod(0o755)
+        started = time.monotonic()
         place = make_place(work, run, dataset)
         path = obstacle(place, output)
         user = NOBODY if obstacle is read_only and os.getuid() == 0 else None
@@ -368,7 +379,7 @@ def outputs(dataset: Path, run: Path, folder: Path) -> list[str]:
             wrong.append(f"{title}: something was changed")
         if code != 2 or len(lines) != 1 or "Traceback" in log.read_text():
             wrong.append(f"{title}: exit code {code}: {log.read_text()[-400:]}")
-        print(f"{title}: {code} {' '.join(lines)[:160]}", flush=True)
+        print(f"{title}: {code} {' '.join(lines)[:200]} ({time.monotonic() - started:.1f} s)", flush=True)
         (work / "outputs").is_dir() and (work / "outputs").chmod(0o755)
         shutil.rmtree(work)
     print(f"{number} commands with an output that is not free, {len(wrong)} faults")
@@ -380,7 +391,6 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=12)
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     args = parser.parse_args()
-    os.environ |= {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
