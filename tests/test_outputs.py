@@ -286,6 +286,20 @@ def scores_in_the_model_to_come(place):
     return ["add_classes", "--model", str(place.model), *given, "--output", str(place.out)]
 
 
+def notes_for_a_script(script, *options):
+    def make(place):
+        given = [option.format(model=place.model, dataset=place.dataset) for option in options]
+        return [script, *given, "--output", str(place.write("notes.json", "{}"))]
+
+    make.__name__ = f"notes_for_{script}"
+    return make
+
+
+def notes_beside_a_measurement(place):
+    place.write("bench.md", "mine")
+    return ["benchmark", "--output", str(place.folder / "bench.json")]
+
+
 def notes_for_scores_of_new_classes(place):
     given = ["--class", "zebra", "--dataset", str(place.dataset), "--scores", str(place.write("notes.json", "{}"))]
     return ["add_classes", "--model", str(place.model), *given, "--output", str(place.out)]
@@ -354,6 +368,12 @@ COMMANDS = [
     vectors_in_place_of_their_source,
     weights_for_a_table,
     table_of_the_user_for_a_comparison,
+    notes_beside_a_measurement,
+    notes_for_a_script("benchmark"),
+    notes_for_a_script("ablations/context_latent", "--model", "{model}", "--dataset", "{dataset}"),
+    notes_for_a_script("ablations/patch_layouts", "--recipe", "scenes/cagnet_pa"),
+    notes_for_a_script("prepare_imagenet_names", "--synsets", "{dataset}", "--encoder", "{model}"),
+    notes_for_a_script("prepare_mean_posteriors", "--model", "{model}"),
     *map(
         foreign,
         ("model/notes.txt", "metrics.json", "figures/mine.png", "checkpoints/step-00-00000004/x", "recipe.yaml"),
@@ -370,6 +390,16 @@ def test_a_command_leaves_what_it_did_not_write(make, place, load_script, one_th
     code = load_script(command).main(argv)
     assert_one_line(code, capsys.readouterr().err, "")
     assert contents(place.folder, place.run, place.dataset) == before
+
+
+@pytest.mark.parametrize("name", ["spnet_seed0.md", "seen_unseen.png", "per_class.png"])
+def test_the_tables_of_the_study_replace_no_file_of_others(name, load_script, tmp_path):
+    script = load_script("results_table")
+    for own in (*script.CARDS.glob("*/*_seed*.md"), *script.CARDS.glob("*/*.png")):
+        script.check_outputs([own] if own.suffix == ".md" else [], [own.parent])
+    (tmp_path / name).write_bytes(b"mine")
+    with pytest.raises(FileExistsError, match="was not written by this command"):
+        script.check_outputs([tmp_path / "spnet_seed0.md"], [tmp_path])
 
 
 def test_predictions_are_replaced_by_predictions_of_the_same_command(place, load_script):

@@ -1,12 +1,12 @@
 """Many visitors of the page at once: each sees the classes that were added in the own visit, and memory stays flat.
 
-    python tests/stress/page_load.py --visitors 20 --minutes 3
+    python tests/stress/page_load.py --visitors 20 --minutes 6
 
-Every visitor uploads an image, adds a class, moves the calibration, forgets the class, fetches what is shown, and comes
-back as somebody new. The model is small and untrained: with the calibration 1, every pixel is of the class that was
-added, so that a class of another visitor would be seen. Memory is the resident set of the server's process, its slope a
-least squares fit without the first third, in which Gradio and PyTorch reserve what they need. The exit code is 1 after
-an error, a class in the visit of another, or memory that grows.
+Every visitor uploads an image, adds a class, moves the calibration, forgets the class, fetches what is shown, and
+comes back as somebody new. The model is small and untrained: with the calibration 1, every pixel is of the class that
+was added, so that a class of another visitor would be seen. Memory is the resident set of the server's process, its
+slope a least squares fit from the visit on after which the page forgets the oldest visit for each new one. The exit
+code is 1 after an error, a class in the visit of another, memory that grows, or too few visits to tell.
 """
 
 import argparse
@@ -32,6 +32,7 @@ from cagnet_hf.training.recipe_files import load_recipe
 from cagnet_hf.training.setup import benchmark_of, build_model, build_processor
 
 TO_ADD = ["yellow striped disc", "red striped cross", "green dotted disc", "blue dotted cross"]
+KEPT = 100  # visits that the page remembers
 MAX_SLOPE = 20.0  # MB per 1000 calls
 PATIENCE = 120  # seconds for one answer
 
@@ -147,7 +148,7 @@ def memory_of(process: psutil.Process) -> float:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--visitors", type=int, default=20)
-    parser.add_argument("--minutes", type=float, default=3)
+    parser.add_argument("--minutes", type=float, default=6)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         fork = multiprocessing.get_context("fork")
@@ -182,11 +183,11 @@ def put_load(address: str, server: psutil.Process, visitors: int, seconds: float
         thread.start()
     rows = []
     while any(thread.is_alive() for thread in threads):
-        rows.append((load.calls, memory_of(server)))
+        rows.append((load.visits, load.calls, memory_of(server)))
         time.sleep(1)
-    calls, memory = np.array(rows).T
-    late = calls > calls[-1] / 3
-    slope = np.polyfit(calls[late] / 1000, memory[late], deg=1)[0]
+    visits, calls, memory = np.array(rows).T
+    late = visits > KEPT + visitors
+    slope = np.polyfit(calls[late] / 1000, memory[late], deg=1)[0] if late.sum() > 20 else np.inf
     return {
         "visitors": visitors,
         "visits": load.visits,
@@ -194,7 +195,7 @@ def put_load(address: str, server: psutil.Process, visitors: int, seconds: float
         "errors": load.errors[:5],
         "leaks": load.leaks[:5],
         "median_seconds": round(float(np.median(load.seconds or [0])), 2),
-        "MB": [round(float(memory[late][0]), 1), round(float(memory[-1]), 1)],
+        "MB": [round(float(value), 1) for value in (memory[0], *memory[late][:1], memory[-1])],
         "MB_per_1000_calls": round(float(slope), 1),
     }
 
