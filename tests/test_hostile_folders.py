@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from miniature_archives import write_jpeg, write_png
 from safetensors.torch import load_file, save_file
-from test_bad_input import Hostile
+from test_bad_input import CLASSES, IDS, Hostile
 from tiny_encoders import write_bert
 from transformers import TimmBackboneConfig
 
@@ -25,6 +26,7 @@ from cagnet_hf.data.builders import archives
 from cagnet_hf.data.builders.archives import open_source
 from cagnet_hf.data.builders.own_folder import folder_examples
 from cagnet_hf.data.image_inputs import RemoteFile
+from cagnet_hf.data.sources import open_prepared
 from cagnet_hf.files import check_weight_files, parse_yaml
 from cagnet_hf.methods.options import RecipeError
 from cagnet_hf.training.recipe_files import load_recipe
@@ -276,6 +278,13 @@ def test_an_alias_of_what_is_around_it_is_no_yaml(text):
         parse_yaml(text)
 
 
+def test_a_dataset_card_of_aliases_is_refused_before_anything_reads_the_card(tiny_dataset, tmp_path):
+    shutil.copytree(tiny_dataset, tmp_path / "scenes")
+    (tmp_path / "scenes" / "README.md").write_text(f"---\n{bomb('configs: *a9')}\n---\n")
+    with pytest.raises(ValueError, match=r"README\.md: not YAML at its head: aliases repeat"):
+        open_prepared(tmp_path / "scenes", split="test")
+
+
 def test_a_few_aliases_are_read():
     assert parse_yaml("a: &a [1, 2]\nb: *a\nc: {<<: {d: *a}, e: 3}") == {
         **{"a": [1, 2], "b": [1, 2]},
@@ -287,9 +296,6 @@ def test_a_few_aliases_are_read():
 
 
 def test_a_list_of_test_images_has_whole_lines(tmp_path):
-    from miniature_archives import write_jpeg, write_png
-    from test_bad_input import CLASSES, IDS
-
     for stem in ("IMG", "IMG 002", "IMG.v2", "other"):
         write_jpeg(tmp_path / "images" / f"{stem}.jpg")
         write_png(tmp_path / "masks" / f"{stem}.png", IDS)
@@ -298,6 +304,17 @@ def test_a_list_of_test_images_has_whole_lines(tmp_path):
     examples, _ = folder_examples(tmp_path)
     assert [example.image_id for example in examples["test"]] == ["IMG 002", "IMG.v2", "other"]
     assert [example.image_id for example in examples["train"]] == ["IMG"]
+
+
+@pytest.mark.parametrize("name", ["test.txt", "metadata.jsonl"])
+def test_a_list_that_is_no_text_is_named(name, tmp_path):
+    for stem in ("one", "two"):
+        write_jpeg(tmp_path / "images" / f"{stem}.jpg")
+        write_png(tmp_path / "masks" / f"{stem}.png", IDS)
+    (tmp_path / "classes.yaml").write_text(CLASSES)
+    (tmp_path / name).write_bytes(b"\xff\n")
+    with pytest.raises(ValueError, match=f"{name}: not a text file of UTF-8"):
+        folder_examples(tmp_path)
 
 
 # Addresses

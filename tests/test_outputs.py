@@ -277,6 +277,10 @@ def link_to_itself_for_a_prediction(place):
     return ["predict", "--model", str(place.model), str(place.folder / "c.jpg"), "--output", str(place.folder)]
 
 
+def run_in_a_model_folder(place):
+    return ["train", *arguments(place.dataset, place.copied_model())]
+
+
 def run_in_its_dataset(place):
     return ["train", *arguments(place.dataset, place.dataset)]
 
@@ -361,6 +365,7 @@ COMMANDS = [
     notes_for_a_curve,
     picture_for_a_contact_sheet,
     link_to_itself_for_a_prediction,
+    run_in_a_model_folder,
     run_in_its_dataset,
     scores_in_the_model_to_come,
     notes_for_scores_of_new_classes,
@@ -410,6 +415,15 @@ def test_predictions_are_replaced_by_predictions_of_the_same_command(place, load
     assert sorted(path.name for path in place.out.iterdir()) == [
         *("c.json", "c.png", "c_confidence.png", "c_overlay.png")
     ]
+
+
+def test_an_image_whose_name_is_no_text_is_predicted(place, load_script):
+    name = os.fsdecode(b"\xff")
+    write_jpeg(place.folder / "c.jpg")
+    (place.folder / "c.jpg").rename(place.folder / f"{name}.jpg")
+    argv = ["--model", str(place.model), str(place.folder / f"{name}.jpg"), "--output", str(place.out)]
+    assert load_script("predict").main(argv) == 0
+    assert json.loads((place.out / f"{name}.json").read_text())["image"].endswith("\ufffd.jpg")
 
 
 # Runs

@@ -1,6 +1,7 @@
 """The files of a prediction: label PNG, overlay, confidence map, JSON summary."""
 
 import json
+import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -42,6 +43,7 @@ def write_prediction(prediction: Prediction, file: Path | RemoteFile, output: Pa
     for suffix, picture in zip(SUFFIXES, (stored, prediction.overlay(), prediction.confidence_map()), strict=False):
         save_picture(picture, output / f"{file.stem}{suffix}", MARK)
     height, width = label_map.shape
-    summary = {"made_by": MARK, "image": str(file), "width": width, "height": height}
+    name = os.fsencode(str(file)).decode("utf-8", "replace")  # a name on a disk may be no text
+    summary = {"made_by": MARK, "image": name, "width": width, "height": height}
     summary["classes"] = [asdict(found) for found in prediction.classes]
     write_text_whole(output / f"{file.stem}.json", json.dumps(summary, indent=1, ensure_ascii=False) + "\n")

@@ -9,7 +9,7 @@ from typing import IO
 
 import yaml
 
-from ..files import MODEL_FOLDER, check_output, parse_yaml, real_path, write_text_whole
+from ..files import DATASET_FOLDER, MODEL_FOLDER, check_output, parse_yaml, real_path, write_text_whole
 from ..methods import method_of
 from ..methods.options import Recipe, RecipeError, changed_keys
 from .checkpoints import RunState, checkpoints, load_run_state
@@ -70,6 +70,9 @@ class RunFolder:
             found = next((self.path / name for name in written if os.path.lexists(self.path / name)), None)
             if found is None and (self.path / RECORD).exists() and "made_with" not in read_record(self.path / RECORD):
                 found = self.path / RECORD
+            for kind in (MODEL_FOLDER, DATASET_FOLDER):
+                if kind.is_at(real_path(self.path)):
+                    raise RecipeError(f"{self.path} is a {kind.name}, and stays one: choose another --output_dir")
             if found is not None:
                 raise RecipeError(f"{found} is not of a run in this folder, and stays: choose another --output_dir")
             return RunState(run=uuid.uuid4().hex)

@@ -4,12 +4,15 @@
 
 Every visitor uploads an image, adds a class, moves the calibration, forgets the class, fetches what is shown, and
 comes back as somebody new. The model is small and untrained: with the calibration 1, every pixel is of the class that
-was added, so that a class of another visitor would be seen. Memory is the resident set of the server's process, its
-slope a least squares fit from the visit on after which the page forgets the oldest visit for each new one. The exit
-code is 1 after an error, a class in the visit of another, memory that grows, or too few visits to tell.
+was added, so that a class of another visitor would be seen. Memory is the resident set of the server's process, from
+the visit on after which the page forgets the oldest visit for each new one: the medians of the first and of the last
+third of this time are compared. The exit code is 1 after an error, a class in the visit of another, memory that grows,
+or too few visits to tell.
 """
 
 import argparse
+import contextlib
+import ctypes
 import io
 import json
 import multiprocessing
@@ -33,7 +36,8 @@ from cagnet_hf.training.setup import benchmark_of, build_model, build_processor
 
 TO_ADD = ["yellow striped disc", "red striped cross", "green dotted disc", "blue dotted cross"]
 KEPT = 100  # visits that the page remembers
-MAX_SLOPE = 20.0  # MB per 1000 calls
+MAX_GROWTH = 1.1  # of the memory in the last third against that in the first
+_ARENA_MAX = -8  # M_ARENA_MAX of glibc
 PATIENCE = 120  # seconds for one answer
 
 
@@ -44,6 +48,13 @@ def write_model(folder: Path) -> None:
     model.remove_classes(TO_ADD)
     model.save_pretrained(folder)
     build_processor(recipe).save_pretrained(folder)
+
+
+def served(folder: Path, port: int) -> None:
+    # Else every thread of the server keeps free memory of its own, which looks like memory that grows.
+    with contextlib.suppress(AttributeError):  # of another C library
+        ctypes.CDLL(None).mallopt(_ARENA_MAX, 2)
+    serve(str(folder), port=port)
 
 
 class Page:
@@ -158,7 +169,7 @@ def main() -> int:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        server = fork.Process(target=serve, args=(str(Path(folder) / "model"),), kwargs={"port": port})
+        server = fork.Process(target=served, args=(Path(folder) / "model", port))
         server.start()
         try:
             found = put_load(f"http://127.0.0.1:{port}", psutil.Process(server.pid), args.visitors, 60 * args.minutes)
@@ -166,7 +177,7 @@ def main() -> int:
             server.terminate()
             server.join()
     print(json.dumps(found, indent=1))
-    return int(bool(found["errors"] or found["leaks"] or found["MB_per_1000_calls"] > MAX_SLOPE))
+    return int(bool(found["errors"] or found["leaks"] or not found["flat"]))
 
 
 def put_load(address: str, server: psutil.Process, visitors: int, seconds: float) -> dict:
@@ -183,11 +194,12 @@ def put_load(address: str, server: psutil.Process, visitors: int, seconds: float
         thread.start()
     rows = []
     while any(thread.is_alive() for thread in threads):
-        rows.append((load.visits, load.calls, memory_of(server)))
+        rows.append((load.visits, memory_of(server)))
         time.sleep(1)
-    visits, calls, memory = np.array(rows).T
+    visits, memory = np.array(rows).T
     late = visits > KEPT + visitors
-    slope = np.polyfit(calls[late] / 1000, memory[late], deg=1)[0] if late.sum() > 20 else np.inf
+    third = late.sum() // 3
+    first, last = (np.median(part) if third > 5 else np.nan for part in (memory[late][:third], memory[-third:]))
     return {
         "visitors": visitors,
         "visits": load.visits,
@@ -195,8 +207,8 @@ def put_load(address: str, server: psutil.Process, visitors: int, seconds: float
         "errors": load.errors[:5],
         "leaks": load.leaks[:5],
         "median_seconds": round(float(np.median(load.seconds or [0])), 2),
-        "MB": [round(float(value), 1) for value in (memory[0], *memory[late][:1], memory[-1])],
-        "MB_per_1000_calls": round(float(slope), 1),
+        "MB": {"before": round(memory[0]), "first": round(float(first), 1), "last": round(float(last), 1)},
+        "flat": bool(last < MAX_GROWTH * first),
     }
 
 
