@@ -123,17 +123,28 @@ def resuming_command(name: str, arguments: Sequence[str]) -> str:
     arguments = list(arguments)
     if "--resume" in build_parser(name).format_usage() and "--resume" not in arguments:
         arguments.insert(0, "--resume")
-    launcher = []
+    launcher, processes = [], os.environ.get("WORLD_SIZE", "1")
     if "ACCELERATE_MIXED_PRECISION" in os.environ:
         launcher = ["accelerate", "launch"]
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        launcher = ["accelerate", "launch", "--num_processes", os.environ["WORLD_SIZE"]]
+    if int(processes) > 1 and _on_cpus():  # where `accelerate launch` starts one process, whatever it is told
+        launcher = ["ACCELERATE_USE_CPU=true", "torchrun", "--standalone", "--nproc_per_node", processes]
+    elif int(processes) > 1:
+        launcher = ["accelerate", "launch", "--num_processes", processes]
     started = Path(sys.argv[0])
     if started.name == f"{name}.py":
         words = [*(launcher or ["python"]), os.path.relpath(started)]
     else:
         words = [*launcher, "-m", __package__, name] if launcher else [PROGRAM, name]
     return shlex.join([*words, *arguments])
+
+
+def _on_cpus() -> bool:
+    """Whether the processes of this command run on CPUs, by choice or for want of anything else."""
+    import torch
+    from accelerate.utils import parse_flag_from_env
+
+    chosen = parse_flag_from_env("ACCELERATE_USE_CPU")
+    return chosen or not getattr(torch, "accelerator", torch.cuda).is_available()  # torch.accelerator: since 2.6
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 
 _INDEX = "model.safetensors.index.json"
 _SEARCHED_BYTES = 1 << 20  # at the beginning and at the end of a file, where a mark is looked for
+_MOST_REPEATED = 10_000  # values of a YAML text that stand there by aliases alone
 
 
 class FolderKind(NamedTuple):
@@ -80,18 +81,19 @@ def check_output(
         OSError: The output may not or cannot be written.
         ValueError: An input is the output, or lies in it.
     """
-    real, is_folder = path.resolve(), isinstance(kind, FolderKind)
+    real, is_folder = real_path(path), isinstance(kind, FolderKind)
     for given in inputs:
-        place = None if given is None else Path(given).resolve()
+        place = None if given is None else real_path(Path(given))
         if place is not None and place.exists() and (place == real or (is_folder and real in place.parents)):
             raise ValueError(f"{given} is read, and would be replaced with {path}: choose another output")
-    above = next(parent for parent in real.parents if parent.exists())
+    above = next(parent for parent in real.parents if os.path.lexists(parent))
     if not above.is_dir():
-        raise NotADirectoryError(f"{path} cannot be written: {above} is a file, not a folder")
+        kind_above = "a link to itself" if above.is_symlink() else "a file"
+        raise NotADirectoryError(f"{path} cannot be written: {above} is {kind_above}, not a folder")
     if not os.access(above, os.W_OK | os.X_OK):
         raise PermissionError(f"{path} cannot be written: you may not write to {above}")
-    if not is_folder and path.is_symlink():
-        raise FileExistsError(f"{path} is a link and stays as it is: name a file")
+    if real.is_symlink() or (not is_folder and path.is_symlink()):
+        raise FileExistsError(f"{path} is a link and stays as it is: name a {'folder' if is_folder else 'file'}")
     if not real.exists() or (is_folder and real.is_dir() and not any(real.iterdir())):
         return
     if not is_folder and path.is_dir():
@@ -106,6 +108,11 @@ def check_output(
         raise FileExistsError(f"{path} was not written by this command and stays as it is: choose another")
 
 
+def real_path(path: Path) -> Path:
+    """Where a path leads through all links. A link that leads to itself stays, which `Path.resolve` cannot bear."""
+    return Path(os.path.realpath(path))
+
+
 def holds(file: Path, text: str) -> bool:
     """Whether a text is at the beginning or the end of a file."""
     if not file.is_file():
@@ -117,27 +124,35 @@ def holds(file: Path, text: str) -> bool:
 
 
 def check_weight_files(source: str, revision: str | None = None) -> None:
-    """Refuse, before it is opened, a model whose index of weights names anything but safetensors files beside it.
+    """Refuse, before the model is opened, a model whose weights are anything but safetensors files of the model.
 
     Args:
         source: A folder, or an id of the Hub.
         revision: A branch, tag or commit of the Hub.
 
     Raises:
-        ValueError: The index names another file, or is damaged.
+        ValueError: The index of the weights names another file, or is damaged; the weights have another name; or the
+            model is an adapter, which names the model that transformers opens in its place.
     """
     from transformers.utils import cached_file
 
     missing_is_none = ("missing_entries", "gated_repo", "connection_errors")
     options = {f"_raise_exceptions_for_{case}": False for case in missing_is_none}
     try:
-        index = cached_file(source, _INDEX, revision=revision, **options)
+        files = {
+            name: cached_file(source, name, revision=revision, **options)
+            for name in ("config.json", "adapter_config.json", _INDEX)
+        }
     except OSError:  # no such model: who opens it says so best
         return
-    if index is None:
+    if files["adapter_config.json"]:
+        raise ValueError(f"{source}: adapter_config.json makes this an adapter of another model: give a whole model")
+    if "transformers_weights" in _fields(files["config.json"]):
+        raise ValueError(f"{source}: config.json names its weights, transformers_weights: call them model.safetensors")
+    if files[_INDEX] is None:
         return
     try:
-        names = set(json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values())
+        names = set(json.loads(Path(files[_INDEX]).read_text(encoding="utf-8"))["weight_map"].values())
     except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         raise ValueError(f"{source}: {_INDEX} is damaged ({type(error).__name__})") from None
     wrong = [name for name in names if not re.fullmatch(r"[^/\\:]+\.safetensors", str(name))]
@@ -145,18 +160,53 @@ def check_weight_files(source: str, revision: str | None = None) -> None:
         raise ValueError(f"{source}: {_INDEX} names {min(map(str, wrong))!r}, which is no safetensors file beside it")
 
 
+def _fields(file: str | None) -> dict:
+    """The fields of a JSON file; none of one that is damaged, which is told by who opens the file."""
+    try:
+        fields = {} if file is None else json.loads(Path(file).read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):
+        return {}
+    return fields if isinstance(fields, dict) else {}
+
+
 def parse_yaml(text: str) -> object:
     """The value of a YAML text of plain values.
 
     Raises:
-        yaml.YAMLError: The text is no YAML, or is nested too deeply.
+        yaml.YAMLError: The text is no YAML, is nested too deeply, or repeats values by aliases too often.
     """
+    loader = yaml.SafeLoader(text)
     try:
-        return yaml.safe_load(text)
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _check_aliases(node)
+        return loader.construct_document(node)
     except RecursionError:
         raise yaml.YAMLError("nested too deeply") from None
     except ValueError as error:  # a date that is none
         raise yaml.YAMLError(str(error)) from None
+    finally:
+        loader.dispose()
+
+
+def _check_aliases(root: yaml.Node) -> None:
+    """Refuse a text of a few lines whose aliases of aliases stand for billions of values, or for one another."""
+    sizes: dict[int, int | None] = {}  # of a node whose parts are not yet counted, None
+
+    def size(node: yaml.Node) -> int:
+        if id(node) not in sizes:
+            sizes[id(node)] = None
+            parts = [] if isinstance(node, yaml.ScalarNode) else node.value
+            sizes[id(node)] = 1 + sum(
+                sum(map(size, part)) if isinstance(part, tuple) else size(part) for part in parts
+            )
+        if sizes[id(node)] is None:
+            raise yaml.YAMLError("an alias stands for what is around the alias")
+        return sizes[id(node)]
+
+    if size(root) - len(sizes) > _MOST_REPEATED:
+        raise yaml.YAMLError(f"aliases repeat more than {_MOST_REPEATED:,} values")
 
 
 def write_whole(target: Path, write, kind: FolderKind | None = None) -> None:
@@ -173,7 +223,7 @@ def write_whole(target: Path, write, kind: FolderKind | None = None) -> None:
     Raises:
         OSError: The folder cannot be written, or a folder of another kind is there.
     """
-    target = target.resolve()
+    target = real_path(target)
     old = target.with_name(f".{target.name}.old")
     if old.is_dir() and not target.exists():  # whoever was killed between the two renamings below
         os.replace(old, target)

@@ -42,13 +42,15 @@ def main(argv: list[str] | None = None) -> int:
 
     # Imported here, so that --help answers at once.
     from cagnet_hf.cli import run
-    from cagnet_hf.files import write_text_whole
+    from cagnet_hf.files import check_output, made_by, write_text_whole
     from scripts.speed.lines import lines
     from scripts.speed.measuring import Setting, describe, facts_of, markdown, measure, verdict
 
-    results = []
+    results, mark = [], made_by("benchmark")
 
     def benchmark():
+        for path in (args.output, args.output.with_suffix(".md")) if args.output else ():
+            check_output(path, mark)
         setting = Setting(args.device, args.sizes == "published", args.precision == "bf16", args.repeats, args.clock)
         facts = facts_of(setting)
         for line in lines(setting):
@@ -59,9 +61,9 @@ def main(argv: list[str] | None = None) -> int:
         if not results:
             raise ValueError(f"no line's name contains {' or '.join(args.lines)}")
         if args.output:
-            content = json.dumps({"facts": facts, "lines": results}, indent=1, ensure_ascii=False)
+            content = json.dumps({"made_by": mark, "facts": facts, "lines": results}, indent=1, ensure_ascii=False)
             write_text_whole(args.output, content + "\n")
-            write_text_whole(args.output.with_suffix(".md"), markdown(results, facts))
+            write_text_whole(args.output.with_suffix(".md"), f"{markdown(results, facts)}\n<!-- {mark} -->\n")
 
     code = run(benchmark)
     return code or int(args.check and any(result["met"] is False for result in results))

@@ -41,14 +41,21 @@ def main(argv: list[str] | None = None) -> int:
     options = build_parser().parse_args(argv)
 
     # Imported here, so that --help answers at once.
+    from cagnet_hf.cli import run
+
+    return run(lambda: write_table(options))
+
+
+def write_table(options: argparse.Namespace) -> None:
     import numpy as np
 
-    from cagnet_hf.files import sha256
+    from cagnet_hf.files import check_output, sha256
     from cagnet_hf.vectors.class_embeddings import save_embedding_table
     from cagnet_hf.vectors.text_encoders import encode_names, encoder_files
 
     files = {part: options.synsets / f"imagenet_{part}.txt" for part in ("synsets", "synset_to_lemma")}
     files["synset_to_definition"] = options.synsets / "imagenet_synset_to_definition.txt"
+    check_output(options.output, NOTICE.partition(".")[0], inputs=(options.encoder, *files.values()))
     synsets = files["synsets"].read_text(encoding="utf-8").split()
     names, definitions = (
         dict(line.split("\t", 1) for line in files[part].read_text(encoding="utf-8").splitlines())
@@ -68,7 +75,6 @@ def main(argv: list[str] | None = None) -> int:
     }
     save_embedding_table(options.output, texts, encode_names(texts, options.encoder), metadata, dtype=np.float16)
     print(f"Wrote {options.output}: {len(texts)} names")
-    return 0
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 VECTORS = Path(__file__).resolve().parents[1] / "cagnet_hf" / "vectors"
+MADE_OF = "unlabelled pixels of Pascal VOC photographs"
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -31,20 +32,27 @@ def main(argv: list[str] | None = None) -> int:
     options = build_parser().parse_args(argv)
 
     # Imported here, so that --help answers at once.
-    import numpy as np
-    from safetensors.numpy import load_file, save_file
+    from cagnet_hf.cli import run
 
+    return run(lambda: write_posteriors(options))
+
+
+def write_posteriors(options: argparse.Namespace) -> None:
+    import numpy as np
+    from safetensors.numpy import load_file, save
+
+    from cagnet_hf.files import check_output, whole
     from cagnet_hf.weights.folders import load_model
+
+    check_output(options.output, MADE_OF, inputs=(options.model,))
 
     model, _ = load_model(options.model)
     mass = model.generator.mean.mass.double().numpy()
     tensors = load_file(options.output) if options.output.is_file() else {}
     tensors[model.config.backbone] = (mass / mass.sum()).astype(np.float32)
-    save_file(
-        tensors, options.output, {"made_of": "unlabelled pixels of Pascal VOC photographs", "license": "apache-2.0"}
-    )
+    with whole(options.output) as aside:
+        aside.write_bytes(save(tensors, {"made_of": MADE_OF, "license": "apache-2.0"}))
     print(f"Wrote {options.output}: {', '.join(sorted(tensors))}")
-    return 0
 
 
 if __name__ == "__main__":

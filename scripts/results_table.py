@@ -15,6 +15,7 @@ CARDS = REPOSITORY / "model_cards"
 # Rows in the order of the published tables; any other row comes after them.
 ROWS = "spnet spnet_c zs3net cagnet_pi cagnet_pa zs3net_st cagnet_pi_st cagnet_pa_st gaussian".split()
 SCORES = ("S-mIoU", "U-mIoU", "hIoU")
+FIGURES = ("seen_unseen.png", "per_class.png")
 _RUN = re.compile(r"(?P<row>.+?)_(?P<kind>seed\d+|seed\d+_paper|tuning)")
 
 
@@ -145,16 +146,17 @@ def _gains(stages: list[dict[str, dict]], name: str) -> str:
 
 
 def draw_figures(folder: Path) -> None:
-    """`seen_unseen.png` and `per_class.png` of a benchmark."""
+    """The `FIGURES` of a benchmark."""
     from cagnet_hf.apps.charts import class_comparison, seen_unseen_scatter
 
     runs = {title: results["full"] for title, results in results_of(folder).items()}
     points = {title: [(run["S-mIoU"], run["U-mIoU"]) for run in found] for title, found in runs.items()}
-    seen_unseen_scatter(points, folder / "seen_unseen.png", title=folder.name)
+    scatter, bars = (folder / name for name in FIGURES)
+    seen_unseen_scatter(points, scatter, title=folder.name)
     classes = next(iter(runs.values()))[0]["per_class"]
     means = {title: {name: _mean_iou(found, name) for name in classes} for title, found in runs.items()}
     unseen = [name for name, entry in classes.items() if not entry["seen"]]
-    class_comparison(means, unseen, folder / "per_class.png", title=folder.name)
+    class_comparison(means, unseen, bars, title=folder.name)
 
 
 def _mean_iou(runs: list[dict], name: str) -> float | None:
@@ -185,6 +187,17 @@ def cards_of_runs(folder: Path) -> dict[Path, str]:
     return cards
 
 
+def check_outputs(cards: Iterable[Path], folders: Iterable[Path]) -> None:
+    """Refuse to replace a text that is no card, and a picture that matplotlib did not draw."""
+    from cagnet_hf.files import check_output
+
+    for path in cards:
+        check_output(path, "- zero-shot-segmentation")
+    for folder in folders:
+        for name in FIGURES:
+            check_output(folder / name, "Matplotlib")
+
+
 def main(argv: list[str] | None = None) -> int:
     build_parser().parse_args(argv)
     tables = {"README.md": {"results": results_table(CARDS)}}
@@ -192,6 +205,7 @@ def main(argv: list[str] | None = None) -> int:
     study |= {f"{path.parent.name} ablations": ablation_table(path) for path in CARDS.glob("*/ablations.json")}
     tables["model_cards/README.md"] = study | {"self-training": self_training_table(CARDS)}
     texts = cards_of_runs(CARDS)
+    check_outputs(texts, benchmarks(CARDS))
     for name, blocks in tables.items():
         text = (REPOSITORY / name).read_text("utf-8")
         for mark, block in blocks.items():

@@ -97,8 +97,9 @@ def started(monkeypatch):
     """`started(program, **environment)`: as if the process were started so."""
 
     def start(program: str, **environment):
-        for name in ("ACCELERATE_MIXED_PRECISION", "WORLD_SIZE"):
+        for name in ("ACCELERATE_MIXED_PRECISION", "ACCELERATE_USE_CPU", "WORLD_SIZE"):
             monkeypatch.delenv(name, raising=False)
+        monkeypatch.setattr(ACCELERATOR, "is_available", lambda: True)
         for name, value in environment.items():
             monkeypatch.setenv(name, value)
         monkeypatch.setattr(sys, "argv", [program])
@@ -106,6 +107,7 @@ def started(monkeypatch):
     return start
 
 
+ACCELERATOR = getattr(torch, "accelerator", torch.cuda)
 ARGUMENTS = ["--recipe", "scenes", "seed=1"]
 
 
@@ -117,12 +119,24 @@ ARGUMENTS = ["--recipe", "scenes", "seed=1"]
         ("scripts/train.py", {"ACCELERATE_MIXED_PRECISION": "no"}, "accelerate launch scripts/train.py"),
         ("scripts/train.py", {"WORLD_SIZE": "2"}, "accelerate launch --num_processes 2 scripts/train.py"),
         ("cagnet_hf/__main__.py", {"WORLD_SIZE": "2"}, "accelerate launch --num_processes 2 -m cagnet_hf train"),
+        (
+            "scripts/train.py",
+            {"WORLD_SIZE": "2", "ACCELERATE_USE_CPU": "true"},
+            "ACCELERATE_USE_CPU=true torchrun --standalone --nproc_per_node 2 scripts/train.py",
+        ),
     ],
 )
 def test_a_stopped_run_goes_on_by_the_command_that_started_it(program, environment, command, started):
     started(program, **environment)
     assert resuming_command("train", ARGUMENTS) == f"{command} --resume --recipe scenes seed=1"
     assert resuming_command("train", ["--resume", *ARGUMENTS]) == f"{command} --resume --recipe scenes seed=1"
+
+
+def test_without_a_gpu_several_processes_go_on_as_several(started, monkeypatch):
+    started("cagnet_hf/__main__.py", WORLD_SIZE="3")
+    monkeypatch.setattr(ACCELERATOR, "is_available", lambda: False)
+    launcher = "ACCELERATE_USE_CPU=true torchrun --standalone --nproc_per_node 3 -m cagnet_hf train"
+    assert resuming_command("train", ARGUMENTS) == f"{launcher} --resume --recipe scenes seed=1"
 
 
 def test_a_comparison_resumes_by_itself(started):

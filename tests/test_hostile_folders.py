@@ -8,22 +8,31 @@ import shutil
 import tarfile
 import threading
 import zipfile
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+import yaml
+from miniature_archives import write_jpeg, write_png
 from safetensors.torch import load_file, save_file
-from test_bad_input import Hostile
+from test_bad_input import CLASSES, IDS, Hostile
 from tiny_encoders import write_bert
+from transformers import TimmBackboneConfig
 
 from cagnet_hf.apps import demo
+from cagnet_hf.data.benchmarks import parse_class_table
 from cagnet_hf.data.builders import archives
 from cagnet_hf.data.builders.archives import open_source
 from cagnet_hf.data.builders.own_folder import folder_examples
 from cagnet_hf.data.image_inputs import RemoteFile
+from cagnet_hf.data.sources import open_prepared
 from cagnet_hf.files import check_weight_files, parse_yaml
+from cagnet_hf.methods.options import RecipeError
+from cagnet_hf.training.recipe_files import load_recipe
 from cagnet_hf.vectors.text_encoders import encode_names
-from cagnet_hf.weights.backbones import load_backbone_weights
+from cagnet_hf.weights.backbones import LOADERS, load_backbone_weights
+from cagnet_hf.weights.classifier_heads import load_image_classifier_head
 from cagnet_hf.weights.folders import load_model
 
 INDEX = "model.safetensors.index.json"
@@ -104,6 +113,49 @@ def test_a_backbone_whose_index_names_a_pickle_is_refused(model_folder, trained_
     with pytest.raises(ValueError, match="which is no safetensors file beside it"):
         load_backbone_weights(model, str(with_index(model_folder, names_a_pickle)))
     assert not (tmp_path / "it_ran").exists()
+
+
+def names_its_weights(folder):
+    """Of another name, the index is none that anybody looks into."""
+    weights = load_file(folder / "model.safetensors")
+    torch.save({"weight": Hostile(folder.parent / "it_ran")}, folder / "pytorch_model.bin")
+    index = {"metadata": {"total_size": 1}, "weight_map": dict.fromkeys(weights, "pytorch_model.bin")}
+    (folder / "other.safetensors.index.json").write_text(json.dumps(index))
+    fields = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(fields | {"transformers_weights": "other.safetensors.index.json"}))
+
+
+def is_an_adapter(folder):
+    (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(folder)}))
+
+
+@pytest.mark.parametrize("make", [names_its_weights, is_an_adapter], ids=lambda make: make.__name__)
+def test_weights_of_another_name_and_of_another_model_are_refused(make, model_folder, tmp_path):
+    make(model_folder)
+    make(write_bert(tmp_path / "encoder"))
+    for open_folder in (load_model, check_weight_files):
+        with pytest.raises(ValueError, match=r"call them model\.safetensors|give a whole model"):
+            open_folder(str(model_folder))
+    with pytest.raises(ValueError, match=r"call them model\.safetensors|give a whole model"):
+        encode_names(["cat"], str(tmp_path / "encoder"))
+    assert not (tmp_path / "it_ran").exists()
+
+
+@every_index
+def test_an_image_classifier_whose_index_names_another_file_is_refused(name, model_folder, tmp_path):
+    with pytest.raises(ValueError, match="which is no safetensors file beside it"):
+        load_image_classifier_head("auto", str(with_index(model_folder, name)))
+    assert not (tmp_path / "it_ran").exists()
+
+
+@pytest.mark.parametrize("source", ["hf-hub:them/theirs", "timm/local-dir:here", "timm/hf-hub:a/b", "here"])
+def test_weights_of_timm_are_taken_by_their_name_alone(source, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here").mkdir()
+    backbone = SimpleNamespace(backbone=None)  # timm need not be installed
+    config = SimpleNamespace(backbone_config=TimmBackboneConfig(backbone="resnet18"))
+    with pytest.raises(ValueError, match="taken from nowhere else"):
+        LOADERS["auto"](SimpleNamespace(backbone=backbone, config=config), source)
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"weight_map": 1}', "[" * 100_000], ids=range(6))
@@ -195,19 +247,55 @@ def test_members_thousands_of_folders_deep_are_refused(kind, tmp_path):
 
 @pytest.mark.parametrize("text", ["[" * 20_000, "{a: " * 20_000, "- " * 20_000, "2001-99-99"], ids=range(4))
 def test_texts_that_yaml_cannot_bear_are_no_yaml(text):
-    import yaml
-
     with pytest.raises(yaml.YAMLError):
         parse_yaml(text)
+
+
+def bomb(last):
+    """Ten lines that stand for ten thousand million values; `last` is what the last line does with them."""
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 10)]
+    return "\n".join([*lines, last])
+
+
+MERGED = "\n".join(
+    ["m0: &m0 {k: v}"] + [f"m{i}: &m{i} {{<<: [{', '.join([f'*m{i - 1}'] * 10)}]}}" for i in range(1, 10)]
+)
+
+
+@pytest.mark.parametrize("text", [bomb("classes: *a9"), bomb("? *a9\n: 1"), MERGED], ids=["values", "keys", "merged"])
+def test_aliases_of_aliases_are_never_written_out(text, tmp_path):
+    (tmp_path / "recipe.yaml").write_text(text)
+    with pytest.raises(RecipeError, match=r"aliases repeat more than 10,000 values"):
+        load_recipe(str(tmp_path / "recipe.yaml"))
+    with pytest.raises(ValueError, match=r"^classes\.yaml: not YAML: aliases repeat more than 10,000 values$"):
+        parse_class_table(text, "classes.yaml", "farm")
+
+
+@pytest.mark.parametrize("text", ["&a [*a]", "a: &a {b: *a}", "&a {<<: *a}"])
+def test_an_alias_of_what_is_around_it_is_no_yaml(text):
+    with pytest.raises(yaml.YAMLError, match="an alias stands for what is around the alias"):
+        parse_yaml(text)
+
+
+def test_a_dataset_card_of_aliases_is_refused_before_anything_reads_the_card(tiny_dataset, tmp_path):
+    shutil.copytree(tiny_dataset, tmp_path / "scenes")
+    (tmp_path / "scenes" / "README.md").write_text(f"---\n{bomb('configs: *a9')}\n---\n")
+    with pytest.raises(ValueError, match=r"README\.md: not YAML at its head: aliases repeat"):
+        open_prepared(tmp_path / "scenes", split="test")
+
+
+def test_a_few_aliases_are_read():
+    assert parse_yaml("a: &a [1, 2]\nb: *a\nc: {<<: {d: *a}, e: 3}") == {
+        **{"a": [1, 2], "b": [1, 2]},
+        "c": {"d": [1, 2], "e": 3},
+    }
 
 
 # Own folders
 
 
 def test_a_list_of_test_images_has_whole_lines(tmp_path):
-    from miniature_archives import write_jpeg, write_png
-    from test_bad_input import CLASSES, IDS
-
     for stem in ("IMG", "IMG 002", "IMG.v2", "other"):
         write_jpeg(tmp_path / "images" / f"{stem}.jpg")
         write_png(tmp_path / "masks" / f"{stem}.png", IDS)
@@ -216,6 +304,17 @@ def test_a_list_of_test_images_has_whole_lines(tmp_path):
     examples, _ = folder_examples(tmp_path)
     assert [example.image_id for example in examples["test"]] == ["IMG 002", "IMG.v2", "other"]
     assert [example.image_id for example in examples["train"]] == ["IMG"]
+
+
+@pytest.mark.parametrize("name", ["test.txt", "metadata.jsonl"])
+def test_a_list_that_is_no_text_is_named(name, tmp_path):
+    for stem in ("one", "two"):
+        write_jpeg(tmp_path / "images" / f"{stem}.jpg")
+        write_png(tmp_path / "masks" / f"{stem}.png", IDS)
+    (tmp_path / "classes.yaml").write_text(CLASSES)
+    (tmp_path / name).write_bytes(b"\xff\n")
+    with pytest.raises(ValueError, match=f"{name}: not a text file of UTF-8"):
+        folder_examples(tmp_path)
 
 
 # Addresses

@@ -7,6 +7,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from test_bad_input import assert_one_line
 from trained import arguments
@@ -68,6 +69,34 @@ def test_such_a_model_predicts_nothing(model_folder, tmp_path, load_script, caps
     code = load_script("evaluate").main(argv)
     assert_one_line(code, capsys.readouterr().err, "not finite")
     assert not (tmp_path / "scores.json").exists()
+
+
+@pytest.mark.parametrize("command", ["evaluate", "predict"])
+def test_scores_that_are_no_numbers_are_no_prediction(
+    command, model_folder, tiny_dataset, tmp_path, load_script, capsys
+):
+    """Of weights that are numbers, but so large that what comes of them is none."""
+    weights = load_file(model_folder / "model.safetensors")
+    name = next(n for n, values in weights.items() if n.startswith("cagnet.backbone") and values.ndim == 4)
+    weights[name].fill_(3e38)
+    save_file(weights, model_folder / "model.safetensors", {"format": "pt"})
+    Image.new("RGB", (40, 30), (200, 30, 10)).save(tmp_path / "photo.png")
+    given = {
+        "evaluate": ["--dataset", str(tiny_dataset), "--output", str(tmp_path / "out.json")],
+        "predict": [str(tmp_path / "photo.png"), "--output", str(tmp_path / "out")],
+    }
+    capsys.readouterr()
+    code = load_script(command).main(["--model", str(model_folder), *given[command]])
+    assert_one_line(code, capsys.readouterr().err, "scores of an image are no numbers")
+    assert not list(tmp_path.glob("out*/*")) and not (tmp_path / "out.json").exists()
+
+
+@pytest.mark.parametrize("bias", [math.nan, math.inf])
+def test_a_bias_that_is_no_number_adds_no_class(bias, model_folder):
+    model, _ = load_model(str(model_folder))
+    with pytest.raises(ValueError, match="choose a finite number"):
+        model.add_classes(["zebra"], torch.ones(1, model.config.embedding_size), bias=bias)
+    assert "zebra" not in model.config.label2id
 
 
 @pytest.mark.parametrize("value", [1e200, -1e200, 1e-200, 1e39, 1e-50, math.nan, math.inf, 0.0])

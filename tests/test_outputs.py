@@ -73,6 +73,16 @@ def test_a_link_stays_whatever_it_leads_to(tmp_path):
             check_output(tmp_path / name, MARK)
 
 
+@pytest.mark.parametrize("kind", [MARK, MODEL_FOLDER], ids=["file", "folder"])
+def test_a_link_to_itself_is_refused_in_words(tmp_path, kind):
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    with pytest.raises(FileExistsError, match="is a link and stays as it is"):
+        check_output(tmp_path / "loop", kind)
+    with pytest.raises(NotADirectoryError, match="loop is a link to itself, not a folder"):
+        check_output(tmp_path / "loop" / "output", kind)
+    check_output(tmp_path / "new", kind, inputs=[tmp_path / "loop"])
+
+
 def test_a_folder_for_a_file_and_a_file_for_a_folder_are_refused(tmp_path):
     (tmp_path / "file").write_text(MARK)
     with pytest.raises(IsADirectoryError, match="name the file to write"):
@@ -261,6 +271,39 @@ def picture_for_a_contact_sheet(place):
     return ["prepare_data", "check", str(dataset), "--benchmark", "scenes"]
 
 
+def link_to_itself_for_a_prediction(place):
+    write_jpeg(place.folder / "c.jpg")
+    (place.folder / "c.png").symlink_to(place.folder / "c.png")
+    return ["predict", "--model", str(place.model), str(place.folder / "c.jpg"), "--output", str(place.folder)]
+
+
+def run_in_a_model_folder(place):
+    return ["train", *arguments(place.dataset, place.copied_model())]
+
+
+def run_in_its_dataset(place):
+    return ["train", *arguments(place.dataset, place.dataset)]
+
+
+def scores_in_the_model_to_come(place):
+    given = ["--class", "zebra", "--dataset", str(place.dataset), "--scores", str(place.out / "scores.json")]
+    return ["add_classes", "--model", str(place.model), *given, "--output", str(place.out)]
+
+
+def notes_for_a_script(script, *options):
+    def make(place):
+        given = [option.format(model=place.model, dataset=place.dataset) for option in options]
+        return [script, *given, "--output", str(place.write("notes.json", "{}"))]
+
+    make.__name__ = f"notes_for_{script}"
+    return make
+
+
+def notes_beside_a_measurement(place):
+    place.write("bench.md", "mine")
+    return ["benchmark", "--output", str(place.folder / "bench.json")]
+
+
 def notes_for_scores_of_new_classes(place):
     given = ["--class", "zebra", "--dataset", str(place.dataset), "--scores", str(place.write("notes.json", "{}"))]
     return ["add_classes", "--model", str(place.model), *given, "--output", str(place.out)]
@@ -321,11 +364,21 @@ COMMANDS = [
     scores_below_a_file,
     notes_for_a_curve,
     picture_for_a_contact_sheet,
+    link_to_itself_for_a_prediction,
+    run_in_a_model_folder,
+    run_in_its_dataset,
+    scores_in_the_model_to_come,
     notes_for_scores_of_new_classes,
     folder_of_the_user_for_an_edited_model,
     vectors_in_place_of_their_source,
     weights_for_a_table,
     table_of_the_user_for_a_comparison,
+    notes_beside_a_measurement,
+    notes_for_a_script("benchmark"),
+    notes_for_a_script("ablations/context_latent", "--model", "{model}", "--dataset", "{dataset}"),
+    notes_for_a_script("ablations/patch_layouts", "--recipe", "scenes/cagnet_pa"),
+    notes_for_a_script("prepare_imagenet_names", "--synsets", "{dataset}", "--encoder", "{model}"),
+    notes_for_a_script("prepare_mean_posteriors", "--model", "{model}"),
     *map(
         foreign,
         ("model/notes.txt", "metrics.json", "figures/mine.png", "checkpoints/step-00-00000004/x", "recipe.yaml"),
@@ -344,6 +397,16 @@ def test_a_command_leaves_what_it_did_not_write(make, place, load_script, one_th
     assert contents(place.folder, place.run, place.dataset) == before
 
 
+@pytest.mark.parametrize("name", ["spnet_seed0.md", "seen_unseen.png", "per_class.png"])
+def test_the_tables_of_the_study_replace_no_file_of_others(name, load_script, tmp_path):
+    script = load_script("results_table")
+    for own in (*script.CARDS.glob("*/*_seed*.md"), *script.CARDS.glob("*/*.png")):
+        script.check_outputs([own] if own.suffix == ".md" else [], [own.parent])
+    (tmp_path / name).write_bytes(b"mine")
+    with pytest.raises(FileExistsError, match="was not written by this command"):
+        script.check_outputs([tmp_path / "spnet_seed0.md"], [tmp_path])
+
+
 def test_predictions_are_replaced_by_predictions_of_the_same_command(place, load_script):
     write_jpeg(place.folder / "c.jpg")
     argv = ["--model", str(place.model), str(place.folder / "c.jpg"), "--output", str(place.out)]
@@ -352,6 +415,15 @@ def test_predictions_are_replaced_by_predictions_of_the_same_command(place, load
     assert sorted(path.name for path in place.out.iterdir()) == [
         *("c.json", "c.png", "c_confidence.png", "c_overlay.png")
     ]
+
+
+def test_an_image_whose_name_is_no_text_is_predicted(place, load_script):
+    name = os.fsdecode(b"\xff")
+    write_jpeg(place.folder / "c.jpg")
+    (place.folder / "c.jpg").rename(place.folder / f"{name}.jpg")
+    argv = ["--model", str(place.model), str(place.folder / f"{name}.jpg"), "--output", str(place.out)]
+    assert load_script("predict").main(argv) == 0
+    assert json.loads((place.out / f"{name}.json").read_text())["image"].endswith("\ufffd.jpg")
 
 
 # Runs

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ..evaluation.scoring import check_logits
 from ..model.decoding_cagnet import rgb_image
 from ..model.image_processing_cagnet import label_bands
 from .pictures import overlay_with_legend
@@ -87,7 +88,7 @@ def segment(
         gamma: Calibration: is subtracted from the seen classes' probabilities; the model's own when None.
 
     Raises:
-        ValueError: `gamma` is not between -1 and 1.
+        ValueError: `gamma` is not between -1 and 1, or the model's scores of an image are no numbers.
     """
     if gamma is not None and not -1 <= gamma <= 1:
         raise ValueError(f"gamma {gamma}: it is subtracted from probabilities, so choose one between 0 and 1")
@@ -126,6 +127,7 @@ def _at_most(image: Image.Image, pixels: int) -> Image.Image:
 def _scored(model, pixel_values: torch.Tensor, gamma: float | None) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Logits `(B, N, h, w)` and what is subtracted from the probabilities, `(N,)` or None."""
     outputs = model(pixel_values, return_dict=True)
+    check_logits(outputs.logits)
     if gamma is None:
         return outputs.logits, None if outputs.calibration is None else outputs.calibration[0]
     offset = torch.zeros(model.config.num_labels, device=model.device)

@@ -1,6 +1,7 @@
 """The files of a prediction: label PNG, overlay, confidence map, JSON summary."""
 
 import json
+import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -10,7 +11,7 @@ from PIL import Image
 
 from ..data.image_inputs import RemoteFile
 from ..data.label_space import LabelSpace
-from ..files import check_output, made_by, write_text_whole
+from ..files import check_output, made_by, real_path, write_text_whole
 from .pictures import class_palette, save_picture
 from .prediction import Prediction
 
@@ -26,8 +27,8 @@ def check_outputs(files: Sequence[Path | RemoteFile], output: Path) -> None:
     twice = next((name for name, count in names.items() if count > 1), None)
     if twice is not None:
         raise ValueError(f"two predictions would be called {twice!r}: rename an image")
-    outputs = {path.resolve() for path in (output.iterdir() if output.is_dir() else ()) if path.name in names}
-    overwritten = next((file for file in files if isinstance(file, Path) and file.resolve() in outputs), None)
+    outputs = {real_path(path) for path in (output.iterdir() if output.is_dir() else ()) if path.name in names}
+    overwritten = next((file for file in files if isinstance(file, Path) and real_path(file) in outputs), None)
     if overwritten is not None:
         raise ValueError(f"{overwritten} would be overwritten by its prediction: choose another --output")
     for name in names:
@@ -42,6 +43,7 @@ def write_prediction(prediction: Prediction, file: Path | RemoteFile, output: Pa
     for suffix, picture in zip(SUFFIXES, (stored, prediction.overlay(), prediction.confidence_map()), strict=False):
         save_picture(picture, output / f"{file.stem}{suffix}", MARK)
     height, width = label_map.shape
-    summary = {"made_by": MARK, "image": str(file), "width": width, "height": height}
+    name = os.fsencode(str(file)).decode("utf-8", "replace")  # a name on a disk may be no text
+    summary = {"made_by": MARK, "image": name, "width": width, "height": height}
     summary["classes"] = [asdict(found) for found in prediction.classes]
     write_text_whole(output / f"{file.stem}.json", json.dumps(summary, indent=1, ensure_ascii=False) + "\n")

@@ -51,7 +51,7 @@ def add_classes(
     from ..data.names import printable
     from ..data.sources import open_dataset
     from ..evaluation.new_classes import score_after, score_before
-    from ..files import MODEL_FOLDER, check_output, made_by, write_text_whole
+    from ..files import MODEL_FOLDER, check_output, made_by, real_path, write_text_whole
     from ..hub.cards.edited import edited_model_card
     from ..vectors.new_classes import embed_new_classes
     from ..weights.folders import load_model, save_model_folder
@@ -67,6 +67,8 @@ def add_classes(
         raise ValueError("--dataset and --scores go together, with --class")
     check_output(output, MODEL_FOLDER, inputs=(model,), overwrite=False)
     if scores:
+        if real_path(output) in real_path(scores).parents:
+            raise ValueError(f"--scores {scores} lies in --output {output}, which is to be a model folder alone")
         check_output(scores, made_by("add_classes"))
     images = open_dataset(dataset, "test") if dataset else None
     network, processor = load_model(model)

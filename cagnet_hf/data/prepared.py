@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from datasets import Features, Image, Value
 from tqdm.auto import tqdm
 
-from ..files import DATASET_FOLDER, check_output, write_whole
+from ..files import DATASET_FOLDER, check_output, real_path, write_whole
 from .benchmarks import CLASS_TABLE, Benchmark, Origin, format_class_table
 from .examples import CheckedExample, Example, check_examples
 from .label_space import nothing_to_learn
@@ -88,7 +88,7 @@ def write_prepared(
             set, an image id occurs twice, a split is empty, or no training image shows a seen class. All files are
             looked at first.
     """
-    output_dir = Path(output_dir).resolve()
+    output_dir = real_path(Path(output_dir))
     check_output(output_dir, DATASET_FOLDER, overwrite=overwrite)
     for split, examples in examples_by_split.items():
         _check_ids(split, examples)

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -149,6 +150,7 @@ def _check_split(name: str, split: str) -> None:
     may_be_hub_id = name.count("/") == 1 and not Path(name).parent.is_dir()
     if not Path(name).is_dir() and not may_be_hub_id:
         raise FileNotFoundError(f"{name}: no such folder; `cagnet-hf prepare_data` makes one")
+    _check_card(Path(name) / "README.md")
     try:
         splits = get_dataset_split_names(name)
     except (OSError, ValueError) as error:
@@ -156,6 +158,16 @@ def _check_split(name: str, split: str) -> None:
         raise FileNotFoundError(f"{name}: not a dataset on disk or on the Hub ({reason})") from error
     if split not in splits:
         raise ValueError(f"{name}: no split {split!r}; it has {', '.join(splits)}")
+
+
+def _check_card(card: Path) -> None:
+    """Refuse a card that `datasets` could not read, or would read for ever."""
+    text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
+    head = re.match(r"---\s*\n(.*?)\n---", text, re.DOTALL)
+    try:
+        parse_yaml(head[1] if head else "")
+    except yaml.YAMLError as error:
+        raise ValueError(f"{card}: not YAML at its head: {' '.join(str(error).split())}") from None
 
 
 def _check_columns(name: str, features: Features, *columns: str) -> None:

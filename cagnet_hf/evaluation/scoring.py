@@ -79,6 +79,16 @@ def score(
     return gathered_scores(matrix, accelerator) | {"protocol": protocol, "num_images": num_images}
 
 
+def check_logits(logits: torch.Tensor) -> None:
+    """Refuse scores of which none is the greatest: the class of such a pixel would be the first, whatever it shows.
+
+    Raises:
+        ValueError: A logit is no number.
+    """
+    if logits.isnan().any():
+        raise ValueError("the network's scores of an image are no numbers: its weights are too large, or damaged")
+
+
 def count(config, processor, batches: Iterable[tuple[ModelOutput, list[np.ndarray]]]) -> tuple[ConfusionMatrix, int]:
     """The pixels of `scored_batches` by true and predicted class, and the number of images."""
     matrix, num_images = ConfusionMatrix.of(config), 0
@@ -128,6 +138,7 @@ def scored_batches(
             for batch in batches_of_equal_size(examples, batch_size):
                 with torch.inference_mode(), accelerator.autocast():
                     outputs = model(torch.stack([pixels for pixels, _ in batch]), return_dict=True)
+                check_logits(outputs.logits)
                 references = [labels for _, labels in batch]
                 if square and model.config.classifier != "projection":
                     size = tuple(outputs.logits.shape[-2:])

@@ -9,6 +9,7 @@ from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi, ModelCard
 from safetensors import SafetensorError
 
 from ..data.benchmarks import load_benchmark
+from ..files import check_weight_files, real_path
 from ..methods.options import Recipe
 from ..model.modeling_cagnet import CaGNetModel
 from ..training.recipe_files import load_recipe
@@ -73,7 +74,7 @@ def push_model(
             are someone else's and no licence was stated; or the Hub refused (see `claim_repository`). Nothing was
             sent.
     """
-    folder = Path(model_dir).resolve()
+    folder = real_path(Path(model_dir))
     if not folder.is_dir():
         raise ValueError(f"{model_dir}: no such folder")
     check_model_folder(folder)
@@ -120,6 +121,7 @@ def _check_opens(folder: Path, config: dict) -> None:
     if config.get("architectures") == ["CaGNetForSemanticSegmentation"]:
         load_model(str(folder))
         return
+    check_weight_files(str(folder))
     try:
         CaGNetModel.from_pretrained(folder, use_safetensors=True)
     except (OSError, RuntimeError, SafetensorError) as error:

@@ -356,6 +356,7 @@ def _published_backbone_config(source: str, changes: dict) -> PreTrainedConfig:
         raise ValueError(f"backbone={source!r}: {reason}") from None
     # What describes the published model, not its backbone.
     config.num_labels, config.architectures, config.name_or_path = 2, None, ""
+    vars(config).pop("transformers_weights", None)
     return config
 
 

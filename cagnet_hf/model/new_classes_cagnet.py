@@ -1,6 +1,7 @@
 """Classes of a trained model: new ones by their embeddings alone, old ones removed or renamed."""
 
 import copy
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -67,6 +68,8 @@ class EditableClasses:
         _check_names(config.id2label.values(), names)
         embeddings = self._checked_embeddings(names, embeddings)
         dataset_ids = _checked_dataset_ids(config, names, dataset_ids)
+        if not math.isfinite(bias):
+            raise ValueError(f"bias={bias}: it is added to logits, so choose a finite number")
         rows = None
         if self.classifier.learns:
             weights, biases = self._new_rows(embeddings, pixels_per_class, seed)

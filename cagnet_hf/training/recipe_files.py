@@ -11,7 +11,7 @@ import yaml
 from pydantic import ValidationError
 
 from ..data.benchmarks import did_you_mean
-from ..files import parse_yaml
+from ..files import parse_yaml, real_path
 from ..methods import method_of, methods
 from ..methods.options import ForeignOption, Options, Recipe, RecipeError, known_keys, nested_options
 
@@ -193,7 +193,7 @@ def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict:
     if not isinstance(includes, list) or not all(isinstance(include, str) for include in includes):
         raise RecipeError(f"{path}: include is a list of files, got {includes!r}")
     for include in includes:
-        merged = _merged(merged, _read((path.parent / include).resolve(), (*seen, path)))
+        merged = _merged(merged, _read(real_path(path.parent / include), (*seen, path)))
     return _merged(merged, tree)
 
 

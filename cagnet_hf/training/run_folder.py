@@ -8,7 +8,7 @@ from typing import IO
 
 import yaml
 
-from ..files import MODEL_FOLDER, check_output, lock_file, parse_yaml, write_text_whole
+from ..files import DATASET_FOLDER, MODEL_FOLDER, check_output, lock_file, parse_yaml, real_path, write_text_whole
 from ..methods import method_of
 from ..methods.options import Recipe, RecipeError, changed_keys
 from .checkpoints import RunState, checkpoints, load_run_state
@@ -61,11 +61,17 @@ class RunFolder:
             OSError: The folder cannot be written, or holds files that this run would replace.
         """
         check_output(self.path / LOCK, "")
+        for given in (recipe.dataset, recipe.benchmark, recipe.class_embeddings, recipe.backbone_weights):
+            if given is not None and real_path(Path(given)) == real_path(self.path):
+                raise RecipeError(f"{self.path} is read by this run: choose another --output_dir")
         if not self.holds_run:
             written = (*_WRITTEN, *method_of(recipe.method, recipe.model).prepared)
             found = next((self.path / name for name in written if os.path.lexists(self.path / name)), None)
             if found is None and (self.path / RECORD).exists() and "made_with" not in read_record(self.path / RECORD):
                 found = self.path / RECORD
+            for kind in (MODEL_FOLDER, DATASET_FOLDER):
+                if kind.is_at(real_path(self.path)):
+                    raise RecipeError(f"{self.path} is a {kind.name}, and stays one: choose another --output_dir")
             if found is not None:
                 raise RecipeError(f"{found} is not of a run in this folder, and stays: choose another --output_dir")
             return RunState(run=uuid.uuid4().hex)

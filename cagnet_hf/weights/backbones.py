@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import re
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -142,6 +143,8 @@ def _load_transformers(network: nn.Module, source: str) -> str:
     backbone, config = network.backbone.backbone, network.config.backbone_config
     # Not AutoBackbone: it asks the Hub about every source, a folder included.
     if config.model_type == "timm_backbone":
+        if not re.fullmatch(r"timm/[\w.-]+", source) or Path(source).exists():
+            raise ValueError(f"{source}: weights of timm have a name, timm/NAME, and are taken from nowhere else")
         loaded = type(backbone).from_pretrained(source.removeprefix("timm/"), config=config)
     else:
         check_weight_files(source)

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForImageClassification
 
+from ..files import check_weight_files
 from ..model.prototypes_cagnet import DenseHead
 from .backbones import PACKAGES, read_package
 
@@ -19,7 +20,8 @@ def load_image_classifier_head(backbone: str, source: str) -> tuple[DenseHead, t
             of transformers, a folder or an id on the Hub, whose last linear layer scores the mean of a feature map.
 
     Raises:
-        ValueError: The package is not installed, or the classifier's head is of another kind.
+        ValueError: The package is not installed, the classifier's head is of another kind, or the weights are no
+            safetensors files.
         OSError: There is no such classifier.
     """
     if backbone in PACKAGES and source == "package":
@@ -38,6 +40,7 @@ def _efficientnet_lite_head(tensors: dict[str, Tensor]) -> DenseHead:
 
 
 def _transformers_head(source: str) -> tuple[DenseHead, tuple[str, ...]]:
+    check_weight_files(source)
     classifier = AutoModelForImageClassification.from_pretrained(source, use_safetensors=True, trust_remote_code=False)
     layers = [module for module in classifier.classifier.modules() if not list(module.children())]
     linear = [layer for layer in layers if isinstance(layer, nn.Linear)]

@@ -30,17 +30,19 @@ def main(argv: list[str] | None = None) -> int:
     from cagnet_hf.cli import run
     from cagnet_hf.data.sources import open_with_classes
     from cagnet_hf.evaluation.scoring import check_classes
-    from cagnet_hf.files import write_text_whole
+    from cagnet_hf.files import check_output, made_by, write_text_whole
     from cagnet_hf.weights.folders import load_model
 
+    mark = made_by("context_latent")
+
     def measure():
+        check_output(args.output, mark)
         dataset, classes = open_with_classes(args.dataset, args.split)
         model, processor = load_model(args.model)
         check_classes(model.config, classes, args.dataset)
         if model.cagnet.context is None:
             raise ValueError(f"{args.model} has no contextual module: give a model of a CaGNet row")
-        report = json.dumps(describe_latent(model, processor, dataset), indent=1)
-        args.output.parent.mkdir(parents=True, exist_ok=True)
+        report = json.dumps({"made_by": mark} | describe_latent(model, processor, dataset), indent=1)
         write_text_whole(args.output, report + "\n")
         print(report)
 

@@ -26,15 +26,16 @@ def main(argv: list[str] | None = None) -> int:
 
     # Imported here, so that --help answers at once.
     from cagnet_hf.cli import run
-    from cagnet_hf.files import write_text_whole
+    from cagnet_hf.files import check_output, made_by, write_text_whole
     from cagnet_hf.training.recipe_files import load_recipe
 
+    mark = made_by("patch_layouts")
+
     def compare():
+        check_output(args.output, mark)
         report = compare_layouts(load_recipe(args.recipe, args.overrides))
-        args.output.parent.mkdir(parents=True, exist_ok=True)
-        write_text_whole(
-            args.output, json.dumps({"recipe": args.recipe, "overrides": args.overrides} | report, indent=1) + "\n"
-        )
+        told = {"made_by": mark, "recipe": args.recipe, "overrides": args.overrides} | report
+        write_text_whole(args.output, json.dumps(told, indent=1) + "\n")
         print(json.dumps(report, indent=1))
 
     return run(compare)

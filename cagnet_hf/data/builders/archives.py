@@ -92,9 +92,21 @@ def require(path: AnyPath, what: str) -> AnyPath:
     return path
 
 
+def read_lines(path: AnyPath) -> list[str]:
+    """The lines of a text file.
+
+    Raises:
+        ValueError: The file is no text in UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not a text file of UTF-8 ({error})") from None
+
+
 def read_list(path: AnyPath) -> list[str]:
     """Image ids, one a line; a line may also be `/JPEGImages/ID.jpg /SegmentationClassAug/ID.png`."""
-    lines = path.read_text(encoding="utf-8").splitlines()
+    lines = read_lines(path)
     ids = [Path(line.split()[0]).stem for line in lines if line.strip()]
     if not ids:
         raise ValueError(f"{path} lists no images")

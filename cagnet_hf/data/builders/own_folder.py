@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 from ..benchmarks import CLASS_TABLE, Benchmark, read_class_table
 from ..examples import Example, pair_by_stem
 from ..image_inputs import IMAGE_SUFFIXES
-from .archives import AnyPath, open_source, require
+from .archives import AnyPath, open_source, read_lines, require
 
 MASK_SUFFIXES = (".png", ".bmp", ".tif", ".tiff", ".gif")  # those that keep ids as they are
 _LOSSY = (".jpg", ".jpeg")
@@ -64,7 +64,7 @@ def folder_examples(
 def _listed_names(path: AnyPath, pairs: list[Example]) -> set[str]:
     """The images that a list names, one a line: by their names, or by those of their files."""
     names = {pair.image_id for pair in pairs}
-    lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+    lines = [line.strip() for line in read_lines(path)]
     listed = {line if line in names else PurePosixPath(line).stem for line in lines if line}
     if not listed:
         raise ValueError(f"{path} lists no images")
@@ -86,7 +86,7 @@ def _pairs(folder: AnyPath) -> list[Example]:
 
 def _listed_pairs(folder: AnyPath) -> list[Example]:
     pairs = []
-    for number, line in enumerate((folder / METADATA).read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(read_lines(folder / METADATA), start=1):
         try:
             row = json.loads(line)
             image, mask = (PurePosixPath(row[key]) for key in ("file_name", "mask_file_name"))

@@ -16,7 +16,7 @@ import numpy as np
 
 from ..benchmarks import Benchmark, load_benchmark
 from ..examples import Example
-from .archives import AnyPath, open_source, read_list, refuse_shared, require
+from .archives import AnyPath, open_source, read_lines, read_list, refuse_shared, require
 from .mat_files import import_loadmat, mat_mask
 from .pascal_voc import voc_root
 
@@ -81,7 +81,7 @@ class _Numbers:
 
     def __init__(self, path: AnyPath, benchmark: Benchmark):
         self.path = path
-        lines = [line.partition(":") for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        lines = [line.partition(":") for line in read_lines(path) if line.strip()]
         for number, colon, name in lines:
             if not colon or not number.strip().isdecimal():
                 raise ValueError(f"{path}: {(number + colon + name).strip()!r} is no line such as `2: aeroplane`")
