@@ -1,6 +1,7 @@
 """Images in, label maps out: one rule for every entrance, and what cannot be honoured is refused in one line."""
 
 import io
+import warnings
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import torch.nn.functional as F
 from datasets import Image as ImageFeature
 from PIL import Image
 from test_modeling import build
+from transformers import pipeline
 
 from cagnet_hf import CaGNetImageProcessor
 from cagnet_hf.apps.prediction import segment
@@ -151,6 +153,37 @@ def test_images_of_two_shapes_make_no_batch():
     assert [pixels.shape for pixels in processor(images)["pixel_values"]] == [(3, 16, 24), (3, 24, 16)]
     with pytest.raises(ValueError, match=r"sizes \(16, 24\) and \(24, 16\) make no batch: give size=.*batch_size=1"):
         processor(images, return_tensors="pt")
+
+
+@pytest.mark.parametrize("options", [{"size": {"longest_edge": 24}}, {"do_resize": False}])
+def test_a_pipeline_that_makes_batches_says_beforehand_what_cannot_be_one(options):
+    processor, model = CaGNetImageProcessor(**options), build().eval()
+    batches, one_by_one = (
+        pipeline("image-segmentation", model=model, image_processor=processor, batch_size=size) for size in (2, 1)
+    )
+    images = [Image.new("RGB", (24, 16), "red"), Image.new("RGB", (16, 24), "red")]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        segments = one_by_one([images[0]] * 2 + [images[1]])
+    kept = "size={'longest_edge': 24}" if "size" in options else "do_resize=False"
+    told = rf"^{kept} keeps the shape of each image.*batch_size=1, or to cagnet_hf.segment, or choose size="
+    with pytest.warns(UserWarning, match=told):
+        assert batches([images[0]] * 2) == segments[:2]
+    with pytest.warns(UserWarning, match=told), pytest.raises(RuntimeError):
+        batches(images)
+
+
+def test_a_pipeline_joins_images_that_are_brought_to_one_size():
+    processor, model = CaGNetImageProcessor(size=24), build().eval()
+    images = [Image.new("RGB", (24, 16), "red"), Image.new("RGB", (16, 24), "red")]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        batches, one_by_one = (
+            pipeline("image-segmentation", model=model, image_processor=processor, batch_size=size)(images)
+            for size in (2, 1)
+        )
+    assert batches == one_by_one
+    assert [segments[0]["mask"].size for segments in batches] == [(24, 16), (16, 24)]
 
 
 # Label maps

@@ -1,5 +1,6 @@
 """Images -> tensors, logits -> label maps."""
 
+import warnings
 from collections.abc import Iterator
 
 import numpy as np
@@ -142,6 +143,21 @@ class CaGNetImageProcessor(PilBackend):
 
     # The name of an older base class.
     _further_process_kwargs = _standardize_kwargs
+
+    @property
+    def padding_value(self) -> None:
+        """None: images are not padded. A pipeline of transformers asks for this number when the pipeline is to make
+        batches, before the pipeline joins images whose shapes this processor sees one by one only.
+        """
+        size = {name: side for name, side in dict(self.size).items() if side} if self.do_resize else None
+        if size is None or size.keys() != {"height", "width"}:
+            kept = "do_resize=False" if size is None else f"size={size}"
+            warnings.warn(
+                f"{kept} keeps the shape of each image, and a pipeline cannot join images of several shapes to a batch: "
+                "give such images with batch_size=1, or to cagnet_hf.segment, or choose size={'height': …, 'width': …}",
+                stacklevel=3,
+            )
+        return None
 
     def convert_to_rgb(self, image, input_data_format=None):
         if isinstance(image, Image.Image):
