@@ -166,7 +166,7 @@ def test_a_pipeline_that_makes_batches_says_beforehand_what_cannot_be_one(option
         warnings.simplefilter("error")
         segments = one_by_one([images[0]] * 2 + [images[1]])
     kept = "size={'longest_edge': 24}" if "size" in options else "do_resize=False"
-    told = rf"^{kept} keeps the shape of each image.*batch_size=1, or to cagnet_hf.segment, or choose size="
+    told = rf"^{kept} keeps the shape of each image.*use batch_size=1, or cagnet_hf.segment, or size="
     with pytest.warns(UserWarning, match=told):
         assert batches([images[0]] * 2) == segments[:2]
     with pytest.warns(UserWarning, match=told), pytest.raises(RuntimeError):

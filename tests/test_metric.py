@@ -226,7 +226,10 @@ def test_a_metric_without_a_label_set_is_told_it_with_the_maps():
 
 def mean_iou(predictions, references, num_labels: int, ignore_index: int) -> tuple[float, float, float, list, list]:
     """Mean IoU, mean accuracy, overall accuracy, IoU and accuracy by class, as `mean_iou` defines them."""
-    prediction, truth = np.concatenate([m.ravel() for m in predictions]), np.concatenate([m.ravel() for m in references])
+    prediction, truth = (
+        np.concatenate([m.ravel() for m in predictions]),
+        np.concatenate([m.ravel() for m in references]),
+    )
     prediction, truth = prediction[truth != ignore_index], truth[truth != ignore_index]
     both = np.array([((prediction == i) & (truth == i)).sum() for i in range(num_labels)])
     either = np.array([((prediction == i) | (truth == i)).sum() for i in range(num_labels)])

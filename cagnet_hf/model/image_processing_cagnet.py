@@ -153,8 +153,8 @@ class CaGNetImageProcessor(PilBackend):
         if size is None or size.keys() != {"height", "width"}:
             kept = "do_resize=False" if size is None else f"size={size}"
             warnings.warn(
-                f"{kept} keeps the shape of each image, and a pipeline cannot join images of several shapes to a batch: "
-                "give such images with batch_size=1, or to cagnet_hf.segment, or choose size={'height': …, 'width': …}",
+                f"{kept} keeps the shape of each image, and a pipeline makes no batch of images of several shapes: "
+                "use batch_size=1, or cagnet_hf.segment, or size={'height': …, 'width': …}",
                 stacklevel=3,
             )
         return None

@@ -1,6 +1,7 @@
 """The confusion matrix of label maps over seen and unseen classes, and the scores that follow from the matrix.
 
-The file stands alone, so that `evaluate.load` can copy it beside the metric: it imports numpy and the standard library alone.
+The file stands alone, so that `evaluate.load` can copy it beside the metric: it imports numpy and the standard library
+only.
 """
 
 import operator
