@@ -46,6 +46,8 @@ def _plainly_refusing(cls):
     set_checked = cls.__setattr__
 
     def set_field(self, name, value):
+        if name == "id2label" and value is not None:
+            value = _by_id(value)
         try:
             set_checked(self, name, value)
         except StrictDataclassFieldValidationError as error:
@@ -163,8 +165,6 @@ class CaGNetConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs):
         self._settle_backbone()
         number = _whole_number(kwargs.get("num_labels"))
-        if self.id2label is not None:
-            self.id2label = _by_id(self.id2label)
         if None not in (number, self.id2label) and number != len(self.id2label):
             raise ValueError(f"num_labels={number}, but id2label names {len(self.id2label)} classes")
         super().__post_init__(**kwargs)
