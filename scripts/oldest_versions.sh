@@ -6,8 +6,8 @@ cd "$(dirname "$0")/.."
 folder=$1
 shift
 "${PYTHON:-python3.10}" -m venv "$folder"
-# The dependencies, and those of the extra `train`, which conftest.py imports.
-oldest=$(sed -n '/^dependencies/,/^train/p' pyproject.toml | grep -o '"[a-z-]*>=[0-9.]*"' | sed 's/"//g; s/>=/==/')
+# The dependencies, and those of the extras up to `data`, which the tests import.
+oldest=$(sed -n '/^dependencies/,/^data/p' pyproject.toml | grep -o '"[a-z-]*>=[0-9.]*"' | sed 's/"//g; s/>=/==/')
 "$folder/bin/python" -m pip install --quiet $oldest pytest pytest-xdist
 "$folder/bin/python" -m pip list
 "$folder/bin/python" -c "import cagnet_hf"

@@ -165,6 +165,26 @@ def test_an_array_has_one_label_map_at_every_entrance(convert, opened):
         np.testing.assert_array_equal(entrance(opened, convert(pixels)), expected)
 
 
+@pytest.mark.parametrize("convert", [np.asarray, torch.from_numpy, lambda grey: grey / 255])
+def test_a_grey_array_is_a_grey_picture(convert, opened):
+    grey = noise(24, 32)
+    processor, picture = opened[2], Image.fromarray(grey)
+    expected = processor(picture)["pixel_values"][0]
+    for given in (convert(grey), [convert(grey)]):
+        for options in ({}, {"input_data_format": "channels_last"}):
+            np.testing.assert_allclose(processor(given, **options)["pixel_values"][0], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [(24,), (24, 32, 3), (0, 32), (24, -1)])
+def test_a_target_size_that_is_none_is_refused(size, opened):
+    _, model, processor = opened
+    with torch.no_grad():
+        outputs = model(torch.zeros(1, 3, 24, 32))
+    for with_scores in (False, True):
+        with pytest.raises(ValueError, match=r"^target size \(.*\): give a height and a width above 0$"):
+            processor.post_process_semantic_segmentation(outputs, [size], return_segmentation_scores=with_scores)
+
+
 @pytest.mark.parametrize("value", [np.nan, -1.0, 300.0])
 def test_an_array_is_refused_alike_at_every_entrance(value, opened):
     for entrance in (by_processor, by_segment):

@@ -99,6 +99,15 @@ def test_names_that_are_set_later_reach_label2id(folder):
     assert config.label2id == {"a": 0, "b": 1, "c": 2, "d": 3, "e": 4}
 
 
+def test_a_calibration_that_is_set_later_is_a_number():
+    config = CaGNetConfig(**TINY)
+    with pytest.raises(ValueError, match=r"^calibration=nan: it is subtracted from probabilities"):
+        config.calibration = float("nan")
+    with pytest.raises(ValueError, match="'calibration'"):
+        config.update({"calibration": "0.3"})
+    assert config.calibration == 0
+
+
 def test_a_number_that_is_set_later_is_refused_where_a_model_is_built():
     config = CaGNetConfig(**TINY)
     config.num_labels = 3

@@ -48,6 +48,8 @@ def _plainly_refusing(cls):
     def set_field(self, name, value):
         if name == "id2label" and value is not None:
             value = _by_id(value)
+        if name == "calibration" and isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{name}={value}: it is subtracted from probabilities, choose a number from 0 to 1")
         try:
             set_checked(self, name, value)
         except StrictDataclassFieldValidationError as error:
@@ -264,10 +266,6 @@ class CaGNetConfig(PreTrainedConfig):
                 raise ValueError(f"{field}={getattr(self, field)}: choose numbers from 0 to 1")
         if not self.aspp_dilations:
             raise ValueError("aspp_dilations is empty: give at least one dilation")
-        if not math.isfinite(self.calibration):
-            raise ValueError(
-                f"calibration={self.calibration}: it is subtracted from probabilities, choose a number from 0 to 1"
-            )
         if not math.isfinite(self.generator_embedding_scale):
             raise ValueError(f"generator_embedding_scale={self.generator_embedding_scale}: choose a finite number")
 

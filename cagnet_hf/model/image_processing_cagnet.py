@@ -184,7 +184,9 @@ class CaGNetImageProcessor(PilBackend):
             ValueError: An argument is unknown, a label map is none, or images of several sizes are to be one tensor.
         """
         _refuse_unknown(kwargs.keys() - set(self.valid_kwargs.__annotations__))
-        return super().preprocess(images, segmentation_maps, **kwargs)
+        last = kwargs.get("input_data_format") in ("channels_last", ChannelDimension.LAST)
+        images = [_with_channels(image, last) for image in images] if isinstance(images, list | tuple) else images
+        return super().preprocess(_with_channels(images, last), segmentation_maps, **kwargs)
 
     def _preprocess_image_like_inputs(
         self, images, segmentation_maps, do_convert_rgb, input_data_format, return_tensors, **kwargs
@@ -263,6 +265,8 @@ class CaGNetImageProcessor(PilBackend):
         offsets = [None] * len(logits) if calibration is None else calibration
         for image_logits, target_size, offset in zip(logits, target_sizes, offsets, strict=True):
             size = tuple(int(side) for side in target_size)
+            if len(size) != 2 or min(size) < 1:
+                raise ValueError(f"target size {size}: give a height and a width above 0")
             if not return_segmentation_scores:
                 results.append(torch.cat([labels for _, labels, _ in label_bands(image_logits, size, offset)]))
                 continue
@@ -277,6 +281,13 @@ def _refuse_unknown(names) -> None:
     names = names - {"image_like_kwargs"} - {name for name in names if name.startswith("_")}
     if names:
         raise ValueError(f"{', '.join(sorted(names))}: no argument of this image processor")
+
+
+def _with_channels(image, last: bool):
+    """A grey array or tensor `(H, W)` as three equal channels; anything else as it is."""
+    if getattr(image, "ndim", None) != 2:
+        return image
+    return np.stack([np.asarray(image)] * 3, axis=-1 if last else 0)
 
 
 def _label_maps(given, number: int) -> list[np.ndarray]:
