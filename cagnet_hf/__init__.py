@@ -50,10 +50,7 @@ def _is_command_line() -> bool:
 
 def _register() -> None:
     """Make transformers' Auto classes open models of this package by the package's own code."""
-    from transformers import AutoConfig, AutoModel, AutoModelForSemanticSegmentation
-
-    # Not from `transformers` itself: before 5.18, the class there wants torchvision.
-    from transformers.models.auto.image_processing_auto import AutoImageProcessor
+    from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForSemanticSegmentation
 
     from .model.configuration_cagnet import CaGNetConfig
     from .model.image_processing_cagnet import CaGNetImageProcessor

@@ -162,13 +162,13 @@ class CaGNetImageProcessor(PilBackend):
     def convert_to_rgb(self, image, input_data_format=None):
         if isinstance(image, Image.Image):
             return np.array(rgb_image(image))
-        if image.ndim == 3:
-            layout = input_data_format or infer_channel_dimension_format(image, num_channels=(1, 3, 4))
-            channels = 0 if layout == ChannelDimension.FIRST else -1
-            if image.shape[channels] == 4:  # transparency
-                rgb = np.array(rgb_image(np.moveaxis(image, channels, -1)))
-                return np.moveaxis(rgb, -1, channels)
-        return super().convert_to_rgb(image, input_data_format=input_data_format)
+        if image.ndim != 3:
+            return image
+        layout = input_data_format or infer_channel_dimension_format(image, num_channels=(1, 3, 4))
+        channels = 0 if layout == ChannelDimension.FIRST else -1
+        if image.shape[channels] == 4:  # transparency
+            return np.moveaxis(np.array(rgb_image(np.moveaxis(image, channels, -1))), -1, channels)
+        return np.repeat(image, 3, axis=channels) if image.shape[channels] == 1 else image
 
     def preprocess(self, images, segmentation_maps=None, **kwargs) -> BatchFeature:
         """Prepare images, and label maps along with them.
