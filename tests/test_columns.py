@@ -205,8 +205,15 @@ def test_what_is_no_image_is_refused(read_row, tmp_path):
     assert read_row(tmp_path, {"bytes": b"text", "path": None}, png(GREY)) == "image of a: not an image"
 
 
-def test_a_missing_mask_is_refused(read_row, tmp_path):
-    assert read_row(tmp_path, png(PHOTO), None) == "mask of a: there is none"
+@pytest.mark.parametrize("missing", [None, {"bytes": None, "path": None}])
+def test_a_missing_mask_is_refused(read_row, tmp_path, missing):
+    assert read_row(tmp_path, png(PHOTO), missing) == "mask of a: there is none"
+
+
+def test_an_empty_file_is_refused(read_row, tmp_path):
+    empty = {"bytes": b"", "path": None}
+    assert read_row(tmp_path, png(PHOTO), empty) == "mask of a: not an image"
+    assert read_row(tmp_path, empty, png(GREY)) == "image of a: not an image"
 
 
 def test_a_mask_with_an_alpha_channel_alone_is_refused(read_row, tmp_path):

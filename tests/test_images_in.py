@@ -1,6 +1,7 @@
 """Images in, label maps out: one rule for every entrance, and what cannot be honoured is refused in one line."""
 
 import io
+import warnings
 
 import numpy as np
 import pytest
@@ -9,11 +10,14 @@ import torch.nn.functional as F
 from datasets import Image as ImageFeature
 from PIL import Image
 from test_modeling import build
+from transformers import pipeline
 
 from cagnet_hf import CaGNetImageProcessor
+from cagnet_hf.apps.demo import Visit
 from cagnet_hf.apps.prediction import segment
 from cagnet_hf.data.label_space import LabelSpace
 from cagnet_hf.data.samples import decode_row
+from cagnet_hf.weights.folders import load_model
 
 AS_IT_IS = {"do_resize": False, "do_normalize": False, "do_flip_channel_order": False}
 
@@ -56,6 +60,136 @@ def test_an_array_with_transparency_stands_on_white(channels_first):
     array = array.transpose(2, 0, 1) if channels_first else array
     values = CaGNetImageProcessor(**AS_IT_IS)(array)["pixel_values"][0]
     np.testing.assert_array_equal(values, WHITE_RIGHT.repeat(2, axis=1))
+
+
+# Every entrance
+
+
+@pytest.fixture(scope="module")
+def opened(tmp_path_factory):
+    """(folder, model, processor) of a model whose labels depend on single pixels."""
+    folder = tmp_path_factory.mktemp("opened") / "model"
+    build().save_pretrained(folder)
+    CaGNetImageProcessor(do_resize=False, image_std=20.0).save_pretrained(folder)
+    return folder, *load_model(str(folder))
+
+
+def by_processor(opened, picture) -> np.ndarray:
+    _, model, processor = opened
+    with torch.no_grad():
+        outputs = model(**processor(picture, return_tensors="pt"))
+    return processor.post_process_semantic_segmentation(outputs, [(24, 32)])[0].numpy()
+
+
+def by_segment(opened, picture) -> np.ndarray:
+    (prediction,) = segment(*opened[1:], [picture])
+    return prediction.label_map
+
+
+def by_page(opened, path) -> np.ndarray:
+    visit = Visit(*opened[1:])
+    visit.open(path)
+    visit.segment(0)
+    return visit.prediction.label_map
+
+
+def by_predict(opened, path, load_script) -> np.ndarray:
+    output = path.with_suffix("")
+    assert load_script("predict").main([str(path), "--model", str(opened[0]), "--output", str(output)]) == 0
+    return np.asarray(Image.open(output / path.name))
+
+
+def by_training(opened, path) -> np.ndarray:
+    """Labels of the image as training reads it."""
+    image, mask = ({"bytes": data, "path": None} for data in (path.read_bytes(), png(Image.new("L", (32, 24)))))
+    sample = decode_row({"image": image, "mask": mask, "image_id": "one"}, LabelSpace())
+    return by_processor(opened, sample.image)
+
+
+def noise(*shape) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+
+
+def pictures() -> dict[str, tuple[Image.Image, Image.Image]]:
+    """Pictures of every kind, and as what each is seen."""
+    colours, grey = noise(24, 32, 3), noise(24, 32)
+    holes = np.arange(24)[:, None] % 8 < 4
+    on_white = {
+        name: Image.fromarray(np.where(holes if values.ndim == 2 else holes[..., None], 255, values).astype(np.uint8))
+        for name, values in (("RGB", colours), ("L", np.broadcast_to(grey, (24, 32))))
+    }
+    alpha = np.broadcast_to(np.where(holes, 0, 255), (24, 32)).astype(np.uint8)
+    palette = Image.fromarray(np.where(holes, 1, grey // 128 * 2).astype(np.uint8))
+    palette.putpalette([10, 20, 30, 70, 80, 90, 200, 150, 100])
+    palette.info["transparency"] = 1
+    seen = Image.fromarray(np.array([[10, 20, 30], [255] * 3, [200, 150, 100]], np.uint8)[np.asarray(palette)])
+    return {
+        "RGBA": (Image.fromarray(np.dstack([colours, alpha])), on_white["RGB"]),
+        "LA": (Image.merge("LA", [Image.fromarray(grey), Image.fromarray(alpha)]), on_white["L"]),
+        "P with tRNS": (palette, seen),
+        "16-bit grey": (Image.fromarray(grey.astype(np.uint16) * 257), Image.fromarray(grey)),
+    }
+
+
+@pytest.mark.parametrize("kind", pictures())
+def test_a_picture_has_one_label_map_at_every_entrance(kind, opened, load_script, tmp_path):
+    picture, seen = pictures()[kind]
+    path = tmp_path / "picture.png"
+    picture.save(path)
+    expected = by_processor(opened, seen.convert("RGB"))
+    assert len(np.unique(expected)) > 1
+    given = Image.open(path)
+    assert given.mode != "RGB"
+    found = {
+        "processor": by_processor(opened, given),
+        "segment": by_segment(opened, given),
+        "page": by_page(opened, path),
+        "predict": by_predict(opened, path, load_script),
+        "training": by_training(opened, path),
+    }
+    for entrance, label_map in found.items():
+        np.testing.assert_array_equal(label_map, expected, err_msg=entrance)
+    dropped = by_processor(opened, Image.fromarray(np.asarray(given.convert("RGB"))))
+    assert (dropped != expected).any()  # what is not settled here would be seen
+
+
+@pytest.mark.parametrize(
+    "convert",
+    [lambda pixels: pixels / 255, lambda pixels: pixels.astype(np.uint16) * 257, lambda pixels: pixels.astype(int)],
+    ids=["float 0..1", "uint16", "int64"],
+)
+def test_an_array_has_one_label_map_at_every_entrance(convert, opened):
+    pixels = noise(24, 32, 3)
+    expected = by_processor(opened, Image.fromarray(pixels))
+    for entrance in (by_processor, by_segment):
+        np.testing.assert_array_equal(entrance(opened, convert(pixels)), expected)
+
+
+@pytest.mark.parametrize("convert", [np.asarray, torch.from_numpy, lambda grey: grey / 255])
+def test_a_grey_array_is_a_grey_picture(convert, opened):
+    grey = noise(24, 32)
+    processor, picture = opened[2], Image.fromarray(grey)
+    expected = processor(picture)["pixel_values"][0]
+    for given in (convert(grey), [convert(grey)]):
+        for options in ({}, {"input_data_format": "channels_last"}):
+            np.testing.assert_allclose(processor(given, **options)["pixel_values"][0], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [(24,), (24, 32, 3), (0, 32), (24, -1)])
+def test_a_target_size_that_is_none_is_refused(size, opened):
+    _, model, processor = opened
+    with torch.no_grad():
+        outputs = model(torch.zeros(1, 3, 24, 32))
+    for with_scores in (False, True):
+        with pytest.raises(ValueError, match=r"^target size \(.*\): give a height and a width above 0$"):
+            processor.post_process_semantic_segmentation(outputs, [size], return_segmentation_scores=with_scores)
+
+
+@pytest.mark.parametrize("value", [np.nan, -1.0, 300.0])
+def test_an_array_is_refused_alike_at_every_entrance(value, opened):
+    for entrance in (by_processor, by_segment):
+        with pytest.raises(ValueError, match=r"an image of float64 with values .* give 0 to 255, or 0.0 to 1.0"):
+            entrance(opened, np.full((24, 32, 3), value))
 
 
 def test_sixteen_bit_grey_is_scaled_in_segment():
@@ -151,6 +285,37 @@ def test_images_of_two_shapes_make_no_batch():
     assert [pixels.shape for pixels in processor(images)["pixel_values"]] == [(3, 16, 24), (3, 24, 16)]
     with pytest.raises(ValueError, match=r"sizes \(16, 24\) and \(24, 16\) make no batch: give size=.*batch_size=1"):
         processor(images, return_tensors="pt")
+
+
+@pytest.mark.parametrize("options", [{"size": {"longest_edge": 24}}, {"do_resize": False}])
+def test_a_pipeline_that_makes_batches_says_beforehand_what_cannot_be_one(options):
+    processor, model = CaGNetImageProcessor(**options), build().eval()
+    batches, one_by_one = (
+        pipeline("image-segmentation", model=model, image_processor=processor, batch_size=size) for size in (2, 1)
+    )
+    images = [Image.new("RGB", (24, 16), "red"), Image.new("RGB", (16, 24), "red")]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        segments = one_by_one([images[0]] * 2 + [images[1]])
+    kept = "size={'longest_edge': 24}" if "size" in options else "do_resize=False"
+    told = rf"^{kept} keeps the shape of each image.*use batch_size=1, or cagnet_hf.segment, or size="
+    with pytest.warns(UserWarning, match=told):
+        assert batches([images[0]] * 2) == segments[:2]
+    with pytest.warns(UserWarning, match=told), pytest.raises(RuntimeError):
+        batches(images)
+
+
+def test_a_pipeline_joins_images_that_are_brought_to_one_size():
+    processor, model = CaGNetImageProcessor(size=24), build().eval()
+    images = [Image.new("RGB", (24, 16), "red"), Image.new("RGB", (16, 24), "red")]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        batches, one_by_one = (
+            pipeline("image-segmentation", model=model, image_processor=processor, batch_size=size)(images)
+            for size in (2, 1)
+        )
+    assert batches == one_by_one
+    assert [segments[0]["mask"].size for segments in batches] == [(24, 16), (16, 24)]
 
 
 # Label maps

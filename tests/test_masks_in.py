@@ -6,7 +6,7 @@ import logging
 import numpy as np
 import pytest
 import torch
-from datasets import Dataset, Features
+from datasets import Dataset, Features, Value
 from datasets import Image as ImageFeature
 from PIL import Image
 from test_modeling import TINY, build
@@ -15,8 +15,10 @@ from trained import arguments
 from cagnet_hf import CaGNetConfig, CaGNetImageProcessor
 from cagnet_hf.apps.prediction import segment
 from cagnet_hf.data.label_space import LabelSpace
+from cagnet_hf.data.rows import StreamedRows, undecoded
 from cagnet_hf.data.samples import decode_row
 from cagnet_hf.data.sources import open_dataset
+from cagnet_hf.data.stream import LabelledImages, check_training_labels
 
 TABLE = """
 classes:
@@ -75,15 +77,29 @@ def test_a_class_that_only_the_test_split_shows_is_a_warning(load_script, tmp_pa
     assert "Seen classes that only the test split shows, nothing can be learnt of them: ['dog']" in caplog.text
 
 
-def test_training_without_a_labelled_pixel_is_refused(load_script, tiny_dataset, tmp_path, capsys):
+@pytest.mark.parametrize("streaming", ["false", "true"])
+def test_training_without_a_labelled_pixel_is_refused(load_script, tiny_dataset, tmp_path, capsys, streaming):
     (tmp_path / "data").mkdir()
     for split in ("train", "test"):
         rows = open_dataset(str(tiny_dataset), split, labels=LabelSpace()).dataset
         blank = encoded(Image.fromarray(np.full((64, 64), 255, np.uint8)))
         rows = rows.map(lambda row: {"mask": {"bytes": blank, "path": None}})  # noqa: B023
         rows.to_parquet(tmp_path / "data" / f"{split}-00000-of-00001.parquet")
-    assert load_script("train").main(arguments(tmp_path, tmp_path / "run")) == 2
+    assert load_script("train").main(arguments(tmp_path, tmp_path / "run", f"streaming={streaming}")) == 2
     assert "no training mask has a pixel of a seen class, they hold 255; 255 means" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "model").exists()
+
+
+def test_masks_of_a_stream_are_read_until_one_has_a_label(tmp_path):
+    masks = [{"bytes": encoded(Image.new("L", (8, 8), value)), "path": None} for value in (255, 255, 1)]
+    rows = {"image": [{"bytes": b"never read", "path": None}] * 4, "mask": [*masks, {"bytes": b"", "path": None}]}
+    features = Features({"image": ImageFeature(), "mask": ImageFeature(), "image_id": Value("string")})
+    rows = Dataset.from_dict(rows | {"image_id": list("abcd")}, features=features).to_iterable_dataset()
+    stream = StreamedRows(undecoded(rows, "image", "mask"), LabelSpace(), shuffle_buffer=2)
+    labels = LabelSpace((1, 2), 2)
+    check_training_labels(LabelledImages(stream, labels, hide_unseen=True), stream)
+    with pytest.raises(ValueError, match="mask of d"):  # in search of class 2, the broken mask is read
+        check_training_labels(LabelledImages(stream, LabelSpace((2, 1), 1), hide_unseen=True), stream)
 
 
 def test_a_jpeg_mask_is_refused_wherever_it_comes_from():

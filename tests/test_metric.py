@@ -230,6 +230,58 @@ def test_a_metric_without_a_label_set_is_told_it_with_the_maps():
     assert metric.compute(**given, seen_ids=range(15))["hIoU"] == expected["hIoU"]
 
 
+def mean_iou(predictions, references, num_labels: int, ignore_index: int) -> tuple[float, float, float, list, list]:
+    """Mean IoU, mean accuracy, overall accuracy, IoU and accuracy by class, as `mean_iou` defines them."""
+    prediction, truth = (
+        np.concatenate([m.ravel() for m in predictions]),
+        np.concatenate([m.ravel() for m in references]),
+    )
+    prediction, truth = prediction[truth != ignore_index], truth[truth != ignore_index]
+    both = np.array([((prediction == i) & (truth == i)).sum() for i in range(num_labels)])
+    either = np.array([((prediction == i) | (truth == i)).sum() for i in range(num_labels)])
+    true = np.array([(truth == i).sum() for i in range(num_labels)])
+    with np.errstate(invalid="ignore"):
+        iou, accuracy = both / either, both / true
+    return np.nanmean(iou), np.nanmean(accuracy), both.sum() / true.sum(), list(iou), list(accuracy)
+
+
+@pytest.mark.parametrize("ignore_index", [255, 6, -1])
+def test_scores_are_those_of_mean_iou(ignore_index):
+    """Of seven classes, class 5 is predicted but never true, and class 6 is neither."""
+    rng = np.random.default_rng(0)
+    predictions, references = ([rng.integers(0, high, (7, 9)) for _ in range(3)] for high in (6, 5))
+    for reference in references:
+        reference[0] = ignore_index
+    num_labels = 6 if ignore_index == 6 else 7
+    given = {"num_labels": num_labels, "ignore_index": ignore_index, "reduce_labels": False, "nan_to_num": None}
+    scores = evaluate.load(METRIC_PATH).compute(predictions=predictions, references=references, **given)
+    *means, iou, accuracy = mean_iou(predictions, references, num_labels, ignore_index)
+    assert [scores["mIoU"], scores["MA"], scores["PA"]] == pytest.approx(means, rel=1e-12)
+    of_classes = [(entry["iou"], entry["recall"]) for entry in scores["per_class"].values()]
+    assert of_classes == [
+        tuple(None if np.isnan(value) else pytest.approx(value, rel=1e-12) for value in pair)
+        for pair in zip(iou, accuracy, strict=True)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"seen_ids": [0, 1.5]}, r"^seen_ids: \[0, 1.5\] is no list of whole numbers$"),
+        ({"unseen_ids": ["1"]}, r"^unseen_ids: \['1'\] is no list"),
+        ({"unseen_ids": 1}, "^unseen_ids: 1 is no list"),
+        ({"ignore_index": None}, r"^ignore_index: \[None\] is no"),
+        ({"num_labels": 2.0}, r"^num_labels: \[2.0\] is no"),
+        ({"num_labels": 0}, "^num_labels 0: a metric has at least one class$"),
+        ({"reduce_labels": True}, "^reduce_labels: no option of this metric, which takes num_labels, id2label"),
+    ],
+)
+def test_a_wrong_option_is_named(wrong, message):
+    given = {"predictions": [[[0, 1]]], "references": [[[0, 1]]], "num_labels": 2}
+    with pytest.raises(ValueError, match=message):
+        evaluate.load(METRIC_PATH).compute(**given | wrong)
+
+
 def test_every_class_is_seen_where_none_is_named():
     prediction, truth = golden_maps("all")
     scores = evaluate.load(METRIC_PATH).compute(predictions=prediction, references=truth, num_labels=20)
@@ -269,7 +321,8 @@ def test_masked_pixels_are_ignored():
     metric = load_metric(1, 1)
     metric.add(prediction=prediction, reference=reference)
     metric.add_batch(predictions=prediction[None], references=reference[None])
-    assert metric.confusion_matrix.tolist() == [[2, 0], [0, 0]]
+    metric.add_batch(predictions=[list(prediction)], references=[list(reference)])
+    assert metric.confusion_matrix.tolist() == [[3, 0], [0, 0]]
 
 
 def test_ids_that_are_no_integers_are_refused():

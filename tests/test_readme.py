@@ -1,9 +1,9 @@
 """The README.md of every room is run: every block of code, section by section, with the files it names in miniature.
 
-A new block needs nothing here, unless the block names a file that must be there first (add the file to `FILES`), takes
-long (add what shortens the command to `shortened`) or calls a program that is no script of ours (add the program to
-`PROGRAMS`). The commands of the study (`READ`) take hours, so these are only read: scripts, options and recipe keys
-must exist.
+A new block needs nothing here, unless something must be true afterwards (say so in `RESULTS`), the block names a file
+that must be there first (add the file to `FILES`), takes long (add what shortens the command to `shortened`) or calls
+a program that is no script of ours (add the program to `PROGRAMS`). The commands of the study (`READ`) take hours, so
+these are only read: scripts, options and recipe keys must exist.
 """
 
 import argparse
@@ -34,6 +34,7 @@ from cagnet_hf.hub.cards import MODEL_ID
 from cagnet_hf.model.image_processing_cagnet import CaGNetImageProcessor
 from cagnet_hf.training.recipe_files import load_recipe
 from cagnet_hf.vectors.text_encoders import encode_names
+from cagnet_hf.weights.folders import load_model
 
 RUN = ("README.md", "cagnet_hf/README.md", "scripts/README.md", "tests/README.md")
 READ = ("model_cards/README.md", "model_cards/speed/README.md")
@@ -53,6 +54,7 @@ class Sandbox:
         self.folder, self.load_script = folder, load_script
         self.trained_run, self.tiny_dataset = trained_run, tiny_dataset
         self.blocks: list[tuple[str, str]] = []
+        self.names: dict = {}  # what the last block of Python defined
 
     def place(self, blocks: list[tuple[str, str]]) -> None:
         """Put the files there that the blocks of a section name."""
@@ -64,7 +66,8 @@ class Sandbox:
 
     def run(self, language: str, text: str) -> None:
         if language == "python":
-            exec(compile(text, "README.md", "exec"), {"__name__": "readme"})
+            self.names = {"__name__": "readme"}
+            exec(compile(text, "README.md", "exec"), self.names)
         elif language == "bash":
             for command in re.split(r"&&|\n", text.replace("\\\n", " ")):
                 self._command(shlex.split(command, comments=True))
@@ -226,6 +229,19 @@ def build_instead(model_path: str, *, port=None, **options) -> None:
         build_page(model_path, **options)
 
 
+def _has_learnt_other_classes(sandbox: Sandbox) -> None:
+    assert sandbox.names["scores"]["eval_mIoU"] > 0.8  # a guess has less than 0.5
+    model, _ = load_model("outputs/coast/model")
+    assert model.config.id2label == {0: "sand", 1: "sea"}
+    assert (model.config.seen_ids, model.config.unseen_ids) == ([0, 1], [])
+
+
+# What must be true once a section has run.
+RESULTS: dict[str, Callable[[Sandbox], None]] = {
+    "scripts/README.md: Fine-tune with transformers' Trainer": _has_learnt_other_classes,
+}
+
+
 @pytest.mark.parametrize("section", [title for title, blocks in SECTIONS.items() if blocks])
 def test_a_section_runs(section, hub, load_script, trained_run, tiny_dataset, one_thread, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -236,6 +252,7 @@ def test_a_section_runs(section, hub, load_script, trained_run, tiny_dataset, on
     sandbox.place(SECTIONS[section])
     for language, text in SECTIONS[section]:
         sandbox.run(language, text)
+    RESULTS.get(section, lambda sandbox: None)(sandbox)
 
 
 def test_every_room_has_a_readme():

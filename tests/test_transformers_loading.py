@@ -68,6 +68,9 @@ def test_a_split_that_is_given_beside_the_names_counts(folder):
         ({"num_labels": 3, "id2label": OTHERS}, "num_labels=3, but id2label names 7 classes"),
         ({"id2label": OTHERS, "label2id": {"road": 1}}, "id2label and label2id name different classes"),
         ({"id2label": {1: "road", 2: "sky"}}, r"number them from 0, got \[1, 2\]"),
+        ({"label2id": ["road"]}, r"label2id=\['road'\]: give a dictionary"),
+        ({"label2id": {"road": "first"}}, "id2label={'first': 'road'}: give a dictionary"),
+        ({"num_labels": "3"}, "num_labels='3': give a whole number"),
         ({"num_labels": 0}, "num_labels=0: a model has at least one class"),
         ({"num_labels": 300}, "ignore_index=255 is a class: choose one beyond 299, or a negative one"),
         ({"unseen_ids": [1]}, "classes .* are both seen and unseen|every class is one or the other"),
@@ -96,6 +99,15 @@ def test_names_that_are_set_later_reach_label2id(folder):
     config = CaGNetConfig.from_pretrained(folder)
     config.id2label = dict(enumerate("abcde"))
     assert config.label2id == {"a": 0, "b": 1, "c": 2, "d": 3, "e": 4}
+
+
+def test_a_calibration_that_is_set_later_is_a_number():
+    config = CaGNetConfig(**TINY)
+    with pytest.raises(ValueError, match=r"^calibration=nan: it is subtracted from probabilities"):
+        config.calibration = float("nan")
+    with pytest.raises(ValueError, match="'calibration'"):
+        config.update({"calibration": "0.3"})
+    assert config.calibration == 0
 
 
 def test_a_number_that_is_set_later_is_refused_where_a_model_is_built():
@@ -131,6 +143,11 @@ def test_a_number_that_is_set_later_is_refused_where_a_model_is_built():
         ({"test_scales": (1.0, float("inf"))}, "test_scales must start with 1.0 and be positive"),
         ({"test_scales": (1.0, float("nan"))}, "test_scales must start with 1.0 and be positive"),
         ({"num_labels": 3}, "num_labels=3, but id2label names 5 classes"),
+        ({"known_classes": -1}, "known_classes=-1"),
+        ({"id2label": ["a", "b"]}, r"id2label=\['a', 'b'\]: give a dictionary"),
+        ({"id2label": {"first": "a"}}, "id2label={'first': 'a'}: give a dictionary"),
+        ({"id2label": {0: "a", 1: None}}, "id2label: class 1 has the name None, which is no text"),
+        ({"num_labels": 5.0}, "num_labels=5.0: give a whole number"),
         ({"id2label": {}}, "id2label must name at least one class"),
         ({"id2label": {0: "a", 2: "b"}, "unseen_ids": ()}, "number them from 0"),
     ],

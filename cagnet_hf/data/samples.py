@@ -62,12 +62,13 @@ def decode_row(row: dict, labels: LabelSpace) -> Sample:
     for column in ("image", "mask"):
         if column not in row:
             continue
-        if row[column] is None:
+        encoded = row[column] or {}
+        data, path = encoded.get("bytes"), encoded.get("path")
+        if data is None and path is None:
             raise ValueError(f"{column} of {name}: there is none")
         with decoding(f"{column} of {name}"):
             if column == "mask":
-                turned = row[column].get("bytes") or row[column]["path"]
-                orientation = _orientation(io.BytesIO(turned) if isinstance(turned, bytes) else turned)
+                orientation = _orientation(path if data is None else io.BytesIO(data))
             pictures[column] = ImageFeature().decode_example(row[column])
     image, mask = pictures.get("image"), pictures["mask"]
     _refuse_turned(orientation, f"mask of {name}")

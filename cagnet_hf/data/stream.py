@@ -34,8 +34,9 @@ class LabelledImages:
         return sample.image, torch.from_numpy(labels)
 
 
-def check_training_labels(images: LabelledImages, dataset: Rows) -> None:
-    """Refuse a training set without one labelled pixel; masks are looked at until one has some.
+def check_training_labels(images: LabelledImages, dataset: Rows | StreamedRows) -> None:
+    """Refuse a training set without one labelled pixel. Masks are read until a mask has some: most often one mask,
+    and never an image.
 
     Raises:
         ValueError: No mask has a pixel of a class that training shows.

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal, Self
+from typing import Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -52,7 +52,7 @@ class CaGNetStage(GeneratingStageRecipe):
     weights: CaGNetWeights = CaGNetWeights()
 
     @model_validator(mode="after")
-    def _check_blocks(self) -> Self:
+    def _check_blocks(self) -> "CaGNetStage":
         if self.real_block + self.synthetic_block == 0:
             raise ValueError("real_block and synthetic_block are both 0: the stage has no step")
         if self.synthetic_block and self.synthetic_size is None:

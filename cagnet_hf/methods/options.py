@@ -4,7 +4,7 @@
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal, Self, get_args, get_type_hints
+from typing import Any, Literal, get_args, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -90,7 +90,7 @@ class AugmentationRecipe(Options):
     flip_probability: float = Field(0.5, ge=0, le=1)
 
     @model_validator(mode="after")
-    def _check(self) -> Self:
+    def _check(self) -> "AugmentationRecipe":
         low, high = self.scale_range
         if not 0 < low <= high:
             raise ValueError(f"scale_range is [smallest, largest] with 0 < smallest <= largest, got [{low}, {high}]")
@@ -131,7 +131,7 @@ class StageRecipe(Options):
     generator: OptimizerRecipe | None = None
 
     @model_validator(mode="after")
-    def _check_scales(self) -> Self:
+    def _check_scales(self) -> "StageRecipe":
         if self.scales[:1] != [1.0] or min(self.scales) <= 0:
             raise ValueError(f"scales must start with 1.0 and be greater than 0, got {self.scales}")
         return self
@@ -157,7 +157,7 @@ class PassRecipe(StageRecipe):
     images_without_unseen: bool = False
 
     @model_validator(mode="after")
-    def _check_pass(self) -> Self:
+    def _check_pass(self) -> "PassRecipe":
         for key in ("crop_size", "augmentation", "pseudo_labels"):
             if getattr(self, key) is not None:
                 raise ValueError(f"{key}: a pass takes whole images as they are; leave it out")
@@ -206,7 +206,7 @@ class Recipe(Options):
     trackers: list[str] = ["tensorboard"]
 
     @model_validator(mode="after")
-    def _check(self) -> Self:
+    def _check(self) -> "Recipe":
         if self.streaming and self.in_memory:
             raise ValueError("streaming and in_memory exclude each other: leave out one")
         fields = set(CaGNetConfig.__dataclass_fields__) - _FACTS
@@ -227,7 +227,7 @@ class Recipe(Options):
         """Fields of the model that a stage trains."""
         return self.model | self.stages[stage].model
 
-    def first_stages(self, names: Sequence[str]) -> Self:
+    def first_stages(self, names: Sequence[str]) -> "Recipe":
         """The recipe of these stages alone."""
         model = self.model_of(names[-1])
         stages = {}

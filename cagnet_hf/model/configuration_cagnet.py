@@ -1,6 +1,7 @@
 """What a CaGNet model is: its parts, their sizes, its classes."""
 
 import math
+import operator
 import re
 import warnings
 from collections import Counter
@@ -45,6 +46,10 @@ def _plainly_refusing(cls):
     set_checked = cls.__setattr__
 
     def set_field(self, name, value):
+        if name == "id2label" and value is not None:
+            value = _by_id(value)
+        if name == "calibration" and isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{name}={value}: it is subtracted from probabilities, choose a number from 0 to 1")
         try:
             set_checked(self, name, value)
         except StrictDataclassFieldValidationError as error:
@@ -165,7 +170,7 @@ class CaGNetConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs):
         self._settle_backbone()
-        number = kwargs.get("num_labels")
+        number = _whole_number(kwargs.get("num_labels"))
         if None not in (number, self.id2label) and number != len(self.id2label):
             raise ValueError(f"num_labels={number}, but id2label names {len(self.id2label)} classes")
         super().__post_init__(**kwargs)
@@ -257,15 +262,14 @@ class CaGNetConfig(PreTrainedConfig):
         for field in _COUNTS:
             if not all(value > 0 for value in values(field)):
                 raise ValueError(f"{field}={getattr(self, field)}: choose whole numbers above 0")
+        for field in ("known_classes", "known_hidden_size"):
+            if getattr(self, field) < 0:
+                raise ValueError(f"{field}={getattr(self, field)}: choose a whole number, 0 where there is none")
         for field in _SHARES:
             if not all(0 <= value <= 1 for value in values(field)):
                 raise ValueError(f"{field}={getattr(self, field)}: choose numbers from 0 to 1")
         if not self.aspp_dilations:
             raise ValueError("aspp_dilations is empty: give at least one dilation")
-        if not math.isfinite(self.calibration):
-            raise ValueError(
-                f"calibration={self.calibration}: it is subtracted from probabilities, choose a number from 0 to 1"
-            )
         if not 0 <= self.image_prior < math.inf:
             raise ValueError(f"image_prior={self.image_prior}: choose 0 or a positive number, such as 1")
         if not math.isfinite(self.generator_embedding_scale):
@@ -309,18 +313,41 @@ class CaGNetConfig(PreTrainedConfig):
 
 def class_names(config_dict: dict) -> dict[int, str]:
     """The names of the classes in the dictionary of a configuration's file, by model id."""
-    names = config_dict.get("id2label") or {0: "LABEL_0", 1: "LABEL_1"}  # which transformers does not write
-    return {int(index): name for index, name in names.items()}
+    return _by_id(config_dict.get("id2label") or {0: "LABEL_0", 1: "LABEL_1"})  # which transformers does not write
+
+
+def _by_id(id2label) -> dict[int, str]:
+    """Names of classes by whole numbers; a JSON file turns the numbers into strings."""
+    try:
+        names = {int(index): name for index, name in id2label.items()}
+    except (AttributeError, TypeError, ValueError):
+        given = f"id2label={id2label!r}"[:100]
+        raise ValueError(f"{given}: give a dictionary of the classes' names by their numbers") from None
+    wrong = [(index, name) for index, name in names.items() if not isinstance(name, str)]
+    if wrong:
+        raise ValueError("id2label: class {} has the name {!r}, which is no text".format(*wrong[0]))
+    return names
+
+
+def _whole_number(num_labels) -> int | None:
+    try:
+        return None if num_labels is None else operator.index(num_labels)
+    except TypeError:
+        raise ValueError(f"num_labels={num_labels!r}: give a whole number") from None
 
 
 def _given_classes(changes: dict, names: dict[int, str]) -> dict:
     """`id2label` of classes that are given in place of `names` as transformers' models take them; {} if none are."""
     number, id2label, label2id = (changes.get(field) for field in ("num_labels", "id2label", "label2id"))
-    given = None
+    number, given = _whole_number(number), None
     if label2id is not None:
-        given = {int(index): name for name, index in sorted(label2id.items(), key=lambda item: int(item[1]))}
+        if not isinstance(label2id, dict):
+            raise ValueError(
+                f"label2id={label2id!r}"[:100] + ": give a dictionary of the classes' numbers by their names"
+            )
+        given = dict(sorted(_by_id({index: name for name, index in label2id.items()}).items()))
     if id2label is not None:
-        by_id = {int(index): name for index, name in id2label.items()}
+        by_id = _by_id(id2label)
         if given is not None and given != by_id:
             raise ValueError("id2label and label2id name different classes: give one of them")
         given = by_id

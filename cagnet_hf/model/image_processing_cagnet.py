@@ -1,5 +1,6 @@
 """Images -> tensors, logits -> label maps."""
 
+import warnings
 from collections.abc import Iterator
 
 import numpy as np
@@ -143,16 +144,31 @@ class CaGNetImageProcessor(PilBackend):
     # The name of an older base class.
     _further_process_kwargs = _standardize_kwargs
 
+    @property
+    def padding_value(self) -> None:
+        """None: images are not padded. A pipeline of transformers asks for this number when the pipeline is to make
+        batches, before the pipeline joins images whose shapes this processor sees one by one only.
+        """
+        size = {name: side for name, side in dict(self.size).items() if side} if self.do_resize else None
+        if size is None or size.keys() != {"height", "width"}:
+            kept = "do_resize=False" if size is None else f"size={size}"
+            warnings.warn(
+                f"{kept} keeps the shape of each image, and a pipeline makes no batch of images of several shapes: "
+                "use batch_size=1, or cagnet_hf.segment, or size={'height': …, 'width': …}",
+                stacklevel=3,
+            )
+        return None
+
     def convert_to_rgb(self, image, input_data_format=None):
         if isinstance(image, Image.Image):
             return np.array(rgb_image(image))
-        if image.ndim == 3:
-            layout = input_data_format or infer_channel_dimension_format(image, num_channels=(1, 3, 4))
-            channels = 0 if layout == ChannelDimension.FIRST else -1
-            if image.shape[channels] == 4:  # transparency
-                rgb = np.array(rgb_image(np.moveaxis(image, channels, -1)))
-                return np.moveaxis(rgb, -1, channels)
-        return super().convert_to_rgb(image, input_data_format=input_data_format)
+        if image.ndim != 3:
+            return image
+        layout = input_data_format or infer_channel_dimension_format(image, num_channels=(1, 3, 4))
+        channels = 0 if layout == ChannelDimension.FIRST else -1
+        if image.shape[channels] == 4:  # transparency
+            return np.moveaxis(np.array(rgb_image(np.moveaxis(image, channels, -1))), -1, channels)
+        return np.repeat(image, 3, axis=channels) if image.shape[channels] == 1 else image
 
     def preprocess(self, images, segmentation_maps=None, **kwargs) -> BatchFeature:
         """Prepare images, and label maps along with them.
@@ -168,7 +184,9 @@ class CaGNetImageProcessor(PilBackend):
             ValueError: An argument is unknown, a label map is none, or images of several sizes are to be one tensor.
         """
         _refuse_unknown(kwargs.keys() - set(self.valid_kwargs.__annotations__))
-        return super().preprocess(images, segmentation_maps, **kwargs)
+        last = kwargs.get("input_data_format") in ("channels_last", ChannelDimension.LAST)
+        images = [_with_channels(image, last) for image in images] if isinstance(images, list | tuple) else images
+        return super().preprocess(_with_channels(images, last), segmentation_maps, **kwargs)
 
     def _preprocess_image_like_inputs(
         self, images, segmentation_maps, do_convert_rgb, input_data_format, return_tensors, **kwargs
@@ -247,6 +265,8 @@ class CaGNetImageProcessor(PilBackend):
         offsets = [None] * len(logits) if calibration is None else calibration
         for image_logits, target_size, offset in zip(logits, target_sizes, offsets, strict=True):
             size = tuple(int(side) for side in target_size)
+            if len(size) != 2 or min(size) < 1:
+                raise ValueError(f"target size {size}: give a height and a width above 0")
             if not return_segmentation_scores:
                 results.append(torch.cat([labels for _, labels, _ in label_bands(image_logits, size, offset)]))
                 continue
@@ -261,6 +281,13 @@ def _refuse_unknown(names) -> None:
     names = names - {"image_like_kwargs"} - {name for name in names if name.startswith("_")}
     if names:
         raise ValueError(f"{', '.join(sorted(names))}: no argument of this image processor")
+
+
+def _with_channels(image, last: bool):
+    """A grey array or tensor `(H, W)` as three equal channels; anything else as it is."""
+    if getattr(image, "ndim", None) != 2:
+        return image
+    return np.stack([np.asarray(image)] * 3, axis=-1 if last else 0)
 
 
 def _label_maps(given, number: int) -> list[np.ndarray]:

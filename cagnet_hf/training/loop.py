@@ -14,7 +14,6 @@ from tqdm.auto import tqdm
 
 from ..data.label_space import LabelSpace
 from ..data.memory import hold
-from ..data.rows import Rows
 from ..data.stream import LabelledImages, check_training_labels
 from ..evaluation.scoring import score
 from ..methods import method_of
@@ -84,8 +83,7 @@ class Trainer:
         self.model = self.models[list(recipe.stages)[self.state.stage]]
         labels = LabelSpace.of(self.model.config)
         self.train_images = LabelledImages(self.train_set, labels, hide_unseen=not recipe.supervised)
-        if isinstance(self.train_set, Rows):  # a stream would be read twice
-            check_training_labels(self.train_images, self.train_set)
+        check_training_labels(self.train_images, self.train_set)
         check_feature_cache(recipe, self.models)
         if recipe.in_memory and recipe.feature_cache is None:
             self.train_images = hold(self.train_images, self.accelerator.device)

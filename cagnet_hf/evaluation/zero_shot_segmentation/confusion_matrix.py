@@ -1,8 +1,10 @@
 """The confusion matrix of label maps over seen and unseen classes, and the scores that follow from the matrix.
 
-The file stands alone, so that `evaluate.load` can copy it beside the metric: it imports nothing but numpy.
+The file stands alone, so that `evaluate.load` can copy it beside the metric: it imports numpy and the standard library
+only.
 """
 
+import operator
 from collections.abc import Collection, Mapping
 
 import numpy as np
@@ -22,7 +24,8 @@ class ConfusionMatrix:
         ignore_index: Value of reference pixels that are not scored.
 
     Raises:
-        ValueError: A class is in both groups or in none, two classes have one name, or `ignore_index` is a class.
+        ValueError: A class is in both groups or in none, two classes have one name, `ignore_index` is a class, or a
+            number is no whole one.
     """
 
     def __init__(
@@ -33,13 +36,17 @@ class ConfusionMatrix:
         id2label: Mapping[int | str, str] | None = None,
         ignore_index: int = 255,
     ):
+        (num_labels,), (ignore_index,) = _whole("num_labels", [num_labels]), _whole("ignore_index", [ignore_index])
+        if num_labels < 1:
+            raise ValueError(f"num_labels {num_labels}: a metric has at least one class")
         self.num_labels, self.ignore_index = num_labels, ignore_index
         every = range(num_labels)
-        if seen_ids is None:
-            seen_ids = [i for i in every if i not in (unseen_ids or [])]
-        if unseen_ids is None:
-            unseen_ids = [i for i in every if i not in seen_ids]
-        self.seen_ids, self.unseen_ids = [int(i) for i in seen_ids], [int(i) for i in unseen_ids]
+        seen, unseen = (
+            None if ids is None else _whole(name, ids)
+            for name, ids in (("seen_ids", seen_ids), ("unseen_ids", unseen_ids))
+        )
+        self.seen_ids = sorted(set(every) - set(unseen or [])) if seen is None else seen
+        self.unseen_ids = sorted(set(every) - set(self.seen_ids)) if unseen is None else unseen
         # A JSON file turns the indices into strings.
         names = {int(i): str(name) for i, name in (id2label or {}).items()}
         self.label_names = [names.get(i, str(i)) for i in every]
@@ -153,10 +160,20 @@ class ConfusionMatrix:
         return self.label_names[missed.argmax()] if missed.any() else None
 
 
+def _whole(name: str, numbers) -> list[int]:
+    try:
+        return [operator.index(number) for number in numbers]
+    except TypeError:
+        raise ValueError(f"{name}: {numbers!r} is no list of whole numbers"[:200]) from None
+
+
 def _integer_array(what: str, values) -> np.ndarray:
     if hasattr(values, "cpu"):  # a tensor, wherever it lies
         values = values.cpu()
-    array = values if isinstance(values, np.ma.MaskedArray) else np.asarray(values)
+    masked = isinstance(values, np.ma.MaskedArray)
+    if isinstance(values, list | tuple):
+        masked = any(isinstance(row, np.ma.MaskedArray) for row in values)
+    array = np.ma.array(values) if masked else np.asarray(values)
     if array.dtype.kind not in "iu":
         raise TypeError(f"{what} of type {array.dtype}, expected integers (logits? take their argmax first)")
     return array

@@ -15,6 +15,8 @@ import numpy as np
 from .confusion_matrix import ConfusionMatrix
 
 _LABEL_SET = {"seen_ids", "unseen_ids", "id2label", "ignore_index"}
+# Options of `mean_iou` that this metric has not: callers give them at their defaults, too, which ask for nothing.
+_OF_MEAN_IOU = {"reduce_labels", "nan_to_num", "label_map"}
 _CITATION = """
 @inproceedings{Xian2019SPNet,
   title={Semantic Projection Network for Zero- and Few-Label Semantic Segmentation},
@@ -116,6 +118,11 @@ class ZeroShotSegmentation(evaluate.Metric):
 
 
 def _matrix_of(num_labels: int | None, label_set: dict) -> ConfusionMatrix:
+    label_set = {name: value for name, value in label_set.items() if value or name not in _OF_MEAN_IOU}
+    unknown = sorted(label_set.keys() - _LABEL_SET)
+    if unknown:
+        known = ", ".join(sorted(_LABEL_SET))
+        raise ValueError(f"{', '.join(unknown)}: no option of this metric, which takes num_labels, {known}")
     if num_labels is None:
         raise ValueError(f"{', '.join(sorted(label_set))} without num_labels: give the number of classes, too")
     return ConfusionMatrix(num_labels, **label_set)
