@@ -1,12 +1,15 @@
 """Prototypes: their maths against a plain transcription in NumPy, the pass over whole images, the heads of image
 classifiers, and models from names alone."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
 from transformers import ResNetConfig, ResNetForImageClassification, ViTConfig, ViTForImageClassification
 
 from cagnet_hf.apps.names import from_names
+from cagnet_hf.apps.training import train
 from cagnet_hf.data.label_space import LabelSpace
 from cagnet_hf.evaluation.scoring import batches_of_equal_size
 from cagnet_hf.model.maps_cagnet import centre_labels
@@ -332,6 +335,22 @@ def test_images_with_unseen_classes_can_be_passed_over(recipe, tmp_path):
 def test_what_cannot_run_is_refused(recipe, tmp_path, override, message):
     with pytest.raises(ValueError, match=message):
         Trainer(recipe(override), tmp_path / "run").run()
+
+
+def test_variants_of_a_run_are_scored_as_runs_of_their_own(recipe, tmp_path, tiny_dataset, load_script, capsys):
+    recipe()  # writes the file of the recipe
+    keys = [f"dataset={tiny_dataset}", "stages.fit.tau=0.1"]
+    for name, prior in (("plain", 0), ("moved", 2)):
+        train(tmp_path / "prototypes.yaml", tmp_path / name, *keys, f"model.image_prior={prior}")
+    arguments = ["--run", str(tmp_path / "moved"), "--output", str(tmp_path / "variants.json")]
+    assert load_script("ablations/prototypes").main(arguments) == 0
+    variants = json.loads((tmp_path / "variants.json").read_text())["variants"]
+    for name, variant in (("plain", "tau 0.1, image prior 0"), ("moved", "tau 0.1, image prior 2")):
+        metrics = json.loads((tmp_path / name / "metrics.json").read_text())
+        for key in ("S-mIoU", "U-mIoU", "hIoU", "PA"):
+            assert variants[variant][key] == pytest.approx(metrics[key], abs=2e-3)
+    assert len(variants) == 30
+    assert "posteriors at test time, weight 0.25" in capsys.readouterr().out
 
 
 # Models from names alone
