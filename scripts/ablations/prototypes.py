@@ -106,11 +106,12 @@ def score_variants(folder: Path, tau: float) -> dict[str, dict]:
 
     matrices: dict[str, ConfusionMatrix] = {}
     network, classify = model.cagnet, model.forward
-    model.forward = lambda pixels, **options: network(pixels, return_dict=True)  # features in place of logits
+    # Features in place of logits.
+    model.forward = lambda pixels, **options: CaGNetSegmenterOutput(logits=network(pixels, return_dict=True).features)
     rows = dataset_of(recipe, recipe.test_split)
     for outputs, references in scored_batches(model, processor, rows, accelerator=Accelerator()):
         sizes = [labels.shape for labels in references]
-        for name, logits in variants(outputs.features):
+        for name, logits in variants(outputs.logits):
             maps = processor.post_process_semantic_segmentation(CaGNetSegmenterOutput(logits=logits), sizes)
             matrices.setdefault(name, ConfusionMatrix.of(model.config)).add(maps, references)
     model.forward = classify
