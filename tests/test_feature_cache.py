@@ -43,7 +43,7 @@ def computed(monkeypatch):
 
 def cache_of(trainer: Trainer):
     trainer.model = trainer.models[next(iter(trainer.recipe.stages))]
-    return trainer.features()
+    return trainer.features()[1]
 
 
 def test_a_record_holds_the_maps_of_the_image_and_of_its_mirror_image(recipe, tmp_path):

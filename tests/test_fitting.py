@@ -1,6 +1,7 @@
 """One command from a folder of photographs to a model."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,11 +9,25 @@ from miniature_archives import write_png
 from PIL import Image
 
 import cagnet_hf
+from cagnet_hf.apps.fitting import report
 from cagnet_hf.data.builders.own_folder import folder_examples
+from cagnet_hf.data.names import markdown
 from cagnet_hf.weights.backbones import PACKAGES
 from cagnet_hf.weights.folders import load_model
 
 NAMES = "names: {0: void, 1: dog, 2: sofa, 3: train, 4: cow}\n"
+
+
+def test_the_report_shows_names_as_names(tmp_path):
+    """A class may be called what Markdown or HTML would read."""
+    name = "a | b <script>"
+    entry = {"iou": 0.2, "recall": 0.5, "seen": True, "pixels": 3, "mistaken_for": name}
+    metrics = {"per_class": {name: entry}, "num_images": 1, "PA": 0.5, "S-mIoU": 0.2, "U-mIoU": None, "hIoU": 0.0}
+    config = SimpleNamespace(seen_ids=[0], unseen_ids=[])
+    run = SimpleNamespace(metrics=metrics, model=SimpleNamespace(config=config))
+    text = report(run, SimpleNamespace(name=name), tmp_path)
+    assert "<script>" not in text and "a | b" not in text
+    assert markdown(name) in text
 
 
 @pytest.fixture
@@ -71,6 +86,7 @@ def test_a_folder_becomes_a_model_that_learns_names(photographs, tmp_path, load_
     ("options", "message"),
     [
         (["--unseen", "cwo", "--ignored", "void"], "'cwo'"),
+        (["--unseen", "cow", "--ignored", "void", "--test_share", "2"], "choose a share between 0 and 1"),
         (["--ignored", "void"], "say which classes are unseen, too"),
         (["--unseen", "cow", "--method", "cagnet"], "no recipe 'pascal_voc_edge/cagnet'"),
         ([], "no seen; a class table has classes, seen and unseen"),

@@ -10,6 +10,7 @@ import torch
 
 from ..data.benchmarks import Benchmark
 from ..data.builders.own_folder import folder_examples
+from ..data.names import markdown
 from ..data.prepared import write_prepared
 from ..data.report import format_report
 from ..files import write_text_whole
@@ -68,7 +69,10 @@ def fit(
     keys += ["stages.fit.tau=null", "model.image_prior=1"] if method == "prototypes" else []
     recipe = load_recipe(name, keys)
     examples, benchmark = folder_examples(folder, test_share, roles)
-    _say_what_is_left_aside(Path(folder), examples)
+    if (Path(folder) / "val").is_dir():
+        logger.warning(
+            "%s is not used: nothing is chosen on other photographs than those of training", f"{folder}/val"
+        )
     vectors = embed_names(benchmark.class_names, encoder=encoder)
     _say_strangers(benchmark, vectors)
     reports = write_prepared(examples, output / DATA, benchmark)
@@ -81,13 +85,6 @@ def fit(
     write_text_whole(output / REPORT, text)
     logger.info("%s", text)
     return run
-
-
-def _say_what_is_left_aside(folder: Path, examples: dict) -> None:
-    if (folder / "val").is_dir():
-        logger.warning(
-            "%s is not used: prototypes are chosen on the seen classes of the training images", folder / "val"
-        )
 
 
 def _say_strangers(benchmark: Benchmark, vectors: np.ndarray) -> None:
@@ -124,10 +121,11 @@ def _say_cost(recipe, benchmark: Benchmark, images: dict[str, int]) -> None:
 
 def report(run: Run, benchmark: Benchmark, output: Path) -> str:
     """A page of plain sentences: what the model can do, where it is weak, and what to try next."""
-    metrics, per_class = run.metrics, run.metrics["per_class"]
+    metrics = run.metrics
+    per_class = {markdown(name): entry for name, entry in metrics["per_class"].items()}
     present = {name: entry for name, entry in per_class.items() if entry["pixels"]}
     lines = [
-        f"# A model of {benchmark.name}",
+        f"# A model of {markdown(benchmark.name)}",
         "",
         f"The model knows {len(run.model.config.seen_ids)} classes from labels and "
         f"{len(run.model.config.unseen_ids)} from their names alone. On {metrics['num_images']} photographs that it "
@@ -145,8 +143,8 @@ def report(run: Run, benchmark: Benchmark, output: Path) -> str:
     ]
     for name, entry in sorted(present.items(), key=lambda item: item[1]["iou"] or 0):
         known = "labels" if entry["seen"] else "its name"
-        found = _percent(entry["recall"])
-        lines.append(f"| {name} | {known} | {_number(entry['iou'])} | {found} | {entry['mistaken_for'] or '-'} |")
+        found, other = _percent(entry["recall"]), markdown(entry["mistaken_for"] or "-")
+        lines.append(f"| {name} | {known} | {_number(entry['iou'])} | {found} | {other} |")
     absent = sorted(per_class.keys() - present.keys())
     if absent:
         lines += ["", f"No test photograph shows {', '.join(absent)}: their scores are unknown."]

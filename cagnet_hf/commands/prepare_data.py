@@ -131,8 +131,6 @@ def folder(to: Preparation, *, test_share: float = 0.2, license: str = "unknown"
     from ..data.benchmarks import Origin
     from ..data.builders.own_folder import folder_examples
 
-    if not 0 < test_share < 1:
-        raise ValueError(f"--test_share {test_share}: choose a share between 0 and 1")
     to.check()
     examples, benchmark = folder_examples(to.source, test_share)
     origin = benchmark.origin or Origin(f"Photographs and masks of the folder {to.source.name}.")

@@ -100,11 +100,10 @@ class Prototypes(Method):
             others = to_pixel_list(features, unlabelled)
             with torch.autocast(features.device.type, enabled=False):  # halves would round statistics of many batches
                 generator.observe(labelled, labels[~unlabelled])
-            if not others.numel():  # a batch in which every pixel has a label
-                continue
-            posteriors = self._head(others)[0, :, 0].t().float().softmax(dim=1)
-            with torch.autocast(features.device.type, enabled=False):
-                generator.mean.observe(others[0, :, 0].t().float(), posteriors)
+                if others.numel():  # not every pixel has a label
+                    others = others.float()
+                    posteriors = self._head(others)[0, :, 0].t().softmax(dim=1)
+                    generator.mean.observe(others[0, :, 0].t(), posteriors)
         generator.share()
         return {}
 

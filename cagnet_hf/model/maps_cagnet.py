@@ -55,6 +55,12 @@ def scale_maximum(maps: list[torch.Tensor]) -> torch.Tensor:
     return torch.stack([maps[0], *upsampled]).amax(dim=0)
 
 
+def with_image_prior(logits: torch.Tensor, weight: float) -> torch.Tensor:
+    """Logits `(B, N, h, w)` plus `weight` times the log of the mean probability of each class over the image."""
+    shares = logits.softmax(1, dtype=torch.float32).mean((2, 3), keepdim=True)
+    return logits + (weight * shares.clamp_min(1e-6).log()).to(logits.dtype)
+
+
 def to_pixel_list(maps: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """The pixels of `(B, C, h, w)` where the mask `(B, h, w)` holds, as a map of one row: `(1, C, 1, P)`."""
     return maps.permute(0, 2, 3, 1)[mask].t()[None, :, None]

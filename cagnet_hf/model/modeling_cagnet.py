@@ -18,7 +18,7 @@ from transformers.utils import ModelOutput
 
 from .backbones_cagnet import BACKBONES, freeze_batch_norm, start_batch_norm
 from .configuration_cagnet import CaGNetConfig, class_names, shown
-from .maps_cagnet import checked_labels, mean_cross_entropy, resize_labels, scale_maximum
+from .maps_cagnet import checked_labels, mean_cross_entropy, resize_labels, scale_maximum, with_image_prior
 from .new_classes_cagnet import EditableClasses
 from .parts_cagnet import CLASSIFIERS, GENERATORS, PYRAMIDS, ContextualModule
 
@@ -201,11 +201,11 @@ class CaGNetModel(CaGNetPreTrainedModel):
         Raises:
             ValueError: Several scales of an image of which only the map of the backbone is given.
         """
+        if pixel_values is None and len(scales) > 1:
+            raise ValueError("backbone_features are those of one scale")
         options = {"return_dict": True, "output_hidden_states": output_hidden_states}
         first = self(pixel_values, backbone_features=backbone_features, **options)
         maps = [first.features]
-        if pixel_values is None and len(scales) > 1:
-            raise ValueError("backbone_features are those of one scale")
         for scale in scales[1:]:
             part = Fraction(scale).limit_denominator(1000)  # whole numbers, which an export can keep as a formula
             smaller = [torch.sym_max(1, side * part.numerator // part.denominator) for side in pixel_values.shape[-2:]]
@@ -351,8 +351,7 @@ class CaGNetForSemanticSegmentation(EditableClasses, CaGNetPreTrainedModel):
             features, maps = self.cagnet.multi_scale(pixel_values, scales, **options)
             logits = scale_maximum([self.classify(m) for m in maps])
         if self.config.image_prior and not self.training:
-            shares = logits.softmax(1, dtype=torch.float32).mean((2, 3), keepdim=True)
-            logits = logits + (self.config.image_prior * shares.clamp_min(1e-6).log()).to(logits.dtype)
+            logits = with_image_prior(logits, self.config.image_prior)
         loss = None
         if labels is not None:
             labels = resize_labels(labels, logits.shape[-2:])

@@ -85,7 +85,7 @@ class StageBatches:
 
 
 class FeatureBatches(StageBatches):
-    """As `StageBatches`, of features that were computed once. Each process has its own images.
+    """The batches of a stage that trains on features which were computed once. Each process has its own images.
 
     Args:
         images: `cache`, or what it holds as a list.

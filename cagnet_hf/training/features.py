@@ -79,9 +79,8 @@ class FeatureCache:
         """The maps `(F, C, h, w)` float16 of an image and the labels `(h, w)` of their cells in model order."""
         record = self.records[number]
         maps, stored = self._parts(record)
-        labels = torch.from_numpy(stored.astype(np.uint8))
         source = f"mask of {record.id}"
-        labels = self.labels.to_model_order(labels, hide_unseen=self.hide_unseen, source=source)
+        labels = self.labels.to_model_order(stored.astype(np.uint8), hide_unseen=self.hide_unseen, source=source)
         return torch.from_numpy(maps).permute(0, 3, 1, 2), torch.from_numpy(labels)
 
     def image_ids(self, numbers: Sequence[int]) -> list[str]:

@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import time
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -69,7 +70,7 @@ class Trainer:
                 f"trackers: {', '.join(missing)} is not installed: install it, or leave it out of trackers"
             )
         self.folder = RunFolder(self.output_dir)
-        self._features: FeatureCache | None = None
+        self._features: tuple[Sequence, FeatureCache] | None = None
         self.state = self.folder.enter(recipe, resume=resume, locks=self.accelerator.is_main_process)
         self.stop = StopSignal()
         use_deterministic_algorithms(recipe.deterministic)
@@ -122,13 +123,13 @@ class Trainer:
                 logger.warning("%s could not be ended: %s", tracker.name, error)
         return self.state.stages[-1]["metrics"]
 
-    def features(self) -> FeatureCache:
-        """The features of the resting backbone; computed by the first stage that trains on them."""
+    def features(self) -> tuple[Sequence, FeatureCache]:
+        """The features of the resting backbone, on the device where the recipe says so, and the cache that has them;
+        computed by the first stage that trains on them."""
         if self._features is None:
-            images, model = self.train_set, self.model
-            self._features = cached_features(
-                self.recipe, self.output_dir, images, model, self.processor, self.accelerator
-            )
+            images, accelerator = self.train_set, self.accelerator
+            cache = cached_features(self.recipe, self.output_dir, images, self.model, self.processor, accelerator)
+            self._features = hold(cache, accelerator.device) if self.recipe.in_memory else cache, cache
         return self._features
 
     def new_method(self, stage: StageRecipe, model) -> Method:
@@ -187,11 +188,8 @@ class StageRun:
             return WholeImages(stage, rows, labels, processor, accelerator, hide_unseen=not recipe.supervised)
         ignore_index, images = config.ignore_index, trainer.train_images
         if recipe.feature_cache is not None:
-            cache = trainer.features()
-            held = hold(cache, accelerator.device) if recipe.in_memory else cache
-            stride = self.model.cagnet.feature_stride
-            options = {"stride": stride, "ignore_index": ignore_index}
-            return FeatureBatches(recipe, stage, self.index, held, cache, accelerator, **options)
+            options = {"stride": self.model.cagnet.feature_stride, "ignore_index": ignore_index}
+            return FeatureBatches(recipe, stage, self.index, *trainer.features(), accelerator, **options)
         return StageBatches(recipe, stage, self.index, images, rows, processor, accelerator, ignore_index=ignore_index)
 
     def _reinitialize(self) -> None:

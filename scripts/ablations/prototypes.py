@@ -57,6 +57,7 @@ def score_variants(folder: Path, tau: float) -> dict[str, dict]:
 
     from cagnet_hf.evaluation.scoring import scored_batches
     from cagnet_hf.evaluation.zero_shot_segmentation.confusion_matrix import ConfusionMatrix
+    from cagnet_hf.model.maps_cagnet import with_image_prior
     from cagnet_hf.model.modeling_cagnet import CaGNetSegmenterOutput
     from cagnet_hf.training.run_folder import MODEL, RECIPE, read_recipe
     from cagnet_hf.training.setup import dataset_of
@@ -80,9 +81,6 @@ def score_variants(folder: Path, tau: float) -> dict[str, dict]:
             weights, biases = generator.bayes_rule(table, odds)
         return weights.float()[:, :, None, None], biases.float()
 
-    def with_prior(logits, weight):
-        return logits + weight * logits.softmax(1).mean((2, 3), keepdim=True).clamp_min(1e-6).log()
-
     def named(features):
         """Posteriors of the image classifier joined by the names, each divided by its mean."""
         weights = generator.mean.names(table, 0.05)
@@ -95,17 +93,17 @@ def score_variants(folder: Path, tau: float) -> dict[str, dict]:
         for temperature in TEMPERATURES:
             logits = F.conv2d(features, *rules[temperature])
             for weight in IMAGE_PRIORS if temperature in (tau, None) else (0, 1):
-                yield f"tau {temperature or 'averaged'}, image prior {weight}", with_prior(logits, weight)
+                yield f"tau {temperature or 'averaged'}, image prior {weight}", with_image_prior(logits, weight)
         logits, names = F.conv2d(features, *rules[tau]), named(features)
         for side in SMOOTHED:
             smooth = F.avg_pool2d(logits, side, 1, side // 2, count_include_pad=False)
             yield f"smoothed over {side} x {side} cells", smooth
         for weight in POSTERIOR_WEIGHTS:
             yield f"posteriors at test time, weight {weight}", logits + weight * names
-            yield f"posteriors, weight {weight}, image prior 2", with_prior(logits + weight * names, 2)
+            yield f"posteriors, weight {weight}, image prior 2", with_image_prior(logits + weight * names, 2)
 
     matrices: dict[str, ConfusionMatrix] = {}
-    network, classify = model.cagnet, model.forward
+    network = model.cagnet
     # Features in place of logits.
     model.forward = lambda pixels, **options: CaGNetSegmenterOutput(logits=network(pixels, return_dict=True).features)
     rows = dataset_of(recipe, recipe.test_split)
@@ -114,7 +112,6 @@ def score_variants(folder: Path, tau: float) -> dict[str, dict]:
         for name, logits in variants(outputs.logits):
             maps = processor.post_process_semantic_segmentation(CaGNetSegmenterOutput(logits=logits), sizes)
             matrices.setdefault(name, ConfusionMatrix.of(model.config)).add(maps, references)
-    model.forward = classify
     return {name: _told(matrix.scores()) for name, matrix in matrices.items()}
 
 

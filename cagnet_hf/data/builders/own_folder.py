@@ -37,8 +37,11 @@ def folder_examples(
 
     Raises:
         FileNotFoundError: A part named above is missing.
-        ValueError: The class table is wrong, two files have one name, a mask is a JPEG, or a list is wrong.
+        ValueError: `test_share` is no share, the class table is wrong, two files have one name, a mask is a JPEG, or a
+            list is wrong.
     """
+    if not 0 < test_share < 1:
+        raise ValueError(f"--test_share {test_share}: choose a share between 0 and 1")
     root = open_source(source)
     if not (root / CLASS_TABLE).exists():  # it may lie one level below, as in an archive of the folder
         root = next((path for path in root.iterdir() if (path / CLASS_TABLE).is_file()), root)
