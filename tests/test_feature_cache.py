@@ -9,10 +9,14 @@ import torch
 from tiny import tiny_recipe
 from trained import write_dataset
 
+from cagnet_hf.evaluation.scoring import score
+from cagnet_hf.methods.options import PassRecipe
 from cagnet_hf.model.maps_cagnet import centre_labels
-from cagnet_hf.training.features import FeatureMaps
+from cagnet_hf.training.features import FeatureMaps, check_feature_cache
 from cagnet_hf.training.interruption import Stopped
 from cagnet_hf.training.loop import StageRun, Trainer
+from cagnet_hf.training.passes import WholeMaps
+from cagnet_hf.training.recipe_files import load_recipe
 
 FROZEN = [
     *("trackers=[]", "num_workers=0", "feature_cache={}", "augmentation={scale_range: [1, 1], flip_probability: 0.5}"),
@@ -97,14 +101,21 @@ def test_every_stage_trains_on_features_that_are_computed_once(recipe, tmp_path,
     backbone = trainer.models["pretrain"].cagnet.backbone
     before = {name: tensor.clone() for name, tensor in backbone.state_dict().items()}
     trainer.run()
-    assert len(computed) == len(trainer.train_set)
+    images = len(trainer.train_set) + len(trainer.test_set)
+    assert len(computed) == images
     assert [stage["name"] for stage in trainer.state.stages] == ["pretrain", "finetune"]
     after = trainer.model.cagnet.backbone.state_dict()
     assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
     again = Trainer(recipe(f"feature_cache.folder={tmp_path / 'run' / 'features'}", "seed=1"), tmp_path / "other")
     again.models["pretrain"].cagnet.backbone.load_state_dict(before)
     again.run()
-    assert len(computed) == len(trainer.train_set)
+    assert len(computed) == images
+
+
+def test_scores_on_features_are_those_on_images(recipe, tmp_path):
+    trainer = Trainer(recipe(), tmp_path / "run")
+    scores = trainer.run()
+    assert scores == score(trainer.model, trainer.processor, trainer.test_set, progress=False)
 
 
 STAGES = {
@@ -291,11 +302,41 @@ def test_features_that_the_disk_cannot_hold_are_refused_before_they_are_computed
         cache_of(trainer)
 
 
-def test_two_computations_in_one_folder_exclude_each_other(recipe, tmp_path, monkeypatch):
+def test_of_two_computations_in_one_folder_one_waits_for_the_other(recipe, tmp_path, monkeypatch, caplog):
     trainer = Trainer(recipe(), tmp_path / "run")
-    monkeypatch.setattr("cagnet_hf.training.features.lock_file", lambda file: False)
-    with pytest.raises(ValueError, match="another process is computing"):
-        cache_of(trainer)
+    answers = iter([False, False, True])
+    monkeypatch.setattr("cagnet_hf.training.features.lock_file", lambda file: next(answers))
+    monkeypatch.setattr("cagnet_hf.training.features.WAIT_SECONDS", 0.01)
+    with caplog.at_level("INFO"):
+        assert len(cache_of(trainer)) == len(trainer.train_set)
+    assert caplog.text.count("Waiting for another process that is computing") == 1
+
+
+def test_a_closed_form_passes_over_the_features(recipe, tmp_path, computed):
+    """The pass of prototypes needs a whole image classifier; the maps that such a pass sees are those of the images."""
+    trainer = Trainer(recipe(), tmp_path / "run")
+    cache = cache_of(trainer)
+    computed.clear()
+    batches = list(WholeMaps(PassRecipe(batch_size=4), cache, trainer.accelerator).take(None, 0))
+    assert sum(len(batch["labels"]) for batch in batches) == len(cache) and not computed
+    for maps, labels in cache:
+        same = [
+            torch.equal(labels.long(), of_batch)
+            for batch in batches
+            for features, of_batch in zip(batch["backbone_features"], batch["labels"], strict=True)
+            if torch.equal(features, maps[0])
+        ]
+        assert True in same
+
+
+def test_a_pass_over_images_without_unseen_classes_needs_the_images(tiny_dataset, tmp_path):
+    recipe = load_recipe(
+        "pascal_voc_frozen/prototypes",
+        [f"dataset={tiny_dataset}", "stages.fit.images_without_unseen=true", "trackers=[]"],
+    )
+    models = dict.fromkeys(recipe.stages)
+    with pytest.raises(ValueError, match="images_without_unseen: cells do not tell"):
+        check_feature_cache(recipe, models)
 
 
 def test_the_index_says_what_the_features_depend_on(recipe, tmp_path):

@@ -78,7 +78,7 @@ def test_what_follows_from_the_names_is_filled_in():
             "backbone='vgg': choose one of 'resnet', 'efficientnet_lite0', 'efficientnet_lite2', 'auto'",
         ),
         ({"output_stride": 6}, "output_stride=6: choose one of 4, 8, 16, 32"),
-        ({"aspp": "half"}, "aspp='half': choose one of 'full', 'depthwise'"),
+        ({"aspp": "half"}, "aspp='half': choose one of 'full', 'depthwise', 'pooled'"),
         ({"classifier": "softmax"}, "classifier='softmax': choose one of 'convolutional', 'linear', 'projection'"),
         ({"backbone": "auto"}, 'backbone="auto" and backbone_config go together'),
         ({"backbone_config": {"model_type": "resnet"}}, 'backbone="auto" and backbone_config go together'),
@@ -120,7 +120,7 @@ def test_config_survives_its_file(tmp_path):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("aspp", ["full", "depthwise"])
+@pytest.mark.parametrize("aspp", ["full", "depthwise", "pooled"])
 @pytest.mark.parametrize("size", [(1, 1), (7, 33), (50, 70), (33, 17)])
 def test_any_image_size(size, aspp):
     model = build(aspp=aspp)

@@ -55,6 +55,7 @@ def score(
     batch_size: int = 8,
     accelerator: Accelerator | None = None,
     progress: bool = True,
+    maps: Iterable[torch.Tensor] | None = None,
 ) -> dict:
     """Score a model on the rows of a dataset.
 
@@ -65,14 +66,15 @@ def score(
         batch_size: How many images of equal size the model sees at once.
         accelerator: Shares the rows between its processes.
         progress: Whether to show a bar.
+        maps: The backbone's maps `(C, h, w)` of this process's images, in their order, where they were computed
+            before; for protocol `full`. No image is decoded then.
 
     Returns:
         The scores (see `ConfusionMatrix.scores`) with `protocol` and `num_images`, equal on all processes.
     """
     accelerator = accelerator or Accelerator()
-    batches = scored_batches(
-        model, processor, dataset, protocol=protocol, batch_size=batch_size, accelerator=accelerator, progress=progress
-    )
+    options = {"protocol": protocol, "batch_size": batch_size, "progress": progress, "maps": maps}
+    batches = scored_batches(model, processor, dataset, accelerator=accelerator, **options)
     with closing(batches):  # whatever happens, the model gets its mode back
         matrix, num_images = count(model.config, processor, batches)
     num_images = accelerator.reduce(torch.tensor(num_images, device=accelerator.device), "sum").item()
@@ -118,6 +120,7 @@ def scored_batches(
     batch_size: int = 8,
     accelerator: Accelerator,
     progress: bool = True,
+    maps: Iterable[torch.Tensor] | None = None,
 ) -> Iterator[tuple[ModelOutput, list[np.ndarray]]]:
     """(outputs of the model in evaluation mode, label maps to score them against) of this process's share."""
     if protocol not in PROTOCOLS:
@@ -128,8 +131,12 @@ def scored_batches(
         square = {"height": side, "width": side}
     process, processes = accelerator.process_index, accelerator.num_processes
     total = len(range(process, len(dataset), processes)) if isinstance(dataset, Rows) else None
-    samples = dataset.share(process, processes)
-    examples = _examples(samples, LabelSpace.of(model.config), processor, square, accelerator.device)
+    labels, device = LabelSpace.of(model.config), accelerator.device
+    if maps is None:
+        inputs, examples = "pixel_values", _examples(dataset.share(process, processes), labels, processor, square, device)
+    else:
+        samples = dataset.without_images().share(process, processes)
+        inputs, examples = "backbone_features", _with_maps(samples, labels, maps, device)
     training = model.training
     model.eval()
     hidden = not (progress and accelerator.is_main_process)
@@ -137,7 +144,7 @@ def scored_batches(
         with tqdm(total=total, desc=f"evaluate ({protocol})", disable=hidden) as bar:
             for batch in batches_of_equal_size(examples, batch_size):
                 with torch.inference_mode(), accelerator.autocast():
-                    outputs = model(torch.stack([pixels for pixels, _ in batch]), return_dict=True)
+                    outputs = model(**{inputs: torch.stack([values for values, _ in batch])}, return_dict=True)
                 check_logits(outputs.logits)
                 references = [labels for _, labels in batch]
                 if square and model.config.classifier != "projection":
@@ -160,6 +167,14 @@ def _examples(
         else:
             pixels = processor.prepare(sample.image.to(device), size=square)
             yield pixels, resize_labels(stored, tuple(square.values()))
+
+
+def _with_maps(
+    samples: Iterable[Sample], labels: LabelSpace, maps: Iterable[torch.Tensor], device
+) -> Iterator[tuple[torch.Tensor, np.ndarray]]:
+    """(the backbone's map on the device, labels in model order)."""
+    for sample, features in zip(samples, maps, strict=True):
+        yield features.to(device), labels.to_model_order(sample.labels, source=f"mask of {sample.id}")
 
 
 def batches_of_equal_size(examples, batch_size: int):

@@ -13,6 +13,7 @@ from ..weights.classifier_heads import load_image_classifier_head
 from . import register
 from .base import Batch, Learner, Method
 from .options import PassRecipe, Recipe, RecipeError
+from .pseudo_labels import network_inputs
 
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"
 
@@ -93,7 +94,7 @@ class Prototypes(Method):
         model, generator = self.model, self.model.generator
         generator.start_observing()
         for batch in batches:
-            features = model.cagnet(batch["pixel_values"]).features
+            features = model.cagnet(**network_inputs(batch)).features
             labels = centre_labels(batch["labels"], features.shape[-2:])
             unlabelled = labels == model.config.ignore_index
             labelled = to_pixel_list(features, ~unlabelled)[0, :, 0].t()

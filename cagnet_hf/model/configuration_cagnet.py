@@ -86,7 +86,8 @@ class CaGNetConfig(PreTrainedConfig):
         freeze_batch_norm: Use the running statistics in training, too, and never update them. `False` is for
             training from scratch.
         aspp: `"full"` (parallel dilated 3x3 convolutions, the paper), `"depthwise"` (depthwise ones and a shared
-            1x1 convolution, for small backbones) or `"none"` (the backbone's own map; `feature_size` is its channels).
+            1x1 convolution, for small backbones), `"pooled"` (1x1 convolutions of the map and of its mean over the
+            image) or `"none"` (the backbone's own map; `feature_size` is its channels).
         aspp_dilations: Dilations of the parallel convolutions.
         feature_size: D, channels of a pixel feature.
         contextual: Whether features pass through the contextual module (CaGNet) or are the ASPP map (SPNet, ZS3Net).

@@ -61,6 +61,22 @@ class DepthwiseSpatialPyramid(nn.Module):
         return self.project(hidden + sum(F.relu(branch(hidden)) for branch in self.branches))
 
 
+class PooledPyramid(nn.Module):
+    """The map beside its mean over the image, by 1x1 convolutions: `(B, C, h, w)` -> `(B, D, h, w)`.
+
+    The mean says what the image is of, which is most of what dilated convolutions tell about it, at a quarter of their
+    cost.
+    """
+
+    def __init__(self, config, in_channels):
+        super().__init__()
+        self.project = nn.Conv2d(in_channels, config.feature_size, 1)
+        self.surroundings = nn.Conv2d(in_channels, config.feature_size, 1, bias=False)
+
+    def forward(self, hidden):
+        return self.project(hidden) + self.surroundings(hidden.mean(dim=(2, 3), keepdim=True))
+
+
 class NoPyramid(nn.Module):
     """None: the features are the backbone's own map, `(B, D, h, w)`."""
 
@@ -269,7 +285,15 @@ class ProjectionClassifier(Classifier):
         """Nothing here belongs to a class."""
 
 
-PYRAMIDS = PartTable("aspp", {"full": AtrousSpatialPyramid, "depthwise": DepthwiseSpatialPyramid, "none": NoPyramid})
+PYRAMIDS = PartTable(
+    "aspp",
+    {
+        "full": AtrousSpatialPyramid,
+        "depthwise": DepthwiseSpatialPyramid,
+        "pooled": PooledPyramid,
+        "none": NoPyramid,
+    },
+)
 CLASSIFIERS = PartTable(
     "classifier",
     {

@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 import shutil
+import time
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -20,7 +21,7 @@ from ..data.rows import Rows, StreamedRows
 from ..data.transforms import Augmentation
 from ..evaluation.scoring import batches_of_equal_size
 from ..files import lock_file
-from ..methods.options import FeatureCacheRecipe, PassRecipe, Recipe, RecipeError
+from ..methods.options import PassRecipe, Recipe, RecipeError
 from ..model.backbones_cagnet import BACKBONES
 from ..model.image_processing_cagnet import CaGNetImageProcessor, fit_size
 from ..model.maps_cagnet import centre_labels
@@ -31,7 +32,8 @@ logger = logging.getLogger(__name__)
 FEATURES = "features"  # the folder of the caches, in the folder of a run
 FORMAT = 1
 BATCH = 8
-BYTES = 2  # of a float16, and of a stored id
+WAIT_SECONDS = 0.5
+ID_BYTES = 2  # of a stored id
 
 
 class Record(NamedTuple):
@@ -53,10 +55,10 @@ class Record(NamedTuple):
 
 
 class FeatureCache:
-    """Maps of a resting backbone, one for each training image of this process, and the labels of their cells.
+    """Maps of a resting backbone, one for each image of this process, and the labels of their cells.
 
-    The folder holds `cells.bin`, a record for each image: the map `(F, h, w, C)` in float16 and the stored ids
-    `(h, w)` at the centres of the cells; and `index.jsonl`, whose first line says what the features depend on, and
+    The folder holds `cells.bin`, a record for each image: the map `(F, h, w, C)` and the stored ids `(h, w)` at the
+    centres of the cells; and `index.jsonl`, whose first line says what the features depend on, and
     whose other lines say where the records are. What a killed run has computed is kept.
 
     Args:
@@ -64,10 +66,12 @@ class FeatureCache:
         channels: C.
         labels: The labels of the model.
         hide_unseen: Map unseen classes to `ignore_index`.
+        dtype: Of the maps.
     """
 
-    def __init__(self, folder: Path, channels: int, labels: LabelSpace, *, hide_unseen: bool):
+    def __init__(self, folder: Path, channels: int, labels: LabelSpace, *, hide_unseen: bool, dtype=np.float16):
         self.folder, self.channels, self.labels, self.hide_unseen = folder, channels, labels, hide_unseen
+        self.dtype = np.dtype(dtype)
         self.cells, self.index = folder / "cells.bin", folder / "index.jsonl"
         self.records: list[Record] = []
         self._memory: np.ndarray | None = None
@@ -76,12 +80,20 @@ class FeatureCache:
         return len(self.records)
 
     def __getitem__(self, number: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """The maps `(F, C, h, w)` float16 of an image and the labels `(h, w)` of their cells in model order."""
+        """The maps `(F, C, h, w)` of an image and the labels `(h, w)` of their cells in model order."""
         record = self.records[number]
         maps, stored = self._parts(record)
         source = f"mask of {record.id}"
         labels = self.labels.to_model_order(stored.astype(np.uint8), hide_unseen=self.hide_unseen, source=source)
         return torch.from_numpy(maps).permute(0, 3, 1, 2), torch.from_numpy(labels)
+
+    def in_order(self) -> Iterator[torch.Tensor]:
+        """The map `(C, h, w)` of every image, not mirrored, in the order of the images."""
+        for number in sorted(range(len(self)), key=lambda number: self.records[number].row):
+            yield torch.from_numpy(self._parts(self.records[number])[0][0]).movedim(-1, 0)
+
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        return (self[number] for number in range(len(self)))
 
     def image_ids(self, numbers: Sequence[int]) -> list[str]:
         """What the images of these records are called."""
@@ -89,14 +101,14 @@ class FeatureCache:
 
     def _bytes(self, shape: tuple[int, int, int]) -> int:
         copies, height, width = shape
-        return height * width * (copies * self.channels + 1) * BYTES
+        return height * width * (copies * self.channels * self.dtype.itemsize + ID_BYTES)
 
     def _parts(self, record: Record) -> tuple[np.ndarray, np.ndarray]:
         """The maps `(F, h, w, C)` and the stored ids `(h, w)` of a record, in memory of their own."""
         copies, height, width = record.shape
         data = self._memory[record.start : record.start + self._bytes(record.shape)].copy()
-        cells = copies * height * width * self.channels * BYTES
-        maps = data[:cells].view(np.float16).reshape(copies, height, width, self.channels)
+        cells = copies * height * width * self.channels * self.dtype.itemsize
+        maps = data[:cells].view(self.dtype).reshape(copies, height, width, self.channels)
         return maps, data[cells:].view(np.uint16).reshape(height, width)
 
     # Writing
@@ -108,15 +120,15 @@ class FeatureCache:
             depends_on: What the features depend on.
 
         Returns:
-            None where the cache is whole; else the index, open and locked, for `add` and `close`.
-
-        Raises:
-            RecipeError: Another process is writing this cache.
+            None where the cache is whole; else the index, open and locked, for `fill`. Where another process is
+            writing this cache, its end is waited for.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         index = self.index.open("a+", encoding="utf-8")
         if not lock_file(index):
-            raise RecipeError(f"another process is computing {self.folder}: wait for its end")
+            logger.info("Waiting for another process that is computing %s", self.folder)
+            while not lock_file(index):
+                time.sleep(WAIT_SECONDS)
         index.seek(0)
         whole = self._read(index.read().splitlines(keepends=True), depends_on)
         if whole:
@@ -166,7 +178,7 @@ class FeatureCache:
         with index, self.cells.open("ab") as cells:
             start = self._end()
             for row, image_id, maps, stored in examples:
-                data = maps.astype(np.float16).tobytes() + stored.astype(np.uint16).tobytes()
+                data = maps.astype(self.dtype).tobytes() + stored.astype(np.uint16).tobytes()
                 record = Record(start, maps.shape[:3], zlib.crc32(data), row, image_id)
                 cells.write(data)
                 cells.flush()  # before the line that speaks of it
@@ -194,6 +206,11 @@ def check_feature_cache(recipe: Recipe, models: dict[str, CaGNetForSemanticSegme
         return
     for name, stage in recipe.stages.items():
         if isinstance(stage, PassRecipe):
+            if stage.images_without_unseen:
+                raise RecipeError(
+                    f"stages.{name}.images_without_unseen: cells do not tell what else an image shows: leave out "
+                    "feature_cache"
+                )
             continue
         config = models[name].config
         augmentation = stage.augmentation or recipe.augmentation
@@ -224,30 +241,38 @@ def cached_features(
     model: CaGNetForSemanticSegmentation,
     processor: CaGNetImageProcessor,
     accelerator: Accelerator,
+    *,
+    scored: bool = False,
 ) -> FeatureCache:
-    """The features of this process's training images; computed where they are not there yet.
+    """The features of this process's images; computed where they are not there yet.
 
     Args:
-        rows: The training images.
+        rows: The images.
         model: With the resting backbone.
+        scored: The images are those that the model is scored on. Their maps are whole and exact, not mirrored, and
+            lie in the order of the images.
 
     Raises:
-        RecipeError: They do not fit on the disk, or another process is computing them.
+        RecipeError: They do not fit on the disk.
     """
     options, network = recipe.feature_cache, model.cagnet
-    flips = options.cells_per_image is None and any(
-        (stage.augmentation or recipe.augmentation).flip_probability > 0 for stage in recipe.stages.values()
+    cells_per_image = None if scored else options.cells_per_image
+    flips = (
+        not scored
+        and cells_per_image is None
+        and any((stage.augmentation or recipe.augmentation).flip_probability > 0 for stage in recipe.stages.values())
     )
-    depends_on = _dependencies(options, flips, rows, network, processor, accelerator)
+    maps = FeatureMaps(network, processor, cells_per_image, flips=flips)
+    dtype = np.float32 if scored else np.float16
+    depends_on = _dependencies(maps, rows, accelerator) | {"dtype": np.dtype(dtype).name}
     digest = hashlib.blake2b(json.dumps(depends_on, sort_keys=True).encode(), digest_size=8).hexdigest()
     folder = Path(options.folder or run_folder / FEATURES) / digest
-    hide_unseen = not recipe.supervised
-    cache = FeatureCache(folder, network.backbone.num_channels, LabelSpace.of(model.config), hide_unseen=hide_unseen)
+    channels, labels = network.backbone.num_channels, LabelSpace.of(model.config)
+    cache = FeatureCache(folder, channels, labels, hide_unseen=not recipe.supervised, dtype=dtype)
     index = cache.open(depends_on)
     if index is None:
         logger.info("Features of %d images are in %s", len(cache), folder)
         return cache
-    maps = FeatureMaps(network, processor, options.cells_per_image, flips=flips)
     process, processes = accelerator.process_index, accelerator.num_processes
     total = len(range(process, len(rows), processes)) if isinstance(rows, Rows) else None
     _check_size(cache, total, maps, processes)
@@ -306,11 +331,9 @@ class FeatureMaps:
         return maps.reshape(len(maps), 1, -1, maps.shape[-1])[:, :, order], stored.reshape(1, -1)[:, order]
 
 
-def _dependencies(
-    options: FeatureCacheRecipe, flips: bool, rows, network: CaGNetModel, processor, accelerator
-) -> dict:
+def _dependencies(maps: FeatureMaps, rows: Rows | StreamedRows, accelerator: Accelerator) -> dict:
     """Everything that the records depend on."""
-    config, digest = network.config, hashlib.blake2b(digest_size=16)
+    network, config, digest = maps.network, maps.network.config, hashlib.blake2b(digest_size=16)
     for name, tensor in sorted(network.backbone.state_dict().items()):
         digest.update(name.encode() + tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     fields = ("backbone", "output_stride", *getattr(BACKBONES[config.backbone], "weight_fields", ()))
@@ -322,9 +345,9 @@ def _dependencies(
         "weights": digest.hexdigest(),
         "backbone": {field: getattr(config, field) for field in fields}
         | {"backbone_config": config.backbone_config and config.backbone_config.to_dict()},
-        "processor": json.loads(processor.to_json_string()),
-        "flips": flips,
-        "cells_per_image": options.cells_per_image,
+        "processor": json.loads(maps.processor.to_json_string()),
+        "flips": maps.flips,
+        "cells_per_image": maps.cells_per_image,
     }
 
 

@@ -28,7 +28,7 @@ from .interruption import Stopped, StopSignal
 from .learner import Learner, average_statistics
 from .measurements import Measurements, NotFinite, total_norm
 from .optimizers import build_optimizers, set_learning_rates
-from .passes import WholeImages
+from .passes import WholeImages, WholeMaps, WholePass
 from .peak_memory import forget_peak_memory, peak_memory
 from .record import run_record
 from .run_folder import RunFolder
@@ -71,6 +71,7 @@ class Trainer:
             )
         self.folder = RunFolder(self.output_dir)
         self._features: tuple[Sequence, FeatureCache] | None = None
+        self._test_features: FeatureCache | None = None
         self.state = self.folder.enter(recipe, resume=resume, locks=self.accelerator.is_main_process)
         self.stop = StopSignal()
         use_deterministic_algorithms(recipe.deterministic)
@@ -132,6 +133,20 @@ class Trainer:
             self._features = hold(cache, accelerator.device) if self.recipe.in_memory else cache, cache
         return self._features
 
+    def test_features(self) -> FeatureCache | None:
+        """The maps of the test images; None where the recipe keeps no features, or images are not scored as they are
+        kept."""
+        recipe = self.recipe
+        if recipe.feature_cache is None or recipe.evaluation_protocol != "full" or len(self.model.config.test_scales) > 1:
+            return None
+        if self._test_features is None:
+            images, accelerator = self.test_set, self.accelerator
+            options = {"scored": True}
+            self._test_features = cached_features(
+                recipe, self.output_dir, images, self.model, self.processor, accelerator, **options
+            )
+        return self._test_features
+
     def new_method(self, stage: StageRecipe, model) -> Method:
         """The method that runs a stage on a model."""
         return method_of(self.recipe.method, self.recipe.model)(self.recipe, stage, model)
@@ -180,10 +195,12 @@ class StageRun:
         if len(state.stages) <= self.index:  # not scored before an interruption
             self._keep_scores(self._score())
 
-    def _new_batches(self) -> StageBatches | WholeImages:
+    def _new_batches(self) -> StageBatches | WholePass:
         trainer, recipe, stage, config = self.trainer, self.recipe, self.stage, self.model.config
         rows, processor, accelerator = trainer.train_set, trainer.processor, self.accelerator
         if isinstance(stage, PassRecipe):
+            if recipe.feature_cache is not None:
+                return WholeMaps(stage, trainer.features()[1], accelerator)
             labels = LabelSpace.of(config)
             return WholeImages(stage, rows, labels, processor, accelerator, hide_unseen=not recipe.supervised)
         ignore_index, images = config.ignore_index, trainer.train_images
@@ -300,8 +317,10 @@ class StageRun:
 
     def _score(self) -> dict:
         trainer = self.trainer
-        protocol = self.recipe.evaluation_protocol
-        return score(self.model, trainer.processor, trainer.test_set, protocol=protocol, accelerator=self.accelerator)
+        cache = trainer.test_features()
+        options = {"protocol": self.recipe.evaluation_protocol, "accelerator": self.accelerator}
+        maps = None if cache is None else cache.in_order()
+        return score(self.model, trainer.processor, trainer.test_set, maps=maps, **options)
 
     def _keep_scores(self, metrics: dict) -> None:
         """The scores at the end of the stage go to the state of the run and into its last checkpoint."""

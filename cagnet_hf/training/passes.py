@@ -13,10 +13,26 @@ from ..evaluation.scoring import batches_of_equal_size
 from ..methods.base import Batch
 from ..methods.options import PassRecipe
 from ..model.maps_cagnet import resize_labels
+from .features import FeatureCache
 
 
-class WholeImages:
-    """The batches of a pass, with the interface of `StageBatches`: an iteration's batches are those of the whole pass.
+class WholePass:
+    """The batches of a pass, with the interface of `StageBatches`: an iteration's batches are those of the whole pass."""
+
+    def start(self, iteration: int) -> "WholePass":
+        """Nothing is read ahead."""
+        return self
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+    def image_ids(self, iteration: int) -> list[str]:
+        """A pass sees every image: none is named."""
+        return []
+
+
+class WholeImages(WholePass):
+    """A pass over images.
 
     Args:
         rows: The training images; each process takes its share, streamed or not.
@@ -37,18 +53,7 @@ class WholeImages:
         self.stage, self.rows, self.labels, self.hide_unseen = stage, rows, labels, hide_unseen
         self.processor, self.accelerator = processor, accelerator
 
-    def start(self, iteration: int) -> "WholeImages":
-        """Nothing is read ahead."""
-        return self
-
-    def close(self) -> None:
-        """Nothing is open."""
-
-    def image_ids(self, iteration: int) -> list[str]:
-        """A pass sees every image: none is named."""
-        return []
-
-    def take(self, batches: "WholeImages", iteration: int) -> Iterator[Batch]:
+    def take(self, batches: WholePass, iteration: int) -> Iterator[Batch]:
         """`pixel_values` `(B, 3, H, W)` and `labels` `(B, H, W)` in model order, image by image of equal size."""
         process, processes = self.accelerator.process_index, self.accelerator.num_processes
         total = len(range(process, len(self.rows), processes)) if isinstance(self.rows, Rows) else None
@@ -74,3 +79,18 @@ class WholeImages:
         labels = self.labels.to_model_order(sample.labels, hide_unseen=self.hide_unseen, source=source)
         pixels = self.processor.prepare(sample.image)
         return pixels, torch.from_numpy(resize_labels(labels, tuple(pixels.shape[-2:]))).long()
+
+
+class WholeMaps(WholePass):
+    """A pass over the maps of images, computed before."""
+
+    def __init__(self, stage: PassRecipe, cache: FeatureCache, accelerator: Accelerator):
+        self.stage, self.cache, self.accelerator = stage, cache, accelerator
+
+    def take(self, batches: WholePass, iteration: int) -> Iterator[Batch]:
+        """`backbone_features` `(B, C, h, w)` and `labels` `(B, h, w)` in model order, image by image of equal size."""
+        device = self.accelerator.device
+        examples = ((maps[0], labels) for maps, labels in self.cache)
+        for batch in batches_of_equal_size(examples, self.stage.batch_size):
+            maps, labels = (torch.stack(values).to(device) for values in zip(*batch, strict=True))
+            yield {"backbone_features": maps, "labels": labels.long()}
