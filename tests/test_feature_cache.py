@@ -73,7 +73,7 @@ def test_examples_are_crops_of_the_maps_mirrored_with_their_labels(recipe, tmp_p
     cache = cache_of(trainer)
     run = StageRun(trainer, 0, "pretrain")
     run.model = trainer.model
-    batches = run._new_batches()
+    batches = run._new_batches(run.stage)
     stride = trainer.model.cagnet.feature_stride
     cells = 64 // stride
     with closing(batches.start(0)) as stream:
@@ -313,7 +313,7 @@ def test_of_two_computations_in_one_folder_one_waits_for_the_other(recipe, tmp_p
 
 
 def test_a_closed_form_passes_over_the_features(recipe, tmp_path, computed):
-    """The pass of prototypes needs a whole image classifier; the maps that such a pass sees are those of the images."""
+    """The pass of prototypes needs a whole image classifier; here it is the maps that such a pass sees."""
     trainer = Trainer(recipe(), tmp_path / "run")
     cache = cache_of(trainer)
     computed.clear()

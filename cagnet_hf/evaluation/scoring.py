@@ -133,10 +133,13 @@ def scored_batches(
     total = len(range(process, len(dataset), processes)) if isinstance(dataset, Rows) else None
     labels, device = LabelSpace.of(model.config), accelerator.device
     if maps is None:
-        inputs, examples = "pixel_values", _examples(dataset.share(process, processes), labels, processor, square, device)
+        inputs, examples = (
+            "pixel_values",
+            _examples(dataset.share(process, processes), labels, processor, square, device),
+        )
     else:
         samples = dataset.without_images().share(process, processes)
-        inputs, examples = "backbone_features", _with_maps(samples, labels, maps, device)
+        forward, examples = _of_maps(model), _with_maps(samples, labels, maps, device)
     training = model.training
     model.eval()
     hidden = not (progress and accelerator.is_main_process)
@@ -144,7 +147,7 @@ def scored_batches(
         with tqdm(total=total, desc=f"evaluate ({protocol})", disable=hidden) as bar:
             for batch in batches_of_equal_size(examples, batch_size):
                 with torch.inference_mode(), accelerator.autocast():
-                    outputs = model(**{inputs: torch.stack([values for values, _ in batch])}, return_dict=True)
+                    outputs = forward(torch.stack([values for values, _ in batch]), return_dict=True)
                 check_logits(outputs.logits)
                 references = [labels for _, labels in batch]
                 if square and model.config.classifier != "projection":
@@ -167,6 +170,11 @@ def _examples(
         else:
             pixels = processor.prepare(sample.image.to(device), size=square)
             yield pixels, resize_labels(stored, tuple(square.values()))
+
+
+def _of_maps(model):
+    """The model as a function of maps of its backbone."""
+    return lambda maps, **options: model(backbone_features=maps, **options)
 
 
 def _with_maps(

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from ..data.benchmarks import did_you_mean
 from ..model.configuration_cagnet import CaGNetConfig
 from ..model.image_processing_cagnet import CaGNetImageProcessorKwargs
+from ..vectors.class_embeddings import BUNDLED
 
 PARTS = ("network", "classifier", "generator")  # what a stage may have an optimiser for
 # What the benchmark says about a model, not the recipe.
@@ -164,11 +165,30 @@ class PassRecipe(StageRecipe):
         return self
 
 
+class KnownNamesRecipe(Options):
+    """What the backbone's image classifier knows by name, and which of it may be used."""
+
+    head: str = "package"  # where the head of the image classifier is from; see `load_image_classifier_head`
+    known_embeddings: str = BUNDLED  # vectors of the names that the image classifier knows, or a table of them
+    # Known classes to leave out: names, synset ids, or a text file with one of them a line. The file that comes with
+    # the recipes of a benchmark, `unseen_synsets.txt`, is found by its name.
+    without: list[str] | str = []
+    tau: float | None = Field(None, gt=0)  # an average over several when None
+
+
+class AnchorRecipe(KnownNamesRecipe):
+    """How the anchor of a generator is fitted, before the first iteration of a stage in which the network rests: one
+    pass over whole images."""
+
+    ridge: float = Field(0.1, gt=0)  # of the anchor "ridge"
+
+
 class GeneratingStageRecipe(StageRecipe):
     """A stage of a method that makes features of drawn classes."""
 
     # A drawn class is a seen one with weight 1 and an unseen one with weight 1 + unseen_rate.
     unseen_rate: float = Field(0.0, ge=0)
+    anchor: AnchorRecipe | None = None  # fit the generator's anchor first
 
 
 class Recipe(Options):

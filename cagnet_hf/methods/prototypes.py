@@ -6,28 +6,18 @@ from pathlib import Path
 import torch
 from pydantic import Field
 
-from ..model.maps_cagnet import centre_labels, to_pixel_list
-from ..vectors.class_embeddings import BUNDLED
-from ..vectors.imagenet_names import known_names
-from ..weights.classifier_heads import load_image_classifier_head
+from ..model.maps_cagnet import centre_labels
 from . import register
 from .base import Batch, Learner, Method
-from .options import PassRecipe, Recipe, RecipeError
+from .known_names import labelled_pixels, load_known_names, observe_known_classes
+from .options import KnownNamesRecipe, PassRecipe, Recipe, RecipeError
 from .pseudo_labels import network_inputs
 
-RECIPES = Path(__file__).resolve().parents[1] / "recipes"
 
-
-class PrototypesStage(PassRecipe):
+class PrototypesStage(PassRecipe, KnownNamesRecipe):
     """One pass over whole images, in which the network rests. The Bayes rule becomes the classifier, with prior odds
     of 1 for seen classes and 1 + `unseen_rate` for unseen ones."""
 
-    head: str = "package"  # where the head of the image classifier is from; see `load_image_classifier_head`
-    known_embeddings: str = BUNDLED  # vectors of the names that the image classifier knows, or a table of them
-    # Known classes to leave out: names, synset ids, or a text file with one of them a line. The file that comes with
-    # the recipes of a benchmark, `unseen_synsets.txt`, is found by its name.
-    without: list[str] | str = []
-    tau: float | None = Field(None, gt=0)  # an average over several when None
     shrinkage: float = Field(0.05, ge=0, le=1)
     covariance_scale: float = Field(6.0, gt=0)
     unseen_rate: float = Field(0.0, ge=0)
@@ -70,23 +60,7 @@ class Prototypes(Method):
 
     def prepare(self, label_maps: Iterable, folder: Path) -> None:
         """Load the head of the image classifier, and tell the generator what its classes are called."""
-        config, names = self.model.config, self.model.generator.mean.names
-        self._head, called = load_image_classifier_head(config.backbone, self.stage.head)
-        self._head.to(self.model.device)
-        known = known_names(called, self.stage.known_embeddings)
-        for key, value in {
-            "model.feature_size": (config.feature_size, self._head.in_channels),
-            "model.known_classes": (config.known_classes, self._head.num_classes),
-            "class_embeddings (numbers a vector)": (config.embedding_size, known.vectors.shape[1]),
-        }.items():
-            if value[0] != value[1]:
-                raise RecipeError(f"{key} is {value[0]}, but the head of {self.stage.head} has {value[1]}")
-        names.vectors.copy_(torch.from_numpy(known.vectors))
-        names.known.fill_(1)
-        left_out = known.positions(_names_of(self.stage.without))
-        if len(left_out) == len(known.texts):
-            raise RecipeError("without leaves out every class that the image classifier knows")
-        names.known[left_out] = 0
+        self._head = load_known_names(self.model, self.model.generator.mean, self.stage)
 
     @torch.no_grad()
     def iterate(self, batches: Iterable[Batch], learn: Learner) -> dict[str, torch.Tensor]:
@@ -94,17 +68,12 @@ class Prototypes(Method):
         model, generator = self.model, self.model.generator
         generator.start_observing()
         for batch in batches:
-            features = model.cagnet(**network_inputs(batch)).features
-            labels = centre_labels(batch["labels"], features.shape[-2:])
-            unlabelled = labels == model.config.ignore_index
-            labelled = to_pixel_list(features, ~unlabelled)[0, :, 0].t()
-            others = to_pixel_list(features, unlabelled)
-            with torch.autocast(features.device.type, enabled=False):  # halves would round statistics of many batches
-                generator.observe(labelled, labels[~unlabelled])
-                if others.numel():  # not every pixel has a label
-                    others = others.float()
-                    posteriors = self._head(others)[0, :, 0].t().softmax(dim=1)
-                    generator.mean.observe(others[0, :, 0].t(), posteriors)
+            maps = model.cagnet(**network_inputs(batch), output_hidden_states=True)
+            labels = centre_labels(batch["labels"], maps.features.shape[-2:])
+            labelled, labels_of_them = labelled_pixels(maps.features, labels, model.config.ignore_index)
+            with torch.autocast(maps.features.device.type, enabled=False):  # halves would round statistics
+                generator.observe(labelled, labels_of_them)
+                observe_known_classes(generator.mean, self._head, maps, labels == model.config.ignore_index)
         generator.share()
         return {}
 
@@ -125,16 +94,3 @@ class Prototypes(Method):
             weights, biases = generator.bayes_rule(embeddings, self.class_odds().log())
         model.classifier.weight.copy_(weights[:, :, None, None])
         model.classifier.bias.copy_(biases)
-
-
-def _names_of(without: list[str] | str) -> list[str]:
-    """The names in a list, or in a file with one a line."""
-    if not isinstance(without, str):
-        return without
-    bundled = next(RECIPES.glob(f"*/{Path(without).name}"), None) if Path(without).name == without else None
-    path = Path(without) if bundled is None or Path(without).is_file() else bundled
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise RecipeError(f"without: {without} cannot be read ({error.strerror}); give names or a file") from None
-    return [name for line in lines if (name := line.partition("#")[0].strip())]

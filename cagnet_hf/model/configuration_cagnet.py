@@ -14,6 +14,7 @@ from huggingface_hub.errors import StrictDataclassFieldValidationError
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.models.auto import CONFIG_MAPPING
 
+from .anchors_cagnet import ANCHORS
 from .backbones_cagnet import BACKBONES
 from .parts_cagnet import CLASSIFIERS, GENERATORS, PYRAMIDS, ContextualModule
 
@@ -108,6 +109,9 @@ class CaGNetConfig(PreTrainedConfig):
         generator_embedding_scale: Factor on the class embedding at the generator's input. The paper's unit-length
             embeddings (1.0) have entries near E^-½ beside a latent of unit variance; √E puts both on one scale, which
             short schedules need.
+        generator_anchor: What the layers of `"contextual"` and `"moment_matching"` add their output to, so that they
+            hear the latent alone: class means by `"ridge"` regression from the embeddings, or `"prototypes"` of what
+            an image classifier knows by name. None as published: the layers make the whole feature.
         embedding_size: E, length of a class embedding.
         known_classes: K, how many classes the image classifier behind `"prototypes"` and `"names"` knows.
         known_hidden_size: Channels of the convolution in that classifier's head; 0 where there is none.
@@ -155,6 +159,7 @@ class CaGNetConfig(PreTrainedConfig):
     generator_hidden_sizes: list[int] | tuple[int, ...] = (1024, 960, 864, 784, 720)
     generator_dropout: list[float | int] | tuple[float | int, ...] = (0.1, 0.1, 0.3, 0.5, 0.5)
     generator_embedding_scale: float | int = 1.0
+    generator_anchor: str | None = None
     embedding_size: int = 600
     known_classes: int = 0
     known_hidden_size: int = 0
@@ -250,6 +255,11 @@ class CaGNetConfig(PreTrainedConfig):
         self._check_classes()
         for table in (BACKBONES, PYRAMIDS, CLASSIFIERS, GENERATORS):
             table.check(self)
+        if ANCHORS.chosen(self) is not None and self.generator not in ("contextual", "moment_matching"):
+            raise ValueError(
+                f"generator_anchor={self.generator_anchor!r} needs layers that add to it: set "
+                'generator="contextual" or "moment_matching"'
+            )
         if self.contextual:
             ContextualModule.check(self)
         if list(self.test_scales[:1]) != [1.0] or not all(0 < scale < math.inf for scale in self.test_scales):

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import initialization as init
 
+from .anchors_cagnet import Anchor
 from .contracts_cagnet import Classifier, FeatureGenerator, PartTable
 from .gaussian_cagnet import GaussianGenerator
 from .prototypes_cagnet import NamesClassifier, PrototypeGenerator
@@ -134,7 +135,10 @@ class ContextualModule(nn.Module):
 
 
 class _GeneratorOfLayers(FeatureGenerator):
-    """1x1 convolutions on the class embedding beside a latent, with LeakyReLU and dropout between them."""
+    """1x1 convolutions on the class embedding beside a latent, with LeakyReLU and dropout between them.
+
+    With an anchor the layers hear the latent alone, and their output is added to the anchor's mean of the class.
+    """
 
     convolution = nn.Conv2d
 
@@ -142,10 +146,13 @@ class _GeneratorOfLayers(FeatureGenerator):
     def check(config):
         if len(config.generator_hidden_sizes) != len(config.generator_dropout):
             raise ValueError("generator_hidden_sizes and generator_dropout must have equal length")
+        Anchor.check(config)
 
     def __init__(self, config, latent_size):
         super().__init__()
-        sizes = [config.embedding_size + latent_size, *config.generator_hidden_sizes]
+        self.anchor = None if config.generator_anchor is None else Anchor(config)
+        heard = latent_size + (config.embedding_size if self.anchor is None else 0)
+        sizes = [heard, *config.generator_hidden_sizes]
         layers = []
         for size, next_size, dropout in zip(sizes, sizes[1:], config.generator_dropout, strict=False):
             layers += [self.convolution(size, next_size, 1), nn.LeakyReLU(0.2), nn.Dropout(dropout)]
@@ -154,7 +161,18 @@ class _GeneratorOfLayers(FeatureGenerator):
         self.latent_size = latent_size
 
     def forward(self, embeddings, latent):
+        if self.anchor is not None:
+            return self.to_layers(self.anchor(embeddings)) + self.layers(latent)
         return self.layers(torch.cat([embeddings * self.embedding_scale, latent], dim=1))
+
+    @staticmethod
+    def to_layers(means):
+        """Mean features as the layers would have to put them out."""
+        return means
+
+    def set_classes(self, kept, new):
+        if self.anchor is not None:
+            self.anchor.set_classes(kept, new)
 
 
 class ContextualGenerator(_GeneratorOfLayers):
@@ -171,6 +189,10 @@ class ContextualGenerator(_GeneratorOfLayers):
 
     def forward(self, embeddings, latent):
         return torch.sigmoid(super().forward(embeddings, latent))
+
+    @staticmethod
+    def to_layers(means):
+        return torch.logit(means, eps=1e-3)  # a mean by extrapolation may leave (0, 1)
 
 
 class MomentMatchingGenerator(_GeneratorOfLayers):

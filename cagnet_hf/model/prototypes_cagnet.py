@@ -209,6 +209,10 @@ class PrototypeGenerator(GaussianGenerator):
             shrinkage, covariance_scale: See `GaussianGenerator.fit`.
         """
         self.fit_covariance(shrinkage=shrinkage, covariance_scale=covariance_scale)
+        self.fit_means(embeddings, temperature=temperature)
+
+    def fit_means(self, embeddings, *, temperature: float | None) -> None:
+        """Take s from the classes with pixels; see `fit`."""
         temperatures = TEMPERATURES if temperature is None else [temperature] * len(TEMPERATURES)
         self.mean.temperatures.copy_(torch.tensor(temperatures))
         observed = self.class_counts > 0

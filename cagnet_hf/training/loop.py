@@ -19,6 +19,7 @@ from ..data.stream import LabelledImages, check_training_labels
 from ..evaluation.scoring import score
 from ..methods import method_of
 from ..methods.base import Method
+from ..methods.known_names import fit_anchor
 from ..methods.options import PassRecipe, Recipe, RecipeError, StageRecipe
 from ..model.backbones_cagnet import freeze_batch_norm
 from .batches import FeatureBatches, StageBatches
@@ -137,14 +138,15 @@ class Trainer:
         """The maps of the test images; None where the recipe keeps no features, or images are not scored as they are
         kept."""
         recipe = self.recipe
-        if recipe.feature_cache is None or recipe.evaluation_protocol != "full" or len(self.model.config.test_scales) > 1:
+        if (
+            recipe.feature_cache is None
+            or recipe.evaluation_protocol != "full"
+            or len(self.model.config.test_scales) > 1
+        ):
             return None
         if self._test_features is None:
-            images, accelerator = self.test_set, self.accelerator
-            options = {"scored": True}
-            self._test_features = cached_features(
-                recipe, self.output_dir, images, self.model, self.processor, accelerator, **options
-            )
+            parts = self.test_set, self.model, self.processor, self.accelerator
+            self._test_features = cached_features(recipe, self.output_dir, *parts, scored=True)
         return self._test_features
 
     def new_method(self, stage: StageRecipe, model) -> Method:
@@ -178,7 +180,9 @@ class StageRun:
             state.stage, state.iteration, state.peak_memory_mib = self.index, 0, 0
         if state.iteration == 0:
             self._reinitialize()
-        self.batches = self._new_batches()
+            self._fit_anchor()
+        self._check_anchor()
+        self.batches = self._new_batches(self.stage)
         with closing(self.batches.start(state.iteration)) as batches:
             with accelerator.main_process_first():
                 label_maps = LabelMapsAtFeatureStride(
@@ -195,8 +199,24 @@ class StageRun:
         if len(state.stages) <= self.index:  # not scored before an interruption
             self._keep_scores(self._score())
 
-    def _new_batches(self) -> StageBatches | WholePass:
-        trainer, recipe, stage, config = self.trainer, self.recipe, self.stage, self.model.config
+    def _fit_anchor(self) -> None:
+        """Fit the generator's anchor where the stage says how."""
+        options = getattr(self.stage, "anchor", None)
+        if options is not None:
+            images = self._new_batches(PassRecipe())
+            fit_anchor(self.model, options, images.take(images, 0))
+
+    def _check_anchor(self) -> None:
+        """Refuse a generator that adds to the means of an anchor which nothing was fitted to."""
+        anchor = getattr(self.model.generator, "anchor", None)
+        generates = self.stage.generator is not None or getattr(self.stage, "synthetic_block", 0)
+        if anchor is not None and generates and self.state.iteration == 0 and not anchor.fitted:
+            raise RecipeError(
+                f"stages.{self.name}: no stage so far fits the generator's anchor: set stages.{self.name}.anchor={{}}"
+            )
+
+    def _new_batches(self, stage: StageRecipe) -> StageBatches | WholePass:
+        trainer, recipe, config = self.trainer, self.recipe, self.model.config
         rows, processor, accelerator = trainer.train_set, trainer.processor, self.accelerator
         if isinstance(stage, PassRecipe):
             if recipe.feature_cache is not None:

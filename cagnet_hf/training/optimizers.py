@@ -17,7 +17,7 @@ def build_optimizers(model, stage: StageRecipe) -> dict[str, torch.optim.Optimiz
     groups = {
         "network": lambda recipe: network_groups(model.cagnet, recipe),
         "classifier": lambda recipe: [{"params": list(model.classifier.parameters())}],
-        "generator": lambda recipe: [{"params": list(model.generator.parameters())}],
+        "generator": lambda recipe: [{"params": _layers_of(model.generator)}],
     }
     optimizers = {}
     for part, recipe in stage.optimizers().items():
@@ -28,6 +28,11 @@ def build_optimizers(model, stage: StageRecipe) -> dict[str, torch.optim.Optimiz
                 parameter.requires_grad_(True)
         optimizers[part] = _build(recipe, parameter_groups)
     return optimizers
+
+
+def _layers_of(generator: nn.Module) -> list[nn.Parameter]:
+    """The generator's parameters without those of its anchor, which follow in closed form."""
+    return [parameter for name, parameter in generator.named_parameters() if not name.startswith("anchor.")]
 
 
 def network_groups(network: nn.Module, recipe: OptimizerRecipe) -> list[dict]:

@@ -17,7 +17,7 @@ from .features import FeatureCache
 
 
 class WholePass:
-    """The batches of a pass, with the interface of `StageBatches`: an iteration's batches are those of the whole pass."""
+    """The batches of a pass, as `StageBatches` has those of a stage: an iteration takes those of the whole pass."""
 
     def start(self, iteration: int) -> "WholePass":
         """Nothing is read ahead."""
