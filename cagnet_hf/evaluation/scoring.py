@@ -133,10 +133,8 @@ def scored_batches(
     total = len(range(process, len(dataset), processes)) if isinstance(dataset, Rows) else None
     labels, device = LabelSpace.of(model.config), accelerator.device
     if maps is None:
-        inputs, examples = (
-            "pixel_values",
-            _examples(dataset.share(process, processes), labels, processor, square, device),
-        )
+        samples = dataset.share(process, processes)
+        forward, examples = model, _examples(samples, labels, processor, square, device)
     else:
         samples = dataset.without_images().share(process, processes)
         forward, examples = _of_maps(model), _with_maps(samples, labels, maps, device)
