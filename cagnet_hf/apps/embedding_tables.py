@@ -1,4 +1,4 @@
-"""A table of class embeddings, made from tables of word vectors and text encoders."""
+"""A table of class embeddings, made from tables of word vectors, text encoders and image classifiers."""
 
 import json
 from collections.abc import Collection, Sequence
@@ -7,11 +7,15 @@ from logging import getLogger
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from ..data.benchmarks import load_benchmark
 from ..files import sha256
+from ..hub.models import load_model
 from ..model.configuration_cagnet import plain_name
+from ..model.prototypes_cagnet import PrototypeMeans
 from ..vectors.class_embeddings import check_vectors, join_parts, save_embedding_table
+from ..vectors.new_classes import embed_names
 from ..vectors.text_encoders import encode_names, encoder_files
 from ..vectors.word_names import Synonyms, look_up_names
 from ..vectors.word_streams import split_archive
@@ -91,6 +95,36 @@ def encoded(
         "prompt": prompt,
         "sha256": {path.name: sha256(path) for path in encoder_files(source)},
     }
+    return dict(zip(names, vectors, strict=True)), record
+
+
+def seen_by_classifier(source: str, names: Sequence[str]) -> tuple[dict[str, np.ndarray], dict]:
+    """Visual class vectors: what an image classifier's features of a class look like in unlabelled images.
+
+    The vector of a name is the mean feature of the classes that the name means to the classifier, less the mean of
+    all features.
+
+    Args:
+        source: A model of the method `prototypes`, which has passed over the images.
+        names: The class names; see `embed_names` for where their meaning is from.
+
+    Returns:
+        The vectors by name, and what the output says of them.
+
+    Raises:
+        ValueError: The model is of another method, or a name has no meaning.
+    """
+    model, _processor = load_model(source)
+    means = getattr(model.generator, "mean", None)
+    if not isinstance(means, PrototypeMeans):
+        raise ValueError(
+            f"{source}: no model of prototypes; `cagnet-hf train --recipe pascal_voc_edge/prototypes` makes one"
+        )
+    texts = torch.from_numpy(embed_names(names))
+    means.names.warn_of_strangers(texts, names)
+    vectors = (means.prototypes(texts).mean(0) - means.mass @ means.means / means.mass.sum()).numpy()
+    check_vectors(source, names, vectors)
+    record = {"prototypes": Path(source).resolve().name, "backbone": model.config.backbone}
     return dict(zip(names, vectors, strict=True)), record
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 def prepare_embeddings(
     *,
-    sources: Annotated[list[tuple[str, str]], ("word_vectors", "encoder")] = (),
+    sources: Annotated[list[tuple[str, str]], ("word_vectors", "encoder", "prototypes")] = (),
     output: Path,
     benchmark: list[str] = (),
     names: list[str] = (),
@@ -19,14 +19,15 @@ def prepare_embeddings(
     license: str = "unknown",
     overwrite: bool = False,
 ) -> None:
-    """Make class embeddings from word vectors and text encoders.
+    """Make class embeddings from word vectors, text encoders and image classifiers.
 
-    Class names are looked up or encoded; the table is a .safetensors file. Several --word_vectors and --encoder are
-    joined in the order in which they are given. Give one of --benchmark, --names and --names_file.
+    Class names are looked up or encoded; the table is a .safetensors file. Several --word_vectors, --encoder and
+    --prototypes are joined in the order in which they are given. Give one of --benchmark, --names and --names_file.
 
     Args:
         word_vectors (FILE): word2vec .bin; fastText .vec; GloVe .txt; or these as .gz, .zip or FILE.zip:MEMBER.
         encoder (DIR_OR_ID): A text encoder of transformers or sentence-transformers: a folder or a Hub id.
+        prototypes (DIR_OR_ID): A model of the method prototypes: the vectors are mean features of unlabelled images.
         output: The table to write (.safetensors).
         benchmark (NAME): The benchmarks to take names from.
         names (NAME): The class names themselves: zebra "polar bear".
@@ -45,7 +46,14 @@ def prepare_embeddings(
         cagnet-hf prepare_embeddings --word_vectors crawl.vec.zip --benchmark pascal_context --output table.safetensors
         cagnet-hf prepare_embeddings --encoder DIR_OR_ID --names zebra "polar bear" --output table.safetensors
     """
-    from ..apps.embedding_tables import TABLE_MARK, encoded, looked_up, wanted_names, write_joined
+    from ..apps.embedding_tables import (
+        TABLE_MARK,
+        encoded,
+        looked_up,
+        seen_by_classifier,
+        wanted_names,
+        write_joined,
+    )
     from ..files import check_output
     from ..vectors.word_names import load_synonyms
     from ..vectors.word_streams import split_archive
@@ -53,7 +61,7 @@ def prepare_embeddings(
     kinds = [kind for kind, _ in sources]
     num_tables, num_encoders = kinds.count("word_vectors"), kinds.count("encoder")
     if not kinds:
-        raise ValueError("nothing to make vectors from; give --word_vectors FILE or --encoder DIR_OR_ID")
+        raise ValueError("nothing to make vectors from; give --word_vectors FILE, --encoder or --prototypes DIR_OR_ID")
     if output.suffix != ".safetensors":
         raise ValueError(f"--output {output}: the name of a table ends in .safetensors")
     given = [split_archive(source)[0] for _, source in sources]
@@ -71,11 +79,11 @@ def prepare_embeddings(
     wanted, optional = wanted_names(benchmark, names, names_file)
     files = synonyms * num_tables if len(synonyms) == 1 else synonyms
     meant = iter([load_synonyms(path, wanted) for path in files])
-    made = [
-        encoded(source, wanted, pooling=pooling, prompt=prompt, called=encoder_name)
-        if kind == "encoder"
-        else looked_up(source, wanted, optional, next(meant, None))
-        for kind, source in sources
-    ]
+    make = {
+        "encoder": lambda source: encoded(source, wanted, pooling=pooling, prompt=prompt, called=encoder_name),
+        "prototypes": lambda source: seen_by_classifier(source, wanted),
+        "word_vectors": lambda source: looked_up(source, wanted, optional, next(meant, None)),
+    }
+    made = [make[kind](source) for kind, source in sources]
     parts, records = zip(*made, strict=True)
     write_joined(output, wanted, parts, records, normalize=normalize, license=license)
