@@ -21,6 +21,9 @@ from cagnet_hf.data.stream import EndlessBatches, LabelledImages, TrainingBatche
 from cagnet_hf.data.transforms import TrainingTransform
 from cagnet_hf.evaluation.zero_shot_segmentation.confusion_matrix import ConfusionMatrix
 from cagnet_hf.methods.losses import MMD_BANDWIDTHS, classwise_mmd
+from cagnet_hf.model.maps_cagnet import mean_cross_entropy
+from cagnet_hf.training.batches import FeatureBatches
+from cagnet_hf.training.features import FeatureCache
 from cagnet_hf.training.peak_memory import forget_peak_memory, peak_memory
 from cagnet_hf.training.recipe_files import load_recipe
 from cagnet_hf.training.setup import build_processor
@@ -39,6 +42,7 @@ def lines(setting: Setting) -> Iterator[Line]:
     yield from mmd_lines(setting)
     yield metric_line(setting)
     yield data_loader_line(setting)
+    yield cached_features_line()
     yield from prediction_lines()
     yield from process_lines()
 
@@ -163,6 +167,33 @@ def data_loader_line(setting: Setting, num_images: int = 32) -> Line:
 
     name, bound = "training images a second with the data loader", ("those with data in memory", stage.real_step)
     return Line(name, train, *bound, at_least=0.9, clock="wall")
+
+
+def cached_features_line(num_images: int = 32) -> Line:
+    """Pre-training on features that were computed once, read from their file, on the CPU."""
+    rng, recipe = np.random.default_rng(0), load_recipe("pascal_voc_frozen/zs3net")
+    stage = Stage(Setting(), "zs3net", "pretrain", recipe=recipe)
+    labels, channels, side = load_benchmark("pascal_voc").label_space, stage.model.cagnet.backbone.num_channels, 20
+    folder = tempfile.TemporaryDirectory()
+    cache = FeatureCache(Path(folder.name), channels, labels, hide_unseen=True)
+    ids = rng.choice(np.array(labels.class_ids)[: UNSEEN[0]], (num_images, side, side))
+    maps = rng.standard_normal((num_images, 2, side, side, channels), dtype=np.float32)
+    cache.fill(cache.open({}), ((i, str(i), maps[i], ids[i]) for i in range(num_images)))
+    options = {"stride": stage.model.cagnet.feature_stride, "ignore_index": stage.model.config.ignore_index}
+    batches = FeatureBatches(recipe, stage.stage, 0, cache, cache, stage.learner.accelerator, **options)
+    stream = batches.start(0)
+    (at_hand,) = batches.take(stream, 0)
+
+    def train(_folder=folder):  # the folder lives as long as the line
+        stage.step(*batches.take(stream, 0))
+
+    def head():
+        stage.model.zero_grad()
+        logits = stage.model.classify(stage.model.cagnet(backbone_features=at_hand["backbone_features"]).features)
+        mean_cross_entropy(logits, at_hand["labels"], ignore_index=stage.model.config.ignore_index).backward()
+
+    bound = "forward and backward of pyramid and classifier", head
+    return Line("training step on cached features", train, *bound, at_most=1.3)
 
 
 def prediction_lines() -> Iterator[Line]:

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 
 from cagnet_hf.methods import method_of
+from cagnet_hf.methods.options import Recipe
 from cagnet_hf.model.configuration_cagnet import CaGNetConfig
 from cagnet_hf.model.maps_cagnet import resize_labels, to_pixel_list
 from cagnet_hf.model.modeling_cagnet import CaGNetForSemanticSegmentation
@@ -30,14 +31,23 @@ def new_model(setting: Setting, **fields) -> CaGNetForSemanticSegmentation:
 
 
 class Stage:
-    """A stage of `pascal_voc/METHOD` with its model, optimisers and a batch of images of noise."""
+    """A stage of `pascal_voc/METHOD`, or of a recipe, with its model, optimisers and a batch of images of noise."""
 
-    def __init__(self, setting: Setting, method: str, name: str, model: CaGNetForSemanticSegmentation | None = None):
-        self.setting, self.recipe = setting, load_recipe(f"pascal_voc/{method}")
+    def __init__(
+        self,
+        setting: Setting,
+        method: str,
+        name: str,
+        model: CaGNetForSemanticSegmentation | None = None,
+        recipe: Recipe | None = None,
+    ):
+        self.setting, self.recipe = setting, recipe or load_recipe(f"pascal_voc/{method}")
         self.stage = self.recipe.stages[name]
-        if not setting.published:  # half the side, one image: a thirty-second of the work, in the same proportions
+        if (
+            recipe is None and not setting.published
+        ):  # half the side, one image: a thirty-second of the work, in the same proportions
             self.stage = self.stage.model_copy(update={"crop_size": self.stage.crop_size // 2, "batch_size": 1})
-        elif not setting.on_gpu:
+        elif recipe is None and not setting.on_gpu:
             self.stage = self.stage.model_copy(update={"batch_size": 2})
         self.model = (model or new_model(setting, **self.recipe.model)).train()
         self.learner = Learner(Accelerator(cpu=not setting.on_gpu), build_optimizers(self.model, self.stage))
