@@ -6,13 +6,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from safetensors import safe_open
 from tiny_encoders import write_bert
 from word_tables import write_glove, write_vec, write_word2vec
 
+from cagnet_hf import CaGNetConfig, CaGNetForSemanticSegmentation, CaGNetImageProcessor
 from cagnet_hf.data.benchmarks import Benchmark, load_benchmark
 from cagnet_hf.model.configuration_cagnet import plain_name
 from cagnet_hf.vectors.class_embeddings import load_class_embeddings
+from cagnet_hf.vectors.new_classes import embed_names
 from cagnet_hf.vectors.text_encoders import encode_names
 from cagnet_hf.vectors.word_names import load_synonyms, look_up_names
 
@@ -350,3 +353,44 @@ def test_a_mean_of_directions_is_not_what_was_published(release):
     mean = sum(vector / np.linalg.norm(vector) for vector in found.values())
     row = published(folder, "coco_stuff", "fasttext")["wall-wood"]
     assert np.abs(mean / np.linalg.norm(mean) - row).max() > 1e-3
+
+
+@pytest.fixture
+def of_prototypes(tmp_path):
+    """(a saved model of prototypes that knows "dog", "sofa" and a class in between, the means of their features)."""
+    torch.manual_seed(0)
+    model = CaGNetForSemanticSegmentation(
+        CaGNetConfig(
+            **{"id2label": {0: "dog", 1: "sofa"}, "backbone": "resnet", "depths": [1] * 4, "hidden_sizes": [6] * 4},
+            **{"stem_size": 4, "aspp": "none", "feature_size": 6, "embedding_size": 384, "known_classes": 3},
+            **{"contextual": False, "classifier": "linear", "generator": "prototypes"},
+        )
+    )
+    means = model.generator.mean
+    dog, sofa = torch.from_numpy(embed_names(["dog", "sofa"]))
+    means.names.vectors.copy_(torch.stack([dog, sofa, (dog + sofa) / 2]))
+    means.names.known.fill_(1)
+    means.means.copy_(torch.randn(3, 6))
+    means.mass.copy_(torch.tensor([1.0, 2.0, 1.0]))
+    means.temperatures.fill_(0.01)
+    model.save_pretrained(tmp_path / "prototypes")
+    CaGNetImageProcessor().save_pretrained(tmp_path / "prototypes")
+    return tmp_path / "prototypes", means.means
+
+
+def test_visual_vectors_are_mean_features_of_what_a_name_means(make, of_prototypes):
+    folder, means = of_prototypes
+    vectors, metadata = make("--prototypes", folder, "--names", "dog", "sofa")
+    centred = (means - (means * torch.tensor([[1.0], [2.0], [1.0]])).sum(0) / 4).numpy()
+    for name, expected in (("dog", centred[0]), ("sofa", centred[1])):
+        np.testing.assert_allclose(vectors[name], expected / np.linalg.norm(expected), atol=1e-5)
+    assert json.loads(metadata["sources"]) == [{"prototypes": "prototypes", "backbone": "resnet"}]
+
+
+def test_visual_vectors_of_another_method_are_refused(call, of_prototypes, tmp_path):
+    model = CaGNetForSemanticSegmentation.from_pretrained(of_prototypes[0])
+    model.config.generator, model.generator = None, None
+    model.save_pretrained(tmp_path / "other")
+    CaGNetImageProcessor().save_pretrained(tmp_path / "other")
+    code, errors, _ = call("--prototypes", tmp_path / "other", "--names", "dog")
+    assert code == 2 and "no model of prototypes" in errors[0]
