@@ -21,15 +21,17 @@ class PrototypesStage(PassRecipe):
     """One pass over whole images, in which the network rests. The Bayes rule becomes the classifier, with prior odds
     of 1 for seen classes and 1 + `unseen_rate` for unseen ones."""
 
-    head: str = "package"  # where the head of the image classifier is from; see `load_image_classifier_head`
-    known_embeddings: str = BUNDLED  # vectors of the names that the image classifier knows, or a table of them
-    # Known classes to leave out: names, synset ids, or a text file with one of them a line. The file that comes with
-    # the recipes of a benchmark, `unseen_synsets.txt`, is found by its name.
-    without: list[str] | str = []
-    tau: float | None = Field(None, gt=0)  # an average over several when None
-    shrinkage: float = Field(0.05, ge=0, le=1)
-    covariance_scale: float = Field(6.0, gt=0)
-    unseen_rate: float = Field(0.0, ge=0)
+    # See `load_image_classifier_head`.
+    head: str = Field("package", description="where the head of the image classifier is from")
+    known_embeddings: str = Field(BUNDLED, description="vectors of the names that the image classifier knows")
+    # The file that comes with the recipes of a benchmark, `unseen_synsets.txt`, is found by its name.
+    without: list[str] | str = Field(
+        [], description="known classes to leave out: names, synset ids, or a text file of them"
+    )
+    tau: float | None = Field(None, gt=0, description="how far a name reaches; null: an average over several")
+    shrinkage: float = Field(0.05, ge=0, le=1, description="share of the covariance that its diagonal replaces")
+    covariance_scale: float = Field(6.0, gt=0, description="factor on the covariance: above 1 scores are less sure")
+    unseen_rate: float = Field(0.0, ge=0, description="an unseen class has prior odds of 1 + unseen_rate")
 
 
 class PrototypesRecipe(Recipe):
