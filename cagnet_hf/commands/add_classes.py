@@ -53,8 +53,9 @@ def add_classes(
     from ..evaluation.new_classes import score_after, score_before
     from ..files import MODEL_FOLDER, check_output, made_by, real_path, write_text_whole
     from ..hub.cards.edited import edited_model_card
+    from ..model.new_classes_cagnet import check_new_names
     from ..vectors.new_classes import embed_new_classes
-    from ..weights.folders import load_model, save_model_folder
+    from ..weights.folders import load_config, load_model, save_model_folder
 
     new, renamed = class_, _renamings(rename)
     if not (new or remove or renamed):
@@ -71,6 +72,7 @@ def add_classes(
             raise ValueError(f"--scores {scores} lies in --output {output}, which is to be a model folder alone")
         check_output(scores, made_by("add_classes"))
     images = open_dataset(dataset, "test") if dataset else None
+    check_new_names(load_config(model), new, removed=remove, renamed=renamed)
     network, processor = load_model(model)
     if remove:
         network.remove_classes(remove)
