@@ -181,7 +181,9 @@ def draw_figures(folder: Path) -> None:
 
 
 def _mean_iou(runs: list[dict], name: str) -> float | None:
-    values = [run["per_class"][name]["iou"] for run in runs if run["per_class"][name]["iou"] is not None]
+    from cagnet_hf.evaluation import class_iou
+
+    values = [iou for run in runs if (iou := class_iou(run["per_class"][name])) is not None]
     return sum(values) / len(values) if values else None
 
 
