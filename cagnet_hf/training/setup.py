@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import replace
+from logging import getLogger
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,8 @@ from ..vectors.class_embeddings import load_class_embeddings
 from ..vectors.new_classes import ATTRIBUTES, describe_source
 from ..weights.backbones import is_own, load_backbone_weights
 
+logger = getLogger(__name__)
+
 
 def use_deterministic_algorithms(deterministic: bool) -> None:
     """Whether the same run on the same machine gives the same bits; a little slower on a GPU."""
@@ -32,7 +35,13 @@ def use_deterministic_algorithms(deterministic: bool) -> None:
 
 def benchmark_of(recipe: Recipe) -> Benchmark:
     benchmark = load_benchmark(recipe.benchmark)
-    return benchmark.for_tuning() if recipe.split == "tuning" else benchmark
+    if recipe.split != "tuning":
+        return benchmark
+    tuning = benchmark.for_tuning()
+    if not benchmark.seen_ids_for_tuning:
+        names = ", ".join(tuning.class_names[len(tuning.seen_ids) :])
+        logger.info("The class table names no classes for tuning; held out are, spread over the seen ones: %s", names)
+    return tuning
 
 
 def dataset_of(recipe: Recipe, split: str) -> Rows | StreamedRows:
