@@ -140,8 +140,8 @@ def class_comparison(
     """Write the IoU of every class as a group of bars, one per system: unseen classes above seen ones.
 
     Args:
-        systems: system -> class name -> IoU, a fraction; None is written out as not in this dataset, an absent class has
-            no bar.
+        systems: system -> class name -> IoU, a fraction; None is written out as not in this dataset. An absent
+            class has no bar.
         unseen: Names of the unseen classes; the others are seen.
         path: The picture to write.
         title: What the systems were scored on.

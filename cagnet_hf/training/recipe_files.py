@@ -10,6 +10,7 @@ from typing import Any, get_origin
 import yaml
 from pydantic import ValidationError
 
+from ..data.benchmarks import CLASS_TABLE
 from ..data.names import did_you_mean, nearest_keys
 from ..files import parse_yaml, real_path
 from ..methods import method_of, methods
@@ -58,7 +59,9 @@ def parse_recipe(tree: dict, where: str) -> Recipe:
     Raises:
         RecipeError: One line naming the key and the nearest known key.
     """
-    kind = Recipe
+    kind, dataset = Recipe, tree.get("dataset")
+    if tree.get("benchmark") is None and isinstance(dataset, str) and (Path(dataset) / CLASS_TABLE).is_file():
+        tree = tree | {"benchmark": dataset}  # a prepared folder is its own benchmark
     missing = [key for key in ("benchmark", "method", "stages") if key not in tree]
     if missing and all(any(key in method.recipe_class.model_fields for method in methods()) for key in tree):
         raise RecipeError(f"{where}: no {', '.join(missing)}; a recipe has a benchmark, a method and stages")

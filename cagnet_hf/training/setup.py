@@ -12,7 +12,7 @@ from ..data.benchmarks import Benchmark, load_benchmark
 from ..data.label_space import LabelSpace
 from ..data.rows import Rows, StreamedRows
 from ..data.scenes import scenes_class_embeddings
-from ..data.sources import open_dataset
+from ..data.sources import check_classes_of_dataset, open_dataset
 from ..methods import method_of
 from ..methods.options import Recipe, RecipeError
 from ..model.configuration_cagnet import CaGNetConfig
@@ -58,12 +58,15 @@ def dataset_of(recipe: Recipe, split: str) -> Rows | StreamedRows:
         raise ValueError(
             f"the recipe needs dataset=DIR: a folder made by `cagnet-hf prepare_data {recipe.benchmark}`, or a Hub id"
         )
+    classes = load_benchmark(recipe.benchmark)
+    if split == recipe.train_split and not recipe.label_map:
+        check_classes_of_dataset(source, classes)
     return open_dataset(
         source,
         split,
         image_column=recipe.image_column,
         mask_column=recipe.mask_column,
-        labels=replace(load_benchmark(recipe.benchmark).label_space, label_map=recipe.label_map),
+        labels=replace(classes.label_space, label_map=recipe.label_map),
         streaming=recipe.streaming,
         shuffle_buffer=recipe.shuffle_buffer,
     )
