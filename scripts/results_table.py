@@ -12,6 +12,7 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 CARDS = REPOSITORY / "model_cards"
+MEASURED = REPOSITORY / "cagnet_hf" / "apps" / "measured_results.json"
 # Rows in the order of the published tables; any other row comes after them.
 ROWS = "spnet spnet_c zs3net cagnet_pi cagnet_pa zs3net_st cagnet_pi_st cagnet_pa_st gaussian".split()
 SCORES = ("S-mIoU", "U-mIoU", "hIoU")
@@ -25,7 +26,8 @@ def build_parser() -> argparse.ArgumentParser:
         "model_cards/BENCHMARK/ROW_seedN.json, which are the metrics.json files of train.py, ROW_seedN_paper.json, "
         "which are those of evaluate.py --protocol paper, and ROW_tuning.json, of a run with split=tuning; of the "
         "ablations from model_cards/BENCHMARK/ablations.json, the comparison.json of compare.py --variants. Where "
-        "ROW_seedN.yaml holds the recipe of the run, its card ROW_seedN.md is written, too."
+        "ROW_seedN.yaml holds the recipe of the run, its card ROW_seedN.md is written, too. The package gets "
+        "the numbers that `cagnet-hf recipes` lists."
     )
 
 
@@ -39,8 +41,8 @@ def benchmarks(cards: Path) -> list[Path]:
     return sorted({path.parent for path in cards.glob("*/*_seed*.json")})
 
 
-def results_of(folder: Path) -> dict[str, dict[str, list[dict]]]:
-    """title -> "full", "paper" or "tuning" -> metrics of its runs; rows in the order of the published tables."""
+def rows_of(folder: Path) -> dict[str, dict[str, list[dict]]]:
+    """row -> "full", "paper" or "tuning" -> metrics of its runs; rows in the order of the published tables."""
     found: dict[str, dict[str, list[dict]]] = {}
     for path in sorted(folder.glob("*.json")):
         if match := _RUN.fullmatch(path.stem):
@@ -48,7 +50,29 @@ def results_of(folder: Path) -> dict[str, dict[str, list[dict]]]:
             runs = found.setdefault(match["row"], {"full": [], "paper": [], "tuning": []})
             runs[kind].append(json.loads(path.read_text("utf-8")))
     order = [*ROWS, *found]
-    return {title_of(row): found[row] for row in sorted(found, key=order.index) if found[row]["full"]}
+    return {row: found[row] for row in sorted(found, key=order.index) if found[row]["full"]}
+
+
+def results_of(folder: Path) -> dict[str, dict[str, list[dict]]]:
+    """The same by the title of the row."""
+    return {title_of(row): results for row, results in rows_of(folder).items()}
+
+
+def measured(cards: Path) -> dict[str, dict[str, float]]:
+    """recipe -> mean scores and minutes of its runs, which `cagnet-hf recipes` lists."""
+    rows = ((folder, row, found["full"]) for folder in benchmarks(cards) for row, found in rows_of(folder).items())
+    results = {}
+    for folder, row, runs in rows:
+        columns = {score: [run[score] for run in runs] for score in SCORES}
+        columns |= {"minutes": [run["seconds"] / 60 for run in from_scratch(runs)]}
+        means = {key: sum(values) / len(values) for key, values in columns.items() if values}
+        results[f"{folder.name}/{row}"] = {key: round(mean, 3) for key, mean in means.items()}
+    return results
+
+
+def from_scratch(runs: Iterable[dict]) -> list[dict]:
+    """The runs that took no network from another run, which would say nothing about the minutes that the row takes."""
+    return [run for run in runs if run.get("stages") and all(stage["iterations"] for stage in run["stages"])]
 
 
 def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
@@ -98,12 +122,9 @@ def study_table(folder: Path) -> str:
     for title, results in results_of(folder).items():
         runs = results["full"]
         cells = [title, str(len(runs)), *scores_of(runs, columns), *scores_of(results["paper"])]
-        stages = [run.get("stages", []) for run in runs]
-        # A run that took its network from another run says nothing about the minutes that the row takes.
-        whole = [run for run, done in zip(runs, stages, strict=True) if done and all(s["iterations"] for s in done)]
-        peaks = [max((stage.get("peak_memory_mib", 0) for stage in done), default=0) for done in stages]
+        peaks = [max((stage.get("peak_memory_mib", 0) for stage in run.get("stages", [])), default=0) for run in runs]
         cells.append(spread(run["hIoU"] for run in results["tuning"]))
-        cells.append(spread((run["seconds"] / 60 for run in whole), digits=1))
+        cells.append(spread((run["seconds"] / 60 for run in from_scratch(runs)), digits=1))
         cells.append(spread((peak / 1024 for peak in peaks if peak), digits=1))
         rows.append(cells)
     return table(head, rows)
@@ -160,7 +181,9 @@ def draw_figures(folder: Path) -> None:
 
 
 def _mean_iou(runs: list[dict], name: str) -> float | None:
-    values = [run["per_class"][name]["iou"] for run in runs if run["per_class"][name]["iou"] is not None]
+    from cagnet_hf.evaluation import class_iou
+
+    values = [iou for run in runs if (iou := class_iou(run["per_class"][name])) is not None]
     return sum(values) / len(values) if values else None
 
 
@@ -204,6 +227,7 @@ def main(argv: list[str] | None = None) -> int:
     study = {folder.name: study_table(folder) for folder in benchmarks(CARDS)}
     study |= {f"{path.parent.name} ablations": ablation_table(path) for path in CARDS.glob("*/ablations.json")}
     tables["model_cards/README.md"] = study | {"self-training": self_training_table(CARDS)}
+    MEASURED.write_text(json.dumps(measured(CARDS)).replace("}, ", "},\n ") + "\n", encoding="utf-8")
     texts = cards_of_runs(CARDS)
     check_outputs(texts, benchmarks(CARDS))
     for name, blocks in tables.items():

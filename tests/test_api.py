@@ -161,7 +161,7 @@ def test_a_calibration_is_that_of_one_evaluation(run, tiny_dataset):
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        ({"gamma": 1.5}, "gamma 1.5: .* choose a number from 0 to 1"),
+        ({"gamma": 1.5}, "gamma 1.5: .* choose a number from -1 to 1"),
         ({"batch_size": 0}, "batch_size 0: choose a number of at least 1"),
         ({"processor": None}, "a model is scored with its image processor"),
         ({"split": "val"}, "no split 'val'; it has train, test"),

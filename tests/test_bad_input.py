@@ -222,9 +222,11 @@ CASES = [
     keys("a misspelt recipe", "did you mean 'scenes/", recipe="scenez"),
     keys("a recipe of no method", "no recipe 'scenes/resnet'", recipe="scenes/resnet"),
     keys("a misspelt key", "unknown key 'sead'; did you mean 'seed'?", "sead=1"),
-    keys("a misspelt key of a stage", "did you mean 'network'?", "stages.pretrain.netwrok.lr=1"),
-    keys("a misspelt field of the model", "did you mean 'feature_size'?", "model.feture_size=8"),
-    keys("a misspelt option of the processor", "did you mean 'image_mean'?", "processor.image_maen=[0, 0, 0]"),
+    keys("a misspelt key of a stage", "did you mean 'stages.pretrain.network'?", "stages.pretrain.netwrok.lr=1"),
+    keys("a misspelt field of the model", "did you mean 'model.feature_size'?", "model.feture_size=8"),
+    keys(
+        "a misspelt option of the processor", "did you mean 'processor.image_mean'?", "processor.image_maen=[0, 0, 0]"
+    ),
     keys("a misspelt stage", "did you mean 'finetune'?", "stages.finetun.iterations=1"),
     keys("a misspelt end", "until=pretrian is no stage; did you mean 'pretrain'?", "until=pretrian"),
     keys("a misspelt benchmark", "unknown benchmark 'scene'; did you mean 'scenes'?", "benchmark=scene"),

@@ -101,6 +101,21 @@ def test_the_tuning_split_plays_seen_classes_as_unseen():
     assert set(tuning.seen_ids) | set(tuning.unseen_ids) == set(voc.seen_ids)
 
 
+@pytest.mark.parametrize(("seen", "unseen", "held_out"), [(2, 3, [1]), (7, 1, [3]), (9, 2, [2, 6]), (9, 5, [1, 4, 7])])
+def test_a_benchmark_that_names_no_tuning_classes_holds_out_some(seen, unseen, held_out):
+    names = tuple(f"class {i}" for i in range(seen + unseen))
+    benchmark = Benchmark("farm", names, tuple(range(seen)), tuple(range(seen, seen + unseen)))
+    tuning = benchmark.for_tuning()
+    assert list(tuning.unseen_ids) == held_out
+    assert set(tuning.seen_ids) == set(range(seen)) - set(held_out)
+    assert tuning.ignored_ids == benchmark.unseen_ids
+
+
+def test_one_seen_class_cannot_play_an_unseen_one():
+    with pytest.raises(ValueError, match="benchmark farm has one seen class, so that none can play an unseen one"):
+        Benchmark("farm", ("sheep", "cow"), (0,), (1,)).for_tuning()
+
+
 def test_the_tuning_split_ignores_the_truly_unseen_classes():
     voc = load_benchmark("pascal_voc")
     mask = np.array([voc.unseen_ids], dtype=np.uint8)

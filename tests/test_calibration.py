@@ -7,6 +7,7 @@ import pytest
 from huggingface_hub import ModelCard
 from trained import arguments
 
+from cagnet_hf.apps import evaluation
 from cagnet_hf.data.sources import open_dataset
 from cagnet_hf.evaluation.calibration import GAMMAS, best_gamma, calibration_curve
 from cagnet_hf.evaluation.scoring import score
@@ -39,17 +40,31 @@ def calibrate(load_script, runs, tiny_dataset, capsys):
 def test_every_gamma_scores_what_a_model_of_that_calibration_does(runs, tiny_dataset):
     model, processor = load_model(str(runs / "spnet" / "model"))
     images = open_dataset(str(tiny_dataset), "test")
-    curve = calibration_curve(model, processor, images, gammas=(0.0, 0.05, 0.4), progress=False)
-    assert curve[0.0] != curve[0.4]
+    curve = calibration_curve(model, processor, images, gammas=(0.0, 0.05, 0.4, -0.2), progress=False)
+    assert curve[-0.2] != curve[0.0] != curve[0.4]
+    assert curve[-0.2]["per_class"] != curve[0.0]["per_class"]
     for gamma, metrics in curve.items():
         model.config.calibration = gamma
         scored = score(model, processor, images, progress=False)
         assert metrics == {key: scored[key] for key in metrics}
 
 
-def test_the_highest_hiou_is_chosen_and_of_equals_the_smallest():
+def test_the_highest_hiou_is_chosen_and_of_equals_the_nearest_to_zero():
     curve = {0.4: {"hIoU": 0.3}, 0.0: {"hIoU": None}, 0.2: {"hIoU": 0.3}, 0.6: {"hIoU": 0.1}}
     assert best_gamma(curve) == 0.2
+    assert best_gamma(curve | {-0.1: {"hIoU": 0.3}}) == -0.1
+    assert best_gamma(curve | {-0.1: {"hIoU": 0.31}, 0.1: {"hIoU": 0.3}}) == -0.1
+
+
+@pytest.mark.parametrize("best", [-0.95, 0.95, 0.9, -0.9, 0.0])
+def test_a_choice_at_the_edge_of_the_grid_is_warned_about(best, runs, tiny_dataset, monkeypatch, caplog):
+    curve = {gamma: {"hIoU": float(gamma == best)} for gamma in GAMMAS}
+    monkeypatch.setattr(evaluation, "calibration_curve", lambda *_: curve)
+    chosen, _ = evaluation.choose_calibration(str(runs / "tuning" / "model"), str(tiny_dataset))
+    assert chosen == best
+    warned = "lies at the edge of the grid" in caplog.text
+    assert warned == (abs(best) == 0.95)
+    assert not warned or f"--gamma {0.98 if best > 0 else -0.98}" in caplog.text
 
 
 def test_the_command_shows_the_grid_marks_the_choice_and_applies_it(calibrate, runs, tmp_path):

@@ -38,6 +38,15 @@ def test_scores_of_held_out_seen_classes_say_so(card):
     assert {result.dataset_name for result in made.data.eval_results} == {"scenes, held-out seen classes"}
 
 
+def test_a_class_that_no_test_pixel_has_is_told_to_be_absent():
+    names = list(METRICS["per_class"])
+    absent = {name: {"iou": 0.0, "recall": None, "pixels": 0} for name in names[-1:]}
+    classes = {name: scores | absent.get(name, {}) for name, scores in METRICS["per_class"].items()}
+    text = model_card(published_recipe(tiny_recipe("cagnet_pi")), METRICS | {"per_class": classes})
+    assert f"| {names[-1]} | **unseen** | not in this dataset | – | 0 |" in text
+    assert f"The weakest is {names[-1]}" not in text
+
+
 def test_a_dataset_of_the_hub_is_linked(card):
     made = card("dataset=owner/photos", "test_split=val")
     assert made.data.datasets == ["owner/photos"]

@@ -1,8 +1,14 @@
 """A dataset's own class table: what it says, and what is wrong with others."""
 
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 
 from cagnet_hf.data.benchmarks import Benchmark, benchmark_names, format_class_table, load_benchmark, parse_class_table
+from cagnet_hf.data.sources import check_classes_of_dataset, open_with_classes
+from cagnet_hf.training.recipe_files import load_recipe
+from cagnet_hf.training.setup import dataset_of
 
 FARM = """\
 name: farm
@@ -103,3 +109,55 @@ def test_a_wrong_table_is_refused(old, new, reason):
 def test_a_table_that_is_no_yaml_is_refused_in_one_line():
     with pytest.raises(ValueError, match=r"^classes\.yaml: not YAML: [^\n]+$"):
         parse("classes: [")
+
+
+# A prepared folder whose classes are others than the benchmark's
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """`folder(old, new)`: a folder with the class table of `scenes`, in which a text stands for another."""
+
+    def write(old: str = "", new: str = "") -> str:
+        (tmp_path / "classes.yaml").write_text(format_class_table(load_benchmark("scenes")).replace(old, new))
+        return str(tmp_path)
+
+    return write
+
+
+def test_other_classes_than_the_benchmark_s_are_refused_by_name(folder):
+    other = folder("red striped disc", "zebra")
+    recipe = load_recipe("scenes/spnet", [f"dataset={other}"])
+    for refuse in (lambda: dataset_of(recipe, "train"), lambda: open_with_classes(other, "test", benchmark="scenes")):
+        with pytest.raises(ValueError) as refused:
+            refuse()
+        stored_id = load_benchmark("scenes").label_names.index("red striped disc")
+        assert str(refused.value) == (
+            f"{other} has other classes than benchmark scenes: id {stored_id} is 'zebra' there and 'red striped disc' "
+            f"here: say benchmark={other}, or give a label_map"
+        )
+    with pytest.raises(ValueError, match=r"id 0 is 'background' there and .*; and 1\d more: say"):
+        check_classes_of_dataset(other, load_benchmark("coco_stuff"))
+
+
+def test_other_unseen_classes_than_the_benchmark_s_are_warned_about(folder, caplog):
+    scenes = load_benchmark("scenes")
+    check_classes_of_dataset(folder(), scenes)
+    check_classes_of_dataset("nowhere", scenes)
+    assert caplog.text == ""
+    own = folder()
+    table = load_benchmark(own)
+    moved = replace(table, seen_ids=(*table.seen_ids, table.unseen_ids[0]), unseen_ids=table.unseen_ids[1:])
+    (Path(own) / "classes.yaml").write_text(format_class_table(moved))
+    check_classes_of_dataset(own, scenes)
+    assert f"not those of {own}/classes.yaml, which benchmark={own} takes" in caplog.text
+
+
+def test_a_prepared_folder_alone_is_its_own_benchmark(folder, tmp_path):
+    own = folder()
+    assert load_recipe("scenes/spnet", ["benchmark=null", f"dataset={own}"]).benchmark == own
+    assert load_recipe("scenes/spnet", [f"dataset={own}"]).benchmark == "scenes"
+    (tmp_path / "recipe.yaml").write_text(
+        f"{{dataset: '{own}', method: spnet, stages: {{one: {{iterations: 1, batch_size: 1, crop_size: 8}}}}}}"
+    )
+    assert load_recipe(str(tmp_path / "recipe.yaml")).benchmark == own

@@ -83,7 +83,8 @@ def test_the_command_lists_every_broken_file(coco, tmp_path, load_script, capsys
     assert code == 2
     assert printed.out.splitlines() == every
     assert printed.err.splitlines()[-1] == (
-        f"error: 6 bad pairs of image and mask, repair them or pass skip_broken: {'; '.join(every[:5])}; and 1 more"
+        f"error: 6 bad pairs of image and mask, repair them or pass skip_broken: 6 files (first: "
+        f"{every[0].replace(': ', '): ', 1)}"
     )
 
 

@@ -193,7 +193,7 @@ PHOTO = PilImage.new("RGB", (5, 4))
 
 def test_a_mask_of_another_size_is_refused(read_row, tmp_path):
     message = read_row(tmp_path, png(PHOTO.resize((6, 4))), png(GREY))
-    assert message == "mask of a: the mask's size 5x4 differs from the 6x4 of its image a"
+    assert message == "mask of a: the mask's size 5x4 differs from the 6x4 of its image"
 
 
 def test_a_truncated_image_is_refused(read_row, tmp_path):
@@ -239,7 +239,10 @@ def test_an_unknown_colour_is_refused(read_row, tmp_path):
 
 def test_an_id_that_the_label_map_lacks_is_refused(read_row, tmp_path):
     message = read_row(tmp_path, png(PHOTO), png(GREY), with_label_map({100: 1}))
-    assert message == "mask of a: label 1 is not in label_map (unknown ids: [1])"
+    assert (
+        message
+        == "mask of a: label 1 is not in label_map (unknown ids: [1]); add it there, with null where it is no class"
+    )
 
 
 @pytest.mark.parametrize("streaming", [False, True], ids=["whole", "streamed"])

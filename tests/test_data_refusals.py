@@ -47,8 +47,8 @@ def prepare(voc: MiniatureVoc, *options: str) -> list[str]:
 def test_a_mask_of_another_size(voc, refused):
     voc.write_mask("b", np.ones((10, 19), np.uint8))
     assert refused("prepare_data", prepare(voc)) == (
-        f"error: 1 bad pairs of image and mask, repair them: {voc.mask('b')}: "
-        f"the mask's size 19x10 differs from the 20x10 of its image {voc.image('b')}"
+        f"error: 1 bad pairs of image and mask, repair them: {voc.mask('b')} (image {voc.image('b')}): "
+        "the mask's size 19x10 differs from the 20x10 of its image"
     )
 
 
@@ -56,7 +56,8 @@ def test_a_label_outside_the_label_set(voc, refused):
     voc.write_mask("b", np.full((10, 20), 42, np.uint8))
     assert refused("prepare_data", prepare(voc)) == (
         f"error: 1 bad pairs of image and mask, repair them: {voc.mask('b')}: "
-        "label 42 is not in the label set (unknown ids: [42])"
+        "label 42 is not in the label set (unknown ids: [42]); "
+        "add it under classes and `ignored` in a class table (benchmark=FILE.yaml)"
     )
 
 

@@ -219,7 +219,7 @@ def test_a_method_from_outside_trains_saves_and_has_its_own_options(margin, tmp_
     assert trainer.run()["num_images"] == 6
     assert {"loss/margin", "loss/classification"} <= trainer.state.history[-1].keys()
     assert len(trainer.state.history) == 2
-    with pytest.raises(RecipeError, match="did you mean 'margin'"):
+    with pytest.raises(RecipeError, match=r"did you mean 'stages\.pretrain\.margin'"):
         load_recipe(str(tmp_path / "margin.yaml"), ["stages.pretrain.margni=1"])
 
 

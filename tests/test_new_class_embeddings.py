@@ -9,6 +9,7 @@ from test_remote_code import tiny_config
 from tiny_encoders import write_bert
 
 from cagnet_hf import CaGNetForSemanticSegmentation
+from cagnet_hf.cli import main
 from cagnet_hf.data.scenes import scenes_class_embeddings
 from cagnet_hf.evaluation.new_classes import mean_ious
 from cagnet_hf.vectors.class_embeddings import BUNDLED_TABLE, read_table, save_embedding_table
@@ -66,6 +67,12 @@ def test_a_name_without_a_vector_is_refused_with_the_way_out(tmp_path):
     model = model_of(vectors, {"source": "voc.npy"})
     with pytest.raises(ValueError, match=r"no embedding of class 'zebra' .*; make a table"):
         embed_new_classes(model, ["zebra"])
+
+
+def test_a_class_that_the_model_has_is_refused_before_an_encoder_is_opened():
+    model = model_of(bundled("dog", "cat"))
+    with pytest.raises(ValueError, match=r"two classes would be called 'Dog' \(and 'dog'\)"):
+        embed_new_classes(model, ["zebra crossing", "Dog"], encoder="nowhere")
 
 
 def test_an_encoder_makes_vectors_of_any_name_and_is_checked(tmp_path):
@@ -140,6 +147,23 @@ def test_means_before_and_after_are_of_the_same_classes():
     assert mean_ious([(0.5, 0.4), (0.7, 0.6), (0.0, None)]) == pytest.approx((0.6, 0.5))
     with pytest.raises(ValueError, match="no old class occurs"):
         mean_ious([(None, None), (0.0, None)])
+
+
+def test_changes_are_checked_before_the_weights_are_read(trained_run, tmp_path, capsys):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/config.json").write_text((trained_run / "model/config.json").read_text())  # and no weights
+    options = ["add_classes", "--model", str(tmp_path / "model"), "--output", str(tmp_path / "out")]
+    taken = ["--class", "red striped disc"]
+    for wrong, reason in [
+        (taken, "two classes would be called 'red striped disc'"),
+        (["--class", "a", "A"], "two classes would be called 'A'"),
+        (["--remove", "horse"], "no class 'horse'"),
+        (["--rename", "horse=pony"], "no class 'horse'"),
+        ([*taken, "--remove", "red striped disc"], "model.safetensors"),
+        ([*taken, "--rename", "red striped disc=disc"], "model.safetensors"),
+    ]:
+        assert main([*options, *wrong]) == 2
+        assert reason in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,8 @@ from PIL import Image
 from cagnet_hf.data.benchmarks import load_benchmark
 from cagnet_hf.data.builders.pascal_voc import pascal_voc_examples
 from cagnet_hf.data.examples import Example
-from cagnet_hf.data.prepared import write_prepared
+from cagnet_hf.data.label_space import LabelSpace
+from cagnet_hf.data.prepared import equal_faults, write_prepared
 from cagnet_hf.data.report import format_report
 from cagnet_hf.data.sources import open_prepared
 
@@ -96,7 +97,9 @@ def test_the_report_counts_images_and_pixels_of_each_class(voc, tmp_path):
 
 def test_a_mask_of_another_size_is_refused(voc, tmp_path):
     voc.write_mask("b", np.ones((10, 19), np.uint8))
-    with pytest.raises(ValueError, match=r"b\.png: the mask's size 19x10 differs from the 20x10 of its image"):
+    with pytest.raises(
+        ValueError, match=r"b\.png \(image .*b\.jpg\): the mask's size 19x10 differs from the 20x10 of its image"
+    ):
         prepare(voc, tmp_path / "out")
 
 
@@ -128,12 +131,45 @@ def test_a_truncated_image_is_refused(voc, tmp_path):
         prepare(voc, tmp_path / "out")
 
 
-def test_all_broken_files_are_counted_and_the_first_ones_named(tmp_path):
+def test_equally_broken_files_are_counted_and_the_first_one_named(tmp_path):
     voc = MiniatureVoc(tmp_path / "source", train=[f"image{i}" for i in range(8)])
     for i in range(7):
         voc.image(f"image{i}").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"^7 bad pairs.*image0\.jpg: not an image.*image4\.jpg.*and 2 more$"):
+    with pytest.raises(ValueError, match=r"^7 bad pairs.*: 7 files \(first: .*image0\.jpg\): not an image$"):
         prepare(voc, tmp_path / "out")
+
+
+@pytest.mark.parametrize("number", [5, 599])
+def test_a_fault_of_many_files_is_one_line(number):
+    def fault(image: int) -> ValueError:
+        with pytest.raises(ValueError) as refused:
+            LabelSpace(class_ids=(1,), table="t.yaml").to_model_order(
+                np.array([[1, 11, 12 if image == 3 else 1]], np.uint8), source=f"{image}.png"
+            )
+        return refused.value
+
+    lines = equal_faults([fault(image) for image in range(number)])
+    way_out = "add it under classes and `ignored` in t.yaml"
+    other = f"3.png: label 11 is not in the label set (unknown ids: [11, 12]); {way_out}"
+    if number == 5:
+        assert len(lines) == 5 and lines[3] == other
+    else:
+        assert lines == [f"id 11 is in 599 masks (first: 0.png): {way_out}", other]
+
+
+def test_colours_and_sizes_that_many_masks_share_are_one_line_each(tmp_path):
+    voc = MiniatureVoc(tmp_path / "source", train=[f"image{i}" for i in range(12)])
+    for i in range(6):
+        voc.write_mask(f"image{i}", np.ones((10, 19), np.uint8))
+        Image.new("RGB", (20, 10), (1, 2, 3)).save(voc.mask(f"image{i + 6}"))
+    with pytest.raises(ValueError) as refused:
+        prepare(voc, tmp_path / "out")
+    assert str(refused.value) == (
+        f"12 bad pairs of image and mask, repair them: 6 files (first: {voc.mask('image0')} (image "
+        f"{voc.image('image0')})): the mask's size 19x10 differs from the 20x10 of its image; 6 files (first: "
+        f"{voc.mask('image6')}): color [1, 2, 3] belongs to no class in the PASCAL palette; give each class its "
+        "color in a class table (benchmark=FILE.yaml)"
+    )
 
 
 def test_broken_files_are_skipped_when_asked_to(voc, tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -10,9 +11,10 @@ import yaml
 from tiny import tiny_recipe
 
 from cagnet_hf.apps.comparison import published_results
-from cagnet_hf.methods import method_of
+from cagnet_hf.cli import main
+from cagnet_hf.methods import method_of, methods
 from cagnet_hf.methods.cagnet import CaGNetStage
-from cagnet_hf.methods.options import OptimizerRecipe, RecipeError, changed_keys
+from cagnet_hf.methods.options import PARTS, OptimizerRecipe, Options, RecipeError, changed_keys, described_keys
 from cagnet_hf.model.configuration_cagnet import CaGNetConfig
 from cagnet_hf.model.modeling_cagnet import CaGNetForSemanticSegmentation
 from cagnet_hf.training.optimizers import build_optimizers, set_learning_rates
@@ -105,11 +107,23 @@ def test_a_rate_may_be_written_without_a_point():
     ("misspelt", "nearest"),
     [
         ("sead=1", "seed"),
-        ("stages.pretrain.iteration=5", "iterations"),
-        ("stages.pretrain.weights.backbone_kll=1", "backbone_kl"),
-        ("stages.pretrain.network.weight_decai=1", "weight_decay"),
-        ("augmentation.flip_probabilty=1", "flip_probability"),
-        ("model.feature_siz=8", "feature_size"),
+        ("stages.pretrain.iteration=5", "stages.pretrain.iterations"),
+        ("stages.pretrain.weights.backbone_kll=1", "stages.pretrain.weights.backbone_kl"),
+        ("stages.pretrain.network.weight_decai=1", "stages.pretrain.network.weight_decay"),
+        ("stages.finetune.lr=1", "stages.finetune.classifier.lr' or 'stages.finetune.generator.lr"),
+        ("augmentation.flip=1", "augmentation.flip_probability"),
+        ("model.feature_siz=8", "model.feature_size"),
+        ("backbon=resnet", "model.backbone"),
+        ("image_size=8", "processor.size"),
+        ("crop=8", "stages.pretrain.crop_size' or 'stages.finetune.crop_size' or 'processor.crop_size"),
+        *(
+            (f"{word}=1", " or ".join(f"stages.pretrain.{part}.lr'" for part in PARTS).replace("' or ", "' or '")[:-1])
+            for word in ("lr", "learnin_rate", "learning-rate")
+        ),
+        *(
+            (f"{word}=8", "stages.pretrain.batch_size' or 'stages.finetune.batch_size' or 'patches.batch_size")
+            for word in ("batchsize", "batch-size", "batch_sise")
+        ),
     ],
 )
 def test_an_unknown_key_names_the_nearest_known_one(misspelt, nearest):
@@ -117,8 +131,13 @@ def test_an_unknown_key_names_the_nearest_known_one(misspelt, nearest):
     with pytest.raises(RecipeError) as refusal:
         load_recipe("scenes", [misspelt])
     assert key in str(refusal.value)
-    assert f"did you mean {nearest!r}?" in str(refusal.value)
+    assert str(refusal.value).endswith(f"; did you mean '{nearest}'?")
     assert "\n" not in str(refusal.value)
+
+
+def test_a_key_like_no_other_gets_no_suggestion():
+    with pytest.raises(RecipeError, match=r"unknown key 'xyz'$"):
+        load_recipe("scenes", ["xyz=1"])
 
 
 def test_an_unknown_part_of_the_network_names_the_known_ones():
@@ -495,3 +514,42 @@ def test_a_key_of_a_stage_that_is_not_run_is_refused(name, overrides, hint):
     with pytest.raises(RecipeError) as refusal:
         load_recipe(name, overrides)
     assert hint in str(refusal.value)
+
+
+# What recipes there are
+
+
+def test_recipes_are_listed_with_what_they_are_for_and_what_was_measured(capsys):
+    assert main(["recipes"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert sorted(line.split()[0] for line in lines if line.startswith("  ") and "/" in line.split()[0]) == sorted(
+        recipe_names()
+    )
+    assert any(
+        line.startswith("  spnet ") and line.endswith("projected onto the fixed class embeddings.") for line in lines
+    )
+    (line,) = (line for line in lines if line.startswith("  scenes/spnet "))
+    assert line.split()[1:] == ["0.633", "0.318", "0.419", "3"]
+    (line,) = (line for line in lines if line.startswith("  scenes/spnet_st"))
+    assert line.split()[1:] == []
+
+
+def test_the_keys_of_a_recipe_are_listed_with_values_and_meanings(capsys):
+    assert main(["recipes", "scenes/spnet"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    written = {re.split("  +", line)[0]: re.split("  +", line)[-1] for line in lines}
+    assert written["stages.pretrain.network.lr=0.002"] == "learning rate; where its schedule starts"
+    assert written["model.calibration"].startswith("γ, subtracted from")
+    assert written["model.output_stride=4"].startswith("Pixels of the image per cell")
+    assert not any(key.startswith(("stages=", "model=", "model.seen_ids", "stages.finetune")) for key in written)
+    keys = [key for key in written if "=" in key]
+    assert load_recipe("scenes/spnet", keys) == load_recipe("scenes/spnet")
+
+
+def test_every_key_of_every_method_has_a_meaning():
+    plain = {"optimizer", "weight_decay"}  # which are called what they are
+    kinds = [Options]
+    for kind in kinds:
+        assert {key for key, meaning in described_keys(kind, {}) if not meaning} <= plain
+        kinds += kind.__subclasses__()
+    assert len(methods()) < len(kinds)  # every method's options were looked at

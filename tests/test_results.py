@@ -24,6 +24,7 @@ def test_the_tables_are_made_from_the_metrics_files(load_script):
     for folder in (CARDS / "scenes", CARDS / "pascal_voc_edge"):
         assert block(CARDS / "README.md", folder.name) == script.study_table(folder)
     assert block(CARDS / "README.md", "self-training") == script.self_training_table(CARDS)
+    assert json.loads(script.MEASURED.read_text("utf-8")) == script.measured(CARDS)
 
 
 def test_a_benchmark_s_table_has_both_protocols_and_what_training_took(load_script, tmp_path):

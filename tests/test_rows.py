@@ -25,6 +25,7 @@ from cagnet_hf.apps.comparison import (
     recipes_of,
     run_rows,
 )
+from cagnet_hf.data.benchmarks import format_class_table, load_benchmark
 from cagnet_hf.data.sources import open_dataset
 from cagnet_hf.evaluation.scoring import score
 from cagnet_hf.methods.options import Recipe
@@ -378,6 +379,28 @@ def test_the_command_writes_table_numbers_and_figure(folder, load_script, monkey
     assert written["rows"]["spnet"]["10"]["hIoU"] == summaries["spnet"]["hIoU"]
     with Image.open(output / "comparison.png") as picture:
         assert picture.width > 400
+
+
+@pytest.mark.parametrize("given", ["folder", "key"])
+def test_a_benchmark_of_one_s_own_is_compared_and_gives_the_table_its_name(
+    given, load_script, tmp_path, monkeypatch, capsys, charts
+):
+    table = format_class_table(load_benchmark("scenes")).replace("name: scenes", "name: fa|rm", 1)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "classes.yaml").write_text(table)
+    compared = {}
+    monkeypatch.setattr(comparison, "run_rows", lambda recipes, _: compared.update(recipes) or {"spnet": result()})
+    benchmark = {
+        "folder": ["--benchmark", str(tmp_path / "data")],
+        "key": ["--benchmark", "pascal_voc_edge", "--set", f"benchmark={tmp_path / 'data'}"],
+    }
+    arguments = [*benchmark[given], "--rows", "spnet", "--output_dir", str(tmp_path / "out")]
+    (tmp_path / "out").mkdir()
+    assert load_script("compare").main(arguments) == 0
+    assert compared["spnet"] == load_recipe("pascal_voc_edge/spnet", [f"benchmark={tmp_path / 'data'}"])
+    title = "fa|rm with recipes of pascal_voc_edge"
+    assert capsys.readouterr().out.startswith("| " + title.replace("|", r"\|") + ", protocol full, 6 images | hIoU")
+    assert json.loads((tmp_path / "out/comparison.json").read_text())["benchmark"] == title
 
 
 @pytest.mark.parametrize(

@@ -77,12 +77,16 @@ def assert_refused(result, reason: str) -> None:
 # Every script
 
 
-@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
-def test_help_answers_at_once(path):
+@pytest.mark.parametrize(
+    ("path", "argument"),
+    [*((path, "--help") for path in SCRIPTS), (REPOSITORY / "scripts/recipes.py", None)],
+    ids=lambda value: getattr(value, "name", value),
+)
+def test_help_answers_at_once(path, argument):
     """Without loading a library that takes long: how long that is depends on what else the machine does."""
     program = (
         "import runpy, sys\n"
-        f"sys.argv = [{str(path)!r}, '--help']\n"
+        f"sys.argv = {[str(path), *filter(None, [argument])]!r}\n"
         "try:\n"
         f"    runpy.run_path({str(path)!r}, run_name='__main__')\n"
         "except SystemExit as end:\n"
@@ -90,7 +94,7 @@ def test_help_answers_at_once(path):
     )
     finished = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert finished.returncode == 0, finished.stderr
-    assert finished.stdout.startswith("usage:")
+    assert finished.stdout.startswith("usage:" if argument else "A recipe is called")
 
 
 # evaluate.py

@@ -183,7 +183,7 @@ def test_resuming_with_another_recipe_names_the_keys(train, trained_run):
         ("benchmark=scenery", "unknown benchmark 'scenery'"),
         ("model.feature_size=large", "feature_size"),
         ("model.seen_ids=[0]", "seen_ids"),
-        ("processor.image_maen=[0, 0, 0]", "did you mean 'image_mean'?"),
+        ("processor.image_maen=[0, 0, 0]", "did you mean 'processor.image_mean'?"),
         ("dataset=/absent/scenes", "/absent/scenes: no such folder"),
         ("image_column=picture", "no column 'picture'"),
         ("class_embeddings=absent.npy", "absent.npy"),

@@ -217,6 +217,16 @@ def test_a_run_does_not_go_on_with_another_number_of_processes(train, interrupte
     assert "cannot resume with 1 process(es) a run of 2" in errors[0]
 
 
+def test_a_run_does_not_go_on_with_another_mixed_precision(train, interrupted):
+    record = json.loads((interrupted / "run.json").read_text())
+    record["made_with"][-1]["mixed_precision"] = "bf16"
+    (interrupted / "run.json").write_text(json.dumps(record))
+    code, _, errors = train(interrupted, resume=True)
+    assert (code, len(errors)) == (2, 1)
+    assert "cannot resume with mixed precision no a run of bf16" in errors[0]
+    assert "accelerate launch --mixed_precision bf16" in errors[0]
+
+
 def test_an_environment_that_changed_is_recorded_beside_the_first(train, interrupted, trained_run):
     record = json.loads((interrupted / "run.json").read_text())
     record["made_with"][0]["versions"]["torch"] = "1.0"

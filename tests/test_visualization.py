@@ -130,11 +130,18 @@ def test_loss_curves_refuse_a_history_without_losses(tmp_path):
 @pytest.mark.parametrize("num_classes", [3, 182])
 def test_per_class_bars_are_written(tmp_path, num_classes):
     per_class = {f"class {i}": {"iou": 0.5, "recall": 1.0, "seen": i > 0, "pixels": 1} for i in range(num_classes)}
-    per_class["class 1"]["iou"] = None
+    per_class["class 1"] |= {"iou": 0.0, "pixels": 0}
     metrics = {"S-mIoU": 0.5, "U-mIoU": 0.5, "per_class": per_class}
     per_class_bars(metrics, tmp_path / "bars.png", title="Bars")
     with Image.open(tmp_path / "bars.png") as picture:
         assert picture.format == "PNG"
+
+
+def test_a_class_that_no_test_pixel_has_is_told_to_be_absent(tmp_path):
+    entry = {"recall": 1.0, "seen": True, "pixels": 1}
+    per_class = {"sheep": entry | {"iou": 0.0}, "cow": entry | {"iou": 0.0, "pixels": 0}}
+    per_class_bars({"S-mIoU": 0.5, "U-mIoU": None, "per_class": per_class}, tmp_path / "bars.svg")
+    assert (tmp_path / "bars.svg").read_text().count("not in this dataset") == 1
 
 
 def test_figures_leave_pyplot_alone(tmp_path):

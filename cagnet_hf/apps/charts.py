@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from ..data.names import printable
+from ..evaluation import ABSENT, class_iou
 from .pictures import class_palette
 
 LINE_COLOR = "#4477aa"
@@ -96,10 +97,10 @@ def per_class_bars(metrics: dict, path: str | Path, *, title: str = "") -> None:
         title: What the model is called.
     """
     classes = metrics["per_class"]
-    best_first = sorted(classes, key=lambda name: -(classes[name]["iou"] or 0))
+    best_first = sorted(classes, key=lambda name: -(class_iou(classes[name]) or 0))
     means = [f"{name} {100 * metrics[name]:.1f} %" for name in ("S-mIoU", "U-mIoU") if metrics[name] is not None]
     unseen = [name for name in best_first if not classes[name]["seen"]]
-    ious = {name: classes[name]["iou"] for name in best_first}
+    ious = {name: class_iou(classes[name]) for name in best_first}
     class_comparison({title: ious}, unseen, path, title=f"{title}: {', '.join(means)}")
 
 
@@ -139,7 +140,8 @@ def class_comparison(
     """Write the IoU of every class as a group of bars, one per system: unseen classes above seen ones.
 
     Args:
-        systems: system -> class name -> IoU, a fraction; None is marked n/a, and an absent class has no bar.
+        systems: system -> class name -> IoU, a fraction; None is written out as not in this dataset. An absent
+            class has no bar.
         unseen: Names of the unseen classes; the others are seen.
         path: The picture to write.
         title: What the systems were scored on.
@@ -157,7 +159,7 @@ def class_comparison(
             panel.bar(x, heights, width=1 / slots, color=palette[number], label=_plain(system))
             for place, name in zip(x, names, strict=True):
                 if values.get(name, 0) is None:
-                    panel.text(place, 0.01, "n/a", rotation=90, ha="center", va="bottom", fontsize=7, color="grey")
+                    panel.text(place, 0.01, ABSENT, rotation=90, ha="center", va="bottom", fontsize=7, color="grey")
         panel.set_xticks(range(len(names)), list(map(_plain, names)), rotation=90 if widest > 8 else 15)
         panel.set_xlim(-0.6, len(names) - 0.4)
         panel.set_ylim(0, 1)

@@ -13,7 +13,8 @@ from pathlib import Path
 import yaml
 from accelerate import Accelerator
 
-from ..data.benchmarks import did_you_mean
+from ..data.benchmarks import CLASS_TABLE, load_benchmark
+from ..data.names import did_you_mean, markdown
 from ..files import check_output, holds, made_by, parse_yaml, write_text_whole, write_whole
 from ..methods import method_of, title_of
 from ..methods.options import ForeignOption, Recipe, RecipeError, changed_keys
@@ -25,7 +26,29 @@ from .report import write_report
 
 logger = getLogger(__name__)
 
+NETWORK = "pascal_voc_edge"  # recipes of a network for laptops, for a benchmark of one's own
 COLUMNS = ("hIoU", "mIoU", "PA", "MA", "S-mIoU", "U-mIoU", "U-PA", "U-MA")
+
+
+def recipes_for(benchmark: str) -> tuple[str, list[str]]:
+    """(folder of recipes, keys to change in all of them) to compare rows on a benchmark.
+
+    Args:
+        benchmark: A folder of recipes; or a prepared folder of one's own or a class table's file, which goes with the
+            recipes of `NETWORK`.
+    """
+    own = any(path.is_file() for path in (Path(benchmark), Path(benchmark) / CLASS_TABLE))
+    return (NETWORK, [f"benchmark={benchmark}"]) if own and benchmark not in _recipe_folders() else (benchmark, [])
+
+
+def name_of_comparison(recipes: str, recipe: Recipe) -> str:
+    """What tables and figures call a comparison: the folder of recipes; before it a benchmark of one's own."""
+    benchmark = load_benchmark(recipe.benchmark)
+    return f"{benchmark.name} with recipes of {recipes}" if benchmark.table else recipes
+
+
+def _recipe_folders() -> list[str]:
+    return sorted({name.split("/")[0] for name in recipe_names()})
 
 
 def variants_of(benchmark: str, rows: Sequence[str] = (), file: Path | None = None) -> dict[str, list[str]]:
@@ -39,12 +62,12 @@ def variants_of(benchmark: str, rows: Sequence[str] = (), file: Path | None = No
     Raises:
         ValueError: There is no such benchmark or row, or the file cannot be read.
     """
-    names = [name.split("/") for name in recipe_names()]
-    known = [row for of_benchmark, row in names if of_benchmark == benchmark]
+    known = [name.split("/")[1] for name in recipe_names() if name.split("/")[0] == benchmark]
     if not known:
-        benchmarks = sorted({of_benchmark for of_benchmark, _ in names})
-        hint = did_you_mean(benchmark, benchmarks)
-        raise ValueError(f"no benchmark {benchmark!r}{hint}; known: {', '.join(benchmarks)}")
+        hint = did_you_mean(benchmark, _recipe_folders())
+        raise ValueError(
+            f"no benchmark {benchmark!r}{hint}; known: {', '.join(_recipe_folders())}, and prepared folders"
+        )
     variants = read_variants(file) if file else {row: [row] for row in rows or known}
     for row, *_ in variants.values():
         if row not in known:
@@ -272,7 +295,7 @@ def comparison_table(benchmark: str, rows: dict[str, dict[str, dict]], published
     These were measured by protocol `paper` on the full benchmark with a ResNet-101, whatever the rows above them are.
     """
     run = next(iter(next(iter(rows.values())).values()))
-    title = f"{benchmark}, protocol {run['protocol']}, {run['num_images']} images"
+    title = f"{markdown(benchmark)}, protocol {run['protocol']}, {run['num_images']} images"
     lines = [f"| {title} | " + " | ".join(COLUMNS) + " | seconds |", "|---" * (2 + len(COLUMNS)) + "|"]
     for row, runs in rows.items():
         cells = [_cell([run[column] for run in runs.values()]) for column in COLUMNS]

@@ -1,6 +1,7 @@
 """Scoring a trained model on a dataset, and choosing the calibration of one."""
 
 import json
+import math
 import os
 from logging import getLogger
 from pathlib import Path
@@ -8,7 +9,7 @@ from pathlib import Path
 from accelerate import Accelerator
 
 from ..data.sources import open_with_classes
-from ..evaluation.calibration import best_gamma, calibration_curve, check_choosable
+from ..evaluation.calibration import best_gamma, calibration_curve, check_choosable, check_gamma
 from ..evaluation.scoring import check_classes, score
 from ..files import write_text_whole
 from ..hub.cards.calibrated import calibrated_card
@@ -35,7 +36,8 @@ def evaluate(
         dataset: A prepared folder, a Hub id, or `scenes:SEED`.
         split: The split of the dataset to score on.
         protocol: `"full"`: at the images' own sizes. `"paper"`: images warped to a square, at feature resolution.
-        gamma: The calibration, which is subtracted from the seen classes' probabilities; the model's own when None.
+        gamma: The calibration, -1 to 1, which is subtracted from the seen classes' probabilities (negative: fewer
+            pixels go to unseen classes); the model's own when None.
         batch_size: Images of equal size per batch.
         columns: How the dataset is read: `image_column` and `mask_column`, where they have other names; `benchmark`,
             the name or class table of the masks' classes, where the dataset does not say; `label_map`, YAML of the ids
@@ -47,8 +49,7 @@ def evaluate(
     Raises:
         ValueError: The model or the dataset cannot be used, they have other classes, or an option is out of range.
     """
-    if gamma is not None and not 0 <= gamma <= 1:
-        raise ValueError(f"gamma {gamma}: it is subtracted from probabilities, so choose a number from 0 to 1")
+    check_gamma(gamma)
     if batch_size < 1:
         raise ValueError(f"batch_size {batch_size}: choose a number of at least 1")
     if not isinstance(model, str | Path) and processor is None:
@@ -103,7 +104,15 @@ def choose_calibration(
             "choose on a model trained with split=tuning, which knows fewer"
         )
     curve = calibration_curve(network, processor, rows)
-    return best_gamma(curve), curve
+    chosen = best_gamma(curve)
+    if chosen in (min(curve), max(curve)):
+        logger.warning(
+            "The best gamma, %s, lies at the edge of the grid, so that a better one may lie beyond: try "
+            "`cagnet-hf evaluate --gamma %s`",
+            chosen,
+            math.copysign(0.98, chosen),
+        )
+    return chosen, curve
 
 
 def check_calibratable(folder: Path) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ..evaluation.calibration import check_gamma
 from ..evaluation.scoring import check_logits
 from ..model.decoding_cagnet import rgb_image
 from ..model.image_processing_cagnet import label_bands
@@ -90,8 +91,7 @@ def segment(
     Raises:
         ValueError: `gamma` is not between -1 and 1, or the model's scores of an image are no numbers.
     """
-    if gamma is not None and not -1 <= gamma <= 1:
-        raise ValueError(f"gamma {gamma}: it is subtracted from probabilities, so choose one between 0 and 1")
+    check_gamma(gamma)
     images = iter(images)
     while batch := [_prepare(processor, image) for image in islice(images, batch_size)]:
         groups = defaultdict(list)

@@ -7,6 +7,7 @@ These files are light: PyTorch and transformers are imported where a function ne
 COMMANDS = (
     "from_names",
     "fit",
+    "recipes",
     "train",
     "evaluate",
     "predict",

@@ -50,11 +50,13 @@ def add_classes(
     """
     from ..data.names import printable
     from ..data.sources import open_dataset
+    from ..evaluation import shown_iou
     from ..evaluation.new_classes import score_after, score_before
     from ..files import MODEL_FOLDER, check_output, made_by, real_path, write_text_whole
     from ..hub.cards.edited import edited_model_card
+    from ..model.new_classes_cagnet import check_new_names
     from ..vectors.new_classes import embed_new_classes
-    from ..weights.folders import load_model, save_model_folder
+    from ..weights.folders import load_config, load_model, save_model_folder
 
     new, renamed = class_, _renamings(rename)
     if not (new or remove or renamed):
@@ -71,6 +73,7 @@ def add_classes(
             raise ValueError(f"--scores {scores} lies in --output {output}, which is to be a model folder alone")
         check_output(scores, made_by("add_classes"))
     images = open_dataset(dataset, "test") if dataset else None
+    check_new_names(load_config(model), new, removed=remove, renamed=renamed)
     network, processor = load_model(model)
     if remove:
         network.remove_classes(remove)
@@ -88,7 +91,7 @@ def add_classes(
             write_text_whole(scores, json.dumps({"made_by": made_by("add_classes")} | found, indent=1) + "\n")
             logger.info("mIoU of the old classes %(before).4f before, %(after).4f after", found["old_mIoU"])
             for name, entry in found["new"].items():
-                logger.info("%s: IoU %s", name, "undefined" if entry["iou"] is None else format(entry["iou"], ".4f"))
+                logger.info("%s: IoU %s", name, shown_iou(entry, 4))
     save_model_folder(network, processor, output, edited_model_card(network.config, model, new))
     logger.info("Wrote %s: %s", output, ", ".join(map(printable, network.config.id2label.values())))
 

@@ -69,6 +69,13 @@ def sections(function: Callable) -> dict[str, str]:
     return {"": first.strip()} | {heading: body.rstrip() for heading, body in zip(rest[::2], rest[1::2], strict=True)}
 
 
+def argument_texts(function: Callable) -> dict[str, tuple[str, str]]:
+    """What a docstring says of each argument: (metavar, text) by name."""
+    texts = sections(function)
+    described = inspect.cleandoc("\n" + (texts.get("Args") or texts.get("Attributes") or ""))
+    return {name: (metavar, " ".join(text.split())) for name, metavar, text in _ARGUMENT.findall(described)}
+
+
 def summary(function: Callable) -> str:
     """The first line of a docstring, as an entry of a list."""
     return inspect.getdoc(function).partition("\n")[0].removesuffix(".")
@@ -82,9 +89,7 @@ def _about(function: Callable) -> dict[str, Any]:
 
 
 def _add_arguments(parser: argparse.ArgumentParser, function: Callable) -> None:
-    texts, hints = sections(function), get_type_hints(function, include_extras=True)
-    described = inspect.cleandoc("\n" + (texts.get("Args") or texts.get("Attributes") or ""))
-    helps = {name: (metavar, " ".join(text.split())) for name, metavar, text in _ARGUMENT.findall(described)}
+    helps, hints = argument_texts(function), get_type_hints(function, include_extras=True)
     for name, parameter in inspect.signature(function).parameters.items():
         hint = hints[name]
         if is_dataclass(hint):

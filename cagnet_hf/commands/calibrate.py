@@ -13,10 +13,12 @@ logger = getLogger(__name__)
 def calibrate(data: DatasetOptions, *, model: str, apply_to: Path | None = None, output: Path | None = None) -> None:
     """Choose the calibration of a model on held-out seen classes.
 
-    A model prefers the classes whose labels it saw. A calibration is subtracted from their probabilities; SPNet with
-    one is called SPNet-c. Every calibration of a grid is scored in one pass, and the one of the highest hIoU, the
+    A model, of whichever method, gives too few or too many pixels to the classes whose labels it saw. A calibration,
+    gamma, is subtracted from their probabilities (negative: fewer pixels go to unseen classes); SPNet with one is
+    called SPNet-c. Every calibration of a grid is scored in one pass, and the one of the highest hIoU, the
     harmonic mean over seen and unseen classes, is chosen. Choose on a model that was trained with split=tuning, whose
-    unseen classes are held-out seen ones.
+    unseen classes are held-out seen ones: those that the class table names (tuning), or else some that are spread
+    evenly over the seen ones.
 
     Args:
         model: The folder of a model that was trained with split=tuning.

@@ -22,7 +22,8 @@ def compare(
     does), comparison.json, comparison.md and comparison.png.
 
     Args:
-        benchmark: A folder of recipes, such as scenes or pascal_voc_edge.
+        benchmark: A folder of recipes, such as scenes or pascal_voc_edge; or a prepared folder of your own, on which
+            the recipes of pascal_voc_edge are compared.
         rows (ROW): Methods such as cagnet_pi_st (default: all there are).
         variants (YAML): A file of changed rows to compare instead: NAME: [ROW, key=value, ...].
         seeds (SEED): One run of every row for each of these seeds.
@@ -32,14 +33,17 @@ def compare(
     Examples:
         cagnet-hf compare --benchmark scenes --rows spnet zs3net cagnet_pi --output_dir outputs/comparison
         cagnet-hf compare --benchmark scenes --variants variants.yaml --output_dir outputs/variants
+        cagnet-hf compare --benchmark data/photos --rows spnet gaussian --output_dir outputs/photos_rows
     """
     from accelerate import PartialState
 
     from ..apps.charts import check_drawing, seen_unseen_scatter
     from ..apps.comparison import (
         check_comparison,
+        name_of_comparison,
         points,
         published_rows,
+        recipes_for,
         recipes_of,
         run_rows,
         variants_of,
@@ -48,14 +52,16 @@ def compare(
 
     if rows and variants:
         raise ValueError("--rows and --variants exclude each other: leave out one")
-    changed = variants_of(benchmark, rows, variants)
+    folder, own = recipes_for(benchmark)
+    changed = variants_of(folder, rows, variants)
     check_comparison(benchmark, output_dir)
     check_drawing()
     # All recipes first: a typing error must not be found after hours.
-    recipes = {seed: recipes_of(benchmark, changed, [*set_, f"seed={seed}"]) for seed in seeds}
+    recipes = {seed: recipes_of(folder, changed, [*own, *set_, f"seed={seed}"]) for seed in seeds}
     runs = {seed: run_rows(recipes[seed], output_dir / f"seed_{seed}") for seed in seeds}
     if PartialState().is_main_process:
-        published = published_rows(next(iter(recipes[seeds[0]].values())))
-        table = write_comparison(benchmark, runs, output_dir, published, changed if variants else None)
+        recipe = next(iter(recipes[seeds[0]].values()))
+        published, title = published_rows(recipe), name_of_comparison(folder, recipe)
+        table = write_comparison(title, runs, output_dir, published, changed if variants else None)
         logger.info(table.rstrip("\n"))
-        seen_unseen_scatter(points(runs.values()), output_dir / "comparison.png", title=benchmark)
+        seen_unseen_scatter(points(runs.values()), output_dir / "comparison.png", title=title)

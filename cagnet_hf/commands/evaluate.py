@@ -26,8 +26,8 @@ def evaluate(
         model: A model folder, a Hub id, or ID@REVISION.
         protocol: full scores every image at its own size; paper warps images to a square and scores at the resolution
             of the feature map.
-        gamma: The calibration, a number from 0 to 1 that is subtracted from the seen classes' probabilities (default:
-            the model's own).
+        gamma: The calibration, a number from -1 to 1 that is subtracted from the seen classes' probabilities.
+            Negative: fewer pixels go to unseen classes (default: the model's own).
         batch_size: Images of equal size per batch.
         output: The JSON file to write.
 

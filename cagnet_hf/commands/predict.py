@@ -18,7 +18,8 @@ def predict(images: list[str], *, model: str, output: Path, gamma: float | None 
         images (IMAGE): Files, folders, patterns or http(s) addresses.
         model: A model folder, a Hub id, or ID@REVISION.
         output: The folder to write to.
-        gamma: The calibration, which is subtracted from the seen classes' probabilities (default: the model's own).
+        gamma: The calibration, a number from -1 to 1 that is subtracted from the seen classes' probabilities.
+            Negative: fewer pixels go to unseen classes (default: the model's own).
         batch_size: Images to segment at once.
 
     Examples:

@@ -67,13 +67,15 @@ class Preparation:
         """
         from ..data.prepared import NUM_PROBLEMS_SHOWN, BadPairsError, write_prepared
         from ..data.report import format_report
+        from ..data.samples import BrokenFileError
 
         options = {"overwrite": self.overwrite, "skip_broken": self.skip_broken, "num_proc": self.num_proc}
         try:
             reports = write_prepared(examples, self.output, benchmark, origin=origin, **options)
         except BadPairsError as error:
-            if len(error.problems) > NUM_PROBLEMS_SHOWN:
-                logger.info("\n".join(map(str, error.problems)))
+            broken = [problem for problem in error.problems if isinstance(problem, BrokenFileError)]
+            if len(broken) > NUM_PROBLEMS_SHOWN:  # each of them is to be repaired
+                logger.info("\n".join(map(str, broken)))
             raise
         logger.info("%s\n", format_report(benchmark, reports))
         for split, number in origin.images.items():

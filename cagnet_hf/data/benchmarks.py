@@ -10,7 +10,7 @@ The published ones lie in `class_tables/`; a dataset of one's own brings a class
     seen: [sheep]             # by name or by id
     unseen: [cow]
     ignored: [nothing]        # may be left out, as may what follows
-    tuning: [sheep]           # seen classes that play unseen ones
+    tuning: [sheep]           # seen classes that play unseen ones with split=tuning; some of them where left out
     unannotated: [cow]        # classes that no mask shows
     origin: {description: Photographs of a farm.}  # also source, license, terms, citation (see `Origin`)
 
@@ -128,15 +128,23 @@ class Benchmark:
     def for_tuning(self) -> "Benchmark":
         """The split that rates, schedules and calibrations are chosen on: some *seen* classes play the unseen ones.
 
-        The truly unseen classes become ignored ids, so that nothing about them can leak into a choice.
+        The truly unseen classes become ignored ids, so that nothing about them can leak into a choice. Where the class
+        table names no classes for tuning, as many seen ones are held out as there are unseen ones, but at most a third
+        of the seen ones, spread evenly over the seen ones in their order.
+
+        Raises:
+            ValueError: There is one seen class alone.
         """
-        if not self.seen_ids_for_tuning:
-            raise ValueError(f"benchmark {self.name} names no seen classes for tuning")
-        held_out = set(self.seen_ids_for_tuning)
+        held_out, number = self.seen_ids_for_tuning, len(self.seen_ids)
+        if not held_out and number < 2:
+            raise ValueError(f"benchmark {self.name} has one seen class, so that none can play an unseen one")
+        if not held_out:
+            many = max(1, min(len(self.unseen_ids), number // 3))
+            held_out = tuple(self.seen_ids[(2 * i + 1) * number // (2 * many)] for i in range(many))
         return replace(
             self,
             seen_ids=tuple(i for i in self.seen_ids if i not in held_out),
-            unseen_ids=self.seen_ids_for_tuning,
+            unseen_ids=held_out,
             ignored_ids=self.ignored_ids + self.unseen_ids,
             seen_ids_for_tuning=(),
         )

@@ -75,7 +75,7 @@ def check_example(example: Example, labels: LabelSpace) -> CheckedExample:
     image_bytes, image = read_encoded(example.image)
     mask_bytes, mask = read_encoded(example.mask)
     check_upright(mask_bytes, str(example.mask))
-    check_sizes(image, mask, str(example.mask), str(example.image))
+    check_sizes(image, mask, f"{example.mask} (image {example.image})")
     stored_ids = labels.read(mask, str(example.mask))
     labels.to_model_order(stored_ids, source=str(example.mask))  # refuses ids that it does not know
     if (mask.mode, mask.format) != ("L", "PNG"):

@@ -31,7 +31,7 @@ class LabelSpace:
         label_map: For masks that count otherwise, their id -> a class, by name or stored id, or None for unlabelled.
             Then no other id may occur in a mask but 255.
         benchmark: What an error calls these classes.
-        table: What an error calls the place where colours are given to classes.
+        table: What an error calls the place where classes are named.
 
     Raises:
         ValueError: The label map names no class, or stands beside colours.
@@ -103,7 +103,7 @@ class LabelSpace:
         if not self.label_map:
             return ids
         known, stored_ids = self._mapped_ids
-        _refuse_unknown(ids, known, source, "label_map")
+        _refuse_unknown(ids, known, source, "label_map", "add it there, with null where it is no class")
         return stored_ids[ids]
 
     def to_model_order(self, labels, *, hide_unseen: bool = False, source: str = "mask") -> np.ndarray:
@@ -121,7 +121,8 @@ class LabelSpace:
         if labels.dtype != np.uint8 or labels.ndim != 2:
             raise ValueError(f"{source}: a mask is a 2-d uint8 array, got {labels.dtype} of shape {labels.shape}")
         known, every_class, seen_classes = self._model_order
-        _refuse_unknown(labels, known, source, "the label set")
+        way_out = f"add it under classes and `ignored` in {self.table}"
+        _refuse_unknown(labels, known, source, "the label set", way_out)
         return (seen_classes if hide_unseen else every_class)[labels]
 
     def to_stored_ids(self, prediction) -> np.ndarray:
@@ -199,7 +200,15 @@ def _codes(pixels: np.ndarray) -> np.ndarray:
     return red << 16 | green << 8 | blue
 
 
-def _refuse_unknown(labels: np.ndarray, known: np.ndarray, source: str, where: str) -> None:
+def _refuse_unknown(labels: np.ndarray, known: np.ndarray, source: str, where: str, way_out: str) -> None:
     if not known[labels].all():
-        wrong = np.unique(labels[~known[labels]]).tolist()
-        raise ValueError(f"{source}: label {wrong[0]} is not in {where} (unknown ids: {wrong})")
+        raise UnknownIdsError(source, where, np.unique(labels[~known[labels]]).tolist(), way_out)
+
+
+class UnknownIdsError(ValueError):
+    """A mask holds ids that mean nothing. `faults` has a line for each id, of all masks that hold the id: their number
+    and the first of them are to be written for `{}`."""
+
+    def __init__(self, source: str, where: str, ids: Sequence[int], way_out: str):
+        super().__init__(f"{source}: label {ids[0]} is not in {where} (unknown ids: {ids}); {way_out}")
+        self.faults = [f"id {stored_id} is in {{}} masks (first: {{}}): {way_out}" for stored_id in ids]

@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 from ..files import DATASET_FOLDER, check_output, real_path, write_whole
 from .benchmarks import CLASS_TABLE, Benchmark, Origin, format_class_table
 from .examples import CheckedExample, Example, check_examples
-from .label_space import nothing_to_learn
+from .label_space import UnknownIdsError, nothing_to_learn
 from .report import SplitReport, dataset_card
 from .samples import BrokenFileError
 
@@ -38,16 +38,35 @@ NUM_PROBLEMS_SHOWN = 5
 
 
 class BadPairsError(ValueError):
-    """Pairs of image and mask that were refused; the message names the first, `problems` holds all."""
+    """Pairs of image and mask that were refused; the message tells the first faults, `problems` holds all."""
 
     def __init__(self, problems: list[ValueError]):
-        self.problems = problems
-        shown = "; ".join(str(problem) for problem in problems[:NUM_PROBLEMS_SHOWN])
-        more = f"; and {len(problems) - NUM_PROBLEMS_SHOWN} more" if len(problems) > NUM_PROBLEMS_SHOWN else ""
+        self.problems, faults = problems, equal_faults(problems)
+        shown = "; ".join(faults[:NUM_PROBLEMS_SHOWN])
+        more = f"; and {len(faults) - NUM_PROBLEMS_SHOWN} more" if len(faults) > NUM_PROBLEMS_SHOWN else ""
         way_out = "repair them"
         if all(isinstance(problem, BrokenFileError) for problem in problems):
             way_out += " or pass skip_broken"
         super().__init__(f"{len(problems)} bad pairs of image and mask, {way_out}: {shown}{more}")
+
+
+def equal_faults(problems: Sequence[ValueError]) -> list[str]:
+    """What is wrong, a line for each file, but one line for all files with a fault that many have.
+
+    Args:
+        problems: Their texts are `FILE: FAULT`.
+    """
+    groups: dict[str, list[ValueError]] = {}
+    for problem in problems:
+        alone = ["{} files (first: {}): " + str(problem).partition(": ")[2]]
+        for fault in problem.faults if isinstance(problem, UnknownIdsError) else alone:
+            groups.setdefault(fault, []).append(problem)
+    lines = []
+    for fault, having in groups.items():
+        many = len(having) > NUM_PROBLEMS_SHOWN
+        first = str(having[0]).partition(": ")[0]
+        lines += [fault.replace("{}", str(len(having)), 1).replace("{}", first, 1)] if many else map(str, having)
+    return list(dict.fromkeys(lines))
 
 
 def refuse_problems(reports: Mapping[str, SplitReport]) -> None:

@@ -73,7 +73,7 @@ def decode_row(row: dict, labels: LabelSpace) -> Sample:
     image, mask = pictures.get("image"), pictures["mask"]
     _refuse_turned(orientation, f"mask of {name}")
     if image is not None:
-        check_sizes(image, mask, f"mask of {name}", name)
+        check_sizes(image, mask, f"mask of {name}")
         image = image_tensor(image)
     return Sample(image, torch.from_numpy(labels.read(mask, f"mask of {name}")), name)
 
@@ -99,10 +99,10 @@ def _refuse_turned(orientation: int, name: str) -> None:
         raise ValueError(f"{name}: a mask with an EXIF orientation ({orientation}): save it upright, without one")
 
 
-def check_sizes(image: Image.Image, mask: Image.Image, mask_name: str, image_name: str) -> None:
+def check_sizes(image: Image.Image, mask: Image.Image, name: str) -> None:
     if mask.size != image.size:
         sizes = "{}x{} differs from the {}x{}".format(*mask.size, *image.size)
-        raise ValueError(f"{mask_name}: the mask's size {sizes} of its image {image_name}")
+        raise ValueError(f"{name}: the mask's size {sizes} of its image")
 
 
 def read_image(file: File) -> Image.Image:

@@ -4,6 +4,7 @@ import hashlib
 import os
 import re
 from dataclasses import replace
+from logging import getLogger
 from pathlib import Path
 
 import yaml
@@ -12,10 +13,13 @@ from datasets.exceptions import DatasetGenerationError
 from pydantic import TypeAdapter, ValidationError
 
 from ..files import parse_yaml
+from ..model.configuration_cagnet import plain_name
 from .benchmarks import CLASS_TABLE, Benchmark, load_benchmark
 from .label_space import LabelSpace
 from .rows import Rows, StreamedRows, undecoded
 from .scenes import scenes_dataset
+
+logger = getLogger(__name__)
 
 
 def open_dataset(
@@ -67,6 +71,8 @@ def open_with_classes(
         options: Those of `open_dataset`.
     """
     classes = load_benchmark(benchmark) if benchmark else classes_of_dataset(source)
+    if classes is not None and not label_map:
+        check_classes_of_dataset(source, classes)
     if label_map and classes is None:
         raise ValueError(f"label_map {label_map}: say whose classes these are (benchmark=NAME or FILE.yaml)")
     labels = replace(classes.label_space, label_map=_parsed(label_map)) if classes else None
@@ -86,6 +92,35 @@ def classes_of_dataset(source: str) -> Benchmark | None:
     if source.partition(":")[0] == "scenes":
         return load_benchmark("scenes")
     return load_benchmark(source) if (Path(source) / CLASS_TABLE).is_file() else None
+
+
+def check_classes_of_dataset(source: str, benchmark: Benchmark) -> None:
+    """Refuse a prepared folder whose own class table gives ids to other classes than a benchmark; where the table has
+    other unseen classes, say that those of the benchmark count.
+
+    Raises:
+        ValueError: An id is another class in the folder's class table.
+    """
+    own = classes_of_dataset(source)
+    if own is None:
+        return
+    known = dict(enumerate(benchmark.label_names))
+    differing = [
+        f"{i} is {name!r} there and {known.get(i) or 'no class'!r} here"
+        for i, name in enumerate(own.label_names)
+        if name and plain_name(name) != plain_name(known.get(i, ""))
+    ]
+    if differing:
+        more = f"; and {len(differing) - 3} more" if len(differing) > 3 else ""
+        raise ValueError(
+            f"{source} has other classes than benchmark {benchmark.name}: id {'; '.join(differing[:3])}{more}: say "
+            f"benchmark={source}, or give a label_map"
+        )
+    if set(own.unseen_ids) != set(benchmark.unseen_ids):
+        logger.warning(
+            "The unseen classes are those of benchmark %s, not those of %s/%s, which benchmark=%s takes",
+            *(benchmark.table or benchmark.name, source, CLASS_TABLE, source),
+        )
 
 
 def open_prepared(

@@ -1,4 +1,8 @@
-"""Choosing the calibration γ of SPNet-c: what every γ of a grid would score, in one pass over the images."""
+"""The calibration γ of any model: what γ may be, and what every γ of a grid would score, in one pass over images.
+
+γ is subtracted from the probabilities of seen classes (SPNet-c). Positive: more pixels go to unseen classes; negative:
+fewer pixels go to unseen classes.
+"""
 
 from contextlib import closing
 
@@ -10,7 +14,17 @@ from ..data.benchmarks import Benchmark
 from .scoring import gathered_scores, scored_batches
 from .zero_shot_segmentation.confusion_matrix import ConfusionMatrix
 
-GAMMAS = tuple(round(0.05 * i, 2) for i in range(20))
+GAMMAS = tuple(round(0.05 * i, 2) for i in range(-19, 20))
+
+
+def check_gamma(gamma: float | None) -> None:
+    """Refuse a calibration with which all or no pixels would go to unseen classes.
+
+    Raises:
+        ValueError: `gamma` is not between -1 and 1.
+    """
+    if gamma is not None and not -1 <= gamma <= 1:
+        raise ValueError(f"gamma {gamma}: it is subtracted from probabilities, so choose a number from -1 to 1")
 
 
 def check_choosable(config, benchmark: Benchmark | None, model: str) -> None:
@@ -60,5 +74,5 @@ def calibration_curve(
 
 
 def best_gamma(curve: dict[float, dict]) -> float:
-    """The γ of the highest hIoU; of equals the smallest."""
-    return max(sorted(curve), key=lambda gamma: curve[gamma]["hIoU"] or 0.0)
+    """The γ of the highest hIoU; of equals the one nearest to 0, which changes least."""
+    return max(sorted(curve, key=abs), key=lambda gamma: curve[gamma]["hIoU"] or 0.0)

@@ -12,8 +12,6 @@ from functools import cache
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ..model.configuration_cagnet import CaGNetConfig
-
 if TYPE_CHECKING:
     from .base import Method
 
@@ -70,6 +68,8 @@ def method_of(row: str, model: Mapping[str, Any]) -> type[Method]:
 
 
 def _field(model: Mapping[str, Any], name: str) -> Any:
+    from ..model.configuration_cagnet import CaGNetConfig  # here: transformers takes seconds
+
     return model[name] if name in model else CaGNetConfig.__dataclass_fields__[name].default
 
 

@@ -31,11 +31,11 @@ PATCHES = "patches"  # the folder of the bank, in the folder of the run
 class CaGNetWeights(LossWeights):
     """Weights of the losses (CaGNet, sections 3.2 to 3.5)."""
 
-    classifier_synthetic: float = 0.0  # cross-entropy on synthetic features of the pixels of a real step
-    backbone_kl: float = 100.0
-    generator_adversarial: float = 1.0
-    generator_content: float = 50.0
-    synthetic_step: float = 0.125
+    classifier_synthetic: float = Field(0.0, description="cross-entropy on made features of a real step's pixels")
+    backbone_kl: float = Field(100.0, description="distance of the latents from a standard normal, for the network")
+    generator_adversarial: float = Field(1.0, description="how badly the critic is deceived, for the generator")
+    generator_content: float = Field(50.0, description="distance of made features from real ones, for the generator")
+    synthetic_step: float = Field(0.125, description="cross-entropy on made features of a synthetic step")
 
 
 class CaGNetStage(GeneratingStageRecipe):
@@ -45,11 +45,11 @@ class CaGNetStage(GeneratingStageRecipe):
     every step real.
     """
 
-    real_block: int = Field(1, ge=0)
-    synthetic_block: int = Field(0, ge=0)
-    # Side of a synthetic label map in feature cells (as the feature map of a crop: 47 at crop 368, stride 8).
-    synthetic_size: int | None = Field(None, ge=1)
-    generator_learns_from_synthetic: bool = False
+    real_block: int = Field(1, ge=0, description="real steps of a block")
+    synthetic_block: int = Field(0, ge=0, description="synthetic steps of a block; 0: every step is real")
+    # As the feature map of a crop: 47 at crop 368, stride 8.
+    synthetic_size: int | None = Field(None, ge=1, description="side of a synthetic label map in feature cells")
+    generator_learns_from_synthetic: bool = Field(False, description="the generator learns in synthetic steps, too")
     weights: CaGNetWeights = CaGNetWeights()
 
     @model_validator(mode="after")
@@ -68,14 +68,16 @@ class CaGNetStage(GeneratingStageRecipe):
 class PatchRecipe(Options):
     """The PixelCNN over category patches (CaGNetv2) and the bank of patches sampled from it; see `PatchFit`."""
 
-    epochs: int = Field(10, ge=1)
-    learning_rate: float = Field(1e-3, gt=0)
-    batch_size: int = Field(256, ge=1)
-    held_out: float = Field(0.1, gt=0, lt=1)
-    max_patches: int = Field(200_000, ge=2)
-    unseen_share: float = Field(0.5, ge=0, le=1)
-    bank_size: int = Field(4096, ge=1)
-    pure_per_sampled: float = Field(8.0, ge=0)
+    epochs: int = Field(10, ge=1, description="passes over the patches")
+    learning_rate: float = Field(1e-3, gt=0, description="of Adam")
+    batch_size: int = Field(256, ge=1, description="patches of a step")
+    held_out: float = Field(0.1, gt=0, lt=1, description="share of the patches that the epoch is chosen on")
+    max_patches: int = Field(200_000, ge=2, description="patches to learn from at most")
+    unseen_share: float = Field(
+        0.5, ge=0, le=1, description="share of the patches in which an unseen class takes a seen one's place"
+    )
+    bank_size: int = Field(4096, ge=1, description="sampled patches that are kept")
+    pure_per_sampled: float = Field(8.0, ge=0, description="patches of one class for each sampled one")
 
 
 class CaGNetRecipe(Recipe):
@@ -86,12 +88,16 @@ class CaGNetRecipe(Recipe):
     the pixel's context.
     """
 
-    content_loss: Literal["mmd", "l1", "l2"] = "mmd"
-    adversarial_loss: Literal["lsgan", "l1", "bce", "wgan", "wgan-gp"] = "l1"
-    mmd_pixels_per_class: int = Field(256, ge=2)
-    mmd_groups: Literal["classes", "runs"] = "classes"
-    generator_latent: Literal["context", "noise"] = "context"
-    patches: PatchRecipe = PatchRecipe()
+    content_loss: Literal["mmd", "l1", "l2"] = Field("mmd", description="how far made features are from real ones")
+    adversarial_loss: Literal["lsgan", "l1", "bce", "wgan", "wgan-gp"] = Field(
+        "l1", description="how the critic tells made features from real ones"
+    )
+    mmd_pixels_per_class: int = Field(256, ge=2, description="pixels of a class in the MMD at most")
+    mmd_groups: Literal["classes", "runs"] = Field("classes", description="what the MMD compares; an ablation")
+    generator_latent: Literal["context", "noise"] = Field(
+        "context", description="what the generator gets beside the class vector in real steps; an ablation"
+    )
+    patches: PatchRecipe = Field(PatchRecipe(), description="the PixelCNN and its patches (CaGNet(pa))")
     stages: dict[str, CaGNetStage] = Field(min_length=1)
 
 

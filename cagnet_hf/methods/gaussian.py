@@ -18,15 +18,15 @@ class GaussianRecipe(Options):
     rule becomes the classifier, with prior odds of 1 for seen classes and 1 + `unseen_rate` for unseen ones. See
     `GaussianGenerator.fit`."""
 
-    ridge: float = Field(0.1, gt=0)
-    shrinkage: float = Field(0.05, ge=0, le=1)
-    covariance_scale: float = Field(1.0, gt=0)
+    ridge: float = Field(0.1, gt=0, description="of the regression of means from class vectors")
+    shrinkage: float = Field(0.05, ge=0, le=1, description="share of the covariance that its diagonal replaces")
+    covariance_scale: float = Field(1.0, gt=0, description="factor on the covariance: above 1 scores are less sure")
 
 
 class GaussianStage(CaGNetStage):
     """A stage of CaGNet, or one that fits the Gaussian generator."""
 
-    gaussian: GaussianRecipe | None = None
+    gaussian: GaussianRecipe | None = Field(None, description="fit the generator at the end of the stage; null: no")
 
 
 class GaussianMethodRecipe(CaGNetRecipe):

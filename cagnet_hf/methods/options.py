@@ -3,15 +3,13 @@
 `Recipe` and `StageRecipe` hold what every method has. A method with options of its own derives its classes from these.
 """
 
-from collections.abc import Iterator, Sequence
-from typing import Any, Literal, get_args, get_type_hints
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from ..data.benchmarks import did_you_mean
-from ..model.configuration_cagnet import CaGNetConfig
-from ..model.image_processing_cagnet import CaGNetImageProcessorKwargs
-from ..vectors.class_embeddings import BUNDLED
+from ..data.names import nearest_keys
 
 PARTS = ("network", "classifier", "generator")  # what a stage may have an optimiser for
 # What the benchmark says about a model, not the recipe.
@@ -41,17 +39,19 @@ class OptimizerRecipe(Options):
     """
 
     optimizer: Literal["sgd", "adam", "adamw"]
-    lr: float = Field(gt=0)
+    lr: float = Field(gt=0, description="learning rate; where its schedule starts")
     weight_decay: float = Field(0.0, ge=0)
-    schedule: Literal["poly", "step", "constant"] = "constant"
-    power: float = 0.9
-    update_every: int = Field(1, ge=1)
-    start: int = 0
-    every: int = Field(1, ge=1)
-    factor: float = 1.0
-    warmup: int = Field(0, ge=0)
-    # Learning-rate factors of the network's parts; 0 leaves a part untrained (selector: 0 is the release's fault).
-    multipliers: dict[Literal["backbone", "context", "selector", "aspp_weights", "aspp_biases"], float] = {}
+    schedule: Literal["poly", "step", "constant"] = Field("constant", description="how the learning rate falls")
+    power: float = Field(0.9, description="of the schedule poly: lr * (1 - i / iterations) ^ power")
+    update_every: int = Field(1, ge=1, description="of the schedule poly: iterations between two values")
+    start: int = Field(0, description="of the schedule step: the iteration from which the learning rate falls")
+    every: int = Field(1, ge=1, description="of the schedule step: iterations between two falls")
+    factor: float = Field(1.0, description="of the schedule step: what each fall multiplies the learning rate by")
+    warmup: int = Field(0, ge=0, description="iterations in which the learning rate rises to its value")
+    # selector: 0 is the release's fault.
+    multipliers: dict[Literal["backbone", "context", "selector", "aspp_weights", "aspp_biases"], float] = Field(
+        {}, description="learning-rate factors of the network's parts; 0 leaves a part untrained"
+    )
 
     def lr_at(self, iteration: int, iterations: int) -> float:
         """The learning rate that `iteration` (from 0) of a stage of `iterations` uses."""
@@ -68,8 +68,8 @@ class OptimizerRecipe(Options):
 class LossWeights(Options):
     """Weights of the losses, named as in the published schedules."""
 
-    classifier_real: float = Field(1.0, gt=0)  # cross-entropy on real features, for the classifier
-    backbone_classification: float = 0.5  # the same cross-entropy, for the network
+    classifier_real: float = Field(1.0, gt=0, description="cross-entropy on real features, for the classifier")
+    backbone_classification: float = Field(0.5, description="the same cross-entropy, for the network")
 
 
 class PseudoLabelRecipe(Options):
@@ -79,16 +79,16 @@ class PseudoLabelRecipe(Options):
     (ZS3Net): per image the most confident `share` of the pixels whose highest class is unseen.
     """
 
-    rule: Literal["top_k", "confidence"]
-    top_k: int = Field(1, ge=1)
-    share: float = Field(0.25, gt=0, le=1)
+    rule: Literal["top_k", "confidence"] = Field(description="which unlabelled pixels get labels of unseen classes")
+    top_k: int = Field(1, ge=1, description="of the rule top_k: the unseen class is among so many highest classes")
+    share: float = Field(0.25, gt=0, le=1, description="of the rule confidence: the share of the pixels that is kept")
 
 
 class AugmentationRecipe(Options):
     """How training images are scaled and flipped."""
 
-    scale_range: tuple[float, float] = (0.5, 1.5)
-    flip_probability: float = Field(0.5, ge=0, le=1)
+    scale_range: tuple[float, float] = Field((0.5, 1.5), description="smallest and largest factor on the size")
+    flip_probability: float = Field(0.5, ge=0, le=1, description="how often an image is mirrored")
 
     @model_validator(mode="after")
     def _check(self) -> "AugmentationRecipe":
@@ -104,8 +104,10 @@ class FeatureCacheRecipe(Options):
     Stages see whole images at one scale, mirrored with the probability of the augmentation, and crops of the maps.
     """
 
-    folder: str | None = None  # where the features are kept; in the run's folder when None
-    cells_per_image: int | None = Field(None, ge=1)  # keep so many cells of an image, drawn at random; all when None
+    folder: str | None = Field(None, description="where the features are kept; in the run's folder when null")
+    cells_per_image: int | None = Field(
+        None, ge=1, description="keep so many cells of an image, drawn at random; all when null"
+    )
 
 
 class StageRecipe(Options):
@@ -115,21 +117,24 @@ class StageRecipe(Options):
     and the other parts start anew.
     """
 
-    iterations: int = Field(ge=0)
-    batch_size: int = Field(ge=1)
-    accumulate: int = Field(1, ge=1)  # batches whose mean gradient is one step, as if each had a process of its own
-    crop_size: int = Field(ge=8)
-    scales: list[float] = [1.0, 0.5, 0.75]
-    scale_loss: Literal["mean", "sum"] = "mean"
-    pseudo_labels: PseudoLabelRecipe | None = None
-    augmentation: AugmentationRecipe | None = None  # the run's when None
-    model: dict[str, Any] = {}  # what differs from the recipe's model, which is what the last stage leaves
-    # Parts that start this stage from new weights.
-    reinitialize: list[Literal["classifier", "generator"]] = []
-    weights: LossWeights = LossWeights()
-    network: OptimizerRecipe | None = None
-    classifier: OptimizerRecipe | None = None
-    generator: OptimizerRecipe | None = None
+    iterations: int = Field(ge=0, description="how many updates the stage makes")
+    batch_size: int = Field(ge=1, description="images of a batch, in each process")
+    # As if each batch had a process of its own.
+    accumulate: int = Field(1, ge=1, description="batches whose mean gradient is one step")
+    crop_size: int = Field(ge=8, description="side of the square that is cut from a training image, in pixels")
+    scales: list[float] = Field([1.0, 0.5, 0.75], description="sizes of the crop that the network sees; 1.0 first")
+    scale_loss: Literal["mean", "sum"] = Field("mean", description="how the losses of the scales are joined")
+    pseudo_labels: PseudoLabelRecipe | None = Field(None, description="self-training; none when null")
+    augmentation: AugmentationRecipe | None = Field(None, description="the recipe's when null")
+    # The recipe's model is what the last stage leaves.
+    model: dict[str, Any] = Field({}, description="fields of the model that differ from the recipe's in this stage")
+    reinitialize: list[Literal["classifier", "generator"]] = Field(
+        [], description="parts that start this stage from new weights"
+    )
+    weights: LossWeights = Field(LossWeights(), description="weights of the losses")
+    network: OptimizerRecipe | None = Field(None, description="optimiser of the network; null: the network rests")
+    classifier: OptimizerRecipe | None = Field(None, description="optimiser of the classifier; null: none")
+    generator: OptimizerRecipe | None = Field(None, description="optimiser of the generator; null: none")
 
     @model_validator(mode="after")
     def _check_scales(self) -> "StageRecipe":
@@ -154,8 +159,10 @@ class PassRecipe(StageRecipe):
     iterations: int = Field(1, ge=0, le=1)
     batch_size: int = Field(8, ge=1)
     crop_size: int | None = None
-    # Pass over images that show a pixel of an unseen class, which the masks tell although training hides it.
-    images_without_unseen: bool = False
+    # The masks tell which, although training hides it.
+    images_without_unseen: bool = Field(
+        False, description="leave out training images that show a pixel of an unseen class"
+    )
 
     @model_validator(mode="after")
     def _check_pass(self) -> "PassRecipe":
@@ -168,75 +175,88 @@ class PassRecipe(StageRecipe):
 class KnownNamesRecipe(Options):
     """What the backbone's image classifier knows by name, and which of it may be used."""
 
-    head: str = "package"  # where the head of the image classifier is from; see `load_image_classifier_head`
-    known_embeddings: str = BUNDLED  # vectors of the names that the image classifier knows, or a table of them
-    # Known classes to leave out: names, synset ids, or a text file with one of them a line. The file that comes with
-    # the recipes of a benchmark, `unseen_synsets.txt`, is found by its name.
-    without: list[str] | str = []
-    tau: float | None = Field(None, gt=0)  # an average over several when None
+    # See `load_image_classifier_head`.
+    head: str = Field("package", description="where the head of the image classifier is from")
+    known_embeddings: str = Field("bundled", description="vectors of the names that the image classifier knows")
+    # The file that comes with the recipes of a benchmark, `unseen_synsets.txt`, is found by its name.
+    without: list[str] | str = Field(
+        [], description="known classes to leave out: names, synset ids, or a text file of them"
+    )
+    tau: float | None = Field(None, gt=0, description="how far a name reaches; null: an average over several")
 
 
 class AnchorRecipe(KnownNamesRecipe):
     """How the anchor of a generator is fitted, before the first iteration of a stage in which the network rests: one
     pass over whole images."""
 
-    ridge: float = Field(0.1, gt=0)  # of the anchor "ridge"
+    ridge: float = Field(0.1, gt=0, description="of the anchor 'ridge': how far class means are drawn together")
 
 
 class GeneratingStageRecipe(StageRecipe):
     """A stage of a method that makes features of drawn classes."""
 
-    # A drawn class is a seen one with weight 1 and an unseen one with weight 1 + unseen_rate.
-    unseen_rate: float = Field(0.0, ge=0)
-    anchor: AnchorRecipe | None = None  # fit the generator's anchor first
+    unseen_rate: float = Field(
+        0.0, ge=0, description="a drawn class is a seen one with weight 1, an unseen one with weight 1 + unseen_rate"
+    )
+    anchor: AnchorRecipe | None = Field(None, description="fit the anchor of the generator first")
 
 
 class Recipe(Options):
     """Everything that a training run depends on."""
 
-    benchmark: str
-    method: str
-    seed: int = Field(0, ge=0)
-    deterministic: bool = False  # deterministic algorithms only
-    split: Literal["test", "tuning"] = "test"  # tuning: held-out seen classes play the unseen ones
-    supervised: bool = False  # the upper bound: labels of unseen classes are shown in training
-    dataset: str | None = None
-    train_split: str = "train"
-    test_split: str = "test"
-    image_column: str = "image"
-    mask_column: str = "mask"
-    # For a dataset of other ids than the benchmark's: its id -> class, by name or id; null: unlabelled.
-    label_map: dict[int, int | str | None] = {}
-    streaming: bool = False  # read rows as they are needed
-    shuffle_buffer: int = Field(1000, ge=1)  # streamed rows that the order is drawn from
-    in_memory: bool = False  # hold the decoded training images, or their features, on the device; augment there
-    feature_cache: FeatureCacheRecipe | None = None  # None: each step runs the backbone
-    class_embeddings: str = "bundled"
-    backbone_weights: str | None = None
-    model: dict[str, Any] = {}
-    processor: dict[str, Any] = {}
-    augmentation: AugmentationRecipe = AugmentationRecipe()
-    stages: dict[str, StageRecipe] = Field(min_length=1)
-    num_workers: int = Field(2, ge=0)
-    log_every: int = Field(20, ge=1)
-    checkpoint_every: int = Field(500, ge=1)
-    checkpoints_kept: int = Field(2, ge=1)
-    evaluate_every: int = Field(0, ge=0)  # 0: after each stage only
-    evaluation_protocol: Literal["full", "paper"] = "full"
-    trackers: list[str] = ["tensorboard"]
+    benchmark: str = Field(description="whose classes: a published benchmark, a prepared folder, or a class table")
+    method: str = Field(description="the row of the tables that is trained")
+    seed: int = Field(0, ge=0, description="random numbers follow from it; on scenes the images, too")
+    deterministic: bool = Field(False, description="deterministic algorithms only: the same run gives the same bits")
+    split: Literal["test", "tuning"] = Field(
+        "test", description="tuning: held-out seen classes play the unseen ones, for choosing rates and calibrations"
+    )
+    supervised: bool = Field(False, description="the upper bound: labels of unseen classes are shown in training")
+    dataset: str | None = Field(None, description="a prepared folder or a Hub id; the benchmark's own when null")
+    train_split: str = Field("train", description="the split of the dataset to learn from")
+    test_split: str = Field("test", description="the split of the dataset to score on")
+    image_column: str = Field("image", description="what the dataset calls the column of images")
+    mask_column: str = Field("mask", description="what the dataset calls the column of masks")
+    label_map: dict[int, int | str | None] = Field(
+        {}, description="for a dataset of other ids: its id -> class, by name or id; null: unlabelled"
+    )
+    streaming: bool = Field(False, description="read rows as they are needed, without downloading the dataset first")
+    shuffle_buffer: int = Field(1000, ge=1, description="streamed rows that the order is drawn from")
+    in_memory: bool = Field(
+        False, description="hold the decoded training images, or their features, on the device; augment there"
+    )
+    feature_cache: FeatureCacheRecipe | None = Field(
+        None, description="{}: compute the features of a resting backbone once; null: in every step"
+    )
+    class_embeddings: str = Field("bundled", description="vectors of the classes: bundled, or tables, with commas")
+    backbone_weights: str | None = Field(None, description="the checkpoint to start from; new weights when null")
+    model: dict[str, Any] = Field({}, description="fields of CaGNetConfig")
+    processor: dict[str, Any] = Field({}, description="arguments of CaGNetImageProcessor, such as size")
+    augmentation: AugmentationRecipe = Field(
+        AugmentationRecipe(), description="how training images are scaled and flipped"
+    )
+    stages: dict[str, StageRecipe] = Field(min_length=1, description="what is trained, one after the other, by name")
+    num_workers: int = Field(2, ge=0, description="processes that prepare batches")
+    log_every: int = Field(20, ge=1, description="iterations between two entries of the log")
+    checkpoint_every: int = Field(500, ge=1, description="iterations between two checkpoints")
+    checkpoints_kept: int = Field(2, ge=1, description="how many checkpoints are left on disk")
+    evaluate_every: int = Field(0, ge=0, description="iterations between two evaluations; 0: after each stage only")
+    evaluation_protocol: Literal["full", "paper"] = Field(
+        "full", description="full: images at their own sizes; paper: warped to a square, at feature resolution"
+    )
+    trackers: list[str] = Field(["tensorboard"], description="who else gets the log, such as wandb; [] for nobody")
 
     @model_validator(mode="after")
     def _check(self) -> "Recipe":
         if self.streaming and self.in_memory:
             raise ValueError("streaming and in_memory exclude each other: leave out one")
-        fields = set(CaGNetConfig.__dataclass_fields__) - _FACTS
-        sections = {f"stages.{name}.model": (stage.model, fields) for name, stage in self.stages.items()}
-        sections["model"] = (self.model, fields)
-        sections["processor"] = (self.processor, get_type_hints(CaGNetImageProcessorKwargs))
-        for section, (given, known) in sections.items():
+        sections = {f"stages.{name}.model": (stage.model, "model") for name, stage in self.stages.items()}
+        sections |= {"model": (self.model, "model"), "processor": (self.processor, "processor")}
+        for section, (given, kind) in sections.items():
             for key in given:
-                if key not in known:
-                    raise ValueError(f"unknown key '{section}.{key}'{did_you_mean(key, known)}")
+                if key not in free_keys()[kind]:
+                    keys = ((f"{section}.{known}", "") for known in free_keys()[kind])
+                    raise ValueError(f"unknown key '{section}.{key}'{nearest_keys(f'{section}.{key}', keys)}")
         for name, stage in self.stages.items():
             for key in stage.model:
                 if key not in self.model:
@@ -284,8 +304,34 @@ def nested_options(options: type[Options], key: str) -> type[Options] | None:
     return next(classes(field.annotation), None) if field else None
 
 
-def known_keys(options: type[Options], location: Sequence[str | int]) -> list[str]:
-    """The keys that may stand at a location, such as `("stages", "finetune", "weights")`, of a recipe of a class."""
-    for part in location:
-        options = nested_options(options, str(part)) or options  # the name of a stage leads no further
-    return list(options.model_fields)
+@cache
+def free_keys() -> dict[str, dict[str, Any]]:
+    """What the sections `model` and `processor` of a recipe may hold: key -> default."""
+    from ..model.configuration_cagnet import CaGNetConfig  # here: transformers takes seconds
+    from ..model.image_processing_cagnet import CaGNetImageProcessorKwargs
+
+    fields = CaGNetConfig.__dataclass_fields__
+    return {
+        "model": {name: field.default for name, field in fields.items() if name not in _FACTS},
+        "processor": dict.fromkeys(get_type_hints(CaGNetImageProcessorKwargs)),
+    }
+
+
+def described_keys(options: type[Options], tree: Mapping[str, Any], parents: str = "") -> Iterator[tuple[str, str]]:
+    """(dotted key, meaning) of all keys that a recipe may set, but for those of sections that its tree leaves out."""
+    for key, field in options.model_fields.items():
+        described = (kind.model_fields[key].description for kind in options.__mro__ if key in _fields_of(kind))
+        yield parents + key, next(filter(None, described), "")
+        nested = nested_options(options, key)
+        value = tree.get(key, field.get_default(call_default_factory=True))
+        value = {} if isinstance(value, Options) else value
+        sections = {key: value}
+        if get_origin(field.annotation) is dict and isinstance(value, dict):
+            sections = {f"{key}.{name}": section for name, section in value.items()}
+        for name, section in sections.items() if nested else ():
+            if isinstance(section, dict):
+                yield from described_keys(nested, section, f"{parents}{name}.")
+
+
+def _fields_of(kind: type) -> dict[str, Any]:
+    return kind.model_fields if issubclass(kind, Options) else {}

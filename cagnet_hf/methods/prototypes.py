@@ -18,9 +18,9 @@ class PrototypesStage(PassRecipe, KnownNamesRecipe):
     """One pass over whole images, in which the network rests. The Bayes rule becomes the classifier, with prior odds
     of 1 for seen classes and 1 + `unseen_rate` for unseen ones."""
 
-    shrinkage: float = Field(0.05, ge=0, le=1)
-    covariance_scale: float = Field(6.0, gt=0)
-    unseen_rate: float = Field(0.0, ge=0)
+    shrinkage: float = Field(0.05, ge=0, le=1, description="share of the covariance that its diagonal replaces")
+    covariance_scale: float = Field(6.0, gt=0, description="factor on the covariance: above 1 scores are less sure")
+    unseen_rate: float = Field(0.0, ge=0, description="an unseen class has prior odds of 1 + unseen_rate")
 
 
 class PrototypesRecipe(Recipe):

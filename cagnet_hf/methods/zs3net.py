@@ -19,15 +19,15 @@ class MomentMatchingRecipe(Options):
     """Joint steps: the generator is fitted to the features of each image and class, then the classifier learns from
     real features of seen pixels and made features of unseen ones."""
 
-    pairs_per_class: int = Field(128, ge=1)
-    unseen_class_weight: float = Field(100.0, gt=0)
-    bandwidth_scale: float = Field(1.0, gt=0)  # factor on the published kernels' bandwidths
+    pairs_per_class: int = Field(128, ge=1, description="features of an image and class that are compared")
+    unseen_class_weight: float = Field(100.0, gt=0, description="of unseen classes in the classifier's loss")
+    bandwidth_scale: float = Field(1.0, gt=0, description="factor on the published kernels' bandwidths")
 
 
 class ZS3NetStage(GeneratingStageRecipe):
     """A stage of real steps, or of joint steps where it says how moments are matched."""
 
-    moment_matching: MomentMatchingRecipe | None = None
+    moment_matching: MomentMatchingRecipe | None = Field(None, description="joint steps; null: real steps")
 
 
 class ZS3NetRecipe(Recipe):

@@ -50,7 +50,7 @@ def _plainly_refusing(cls):
         if name == "id2label" and value is not None:
             value = _by_id(value)
         if name == "calibration" and isinstance(value, float) and not math.isfinite(value):
-            raise ValueError(f"{name}={value}: it is subtracted from probabilities, choose a number from 0 to 1")
+            raise ValueError(f"{name}={value}: it is subtracted from probabilities, choose a number from -1 to 1")
         try:
             set_checked(self, name, value)
         except StrictDataclassFieldValidationError as error:
@@ -119,7 +119,8 @@ class CaGNetConfig(PreTrainedConfig):
             (a table's name), of a text encoder `encoder`, `pooling` and `prompt`, and `license` where it is known.
         test_scales: Scales of the image whose logits are joined by their pixel-wise maximum at test time. CaGNet
             looks at the image as it is, `[1.0]`; SPNet at `[1.0, 0.75, 0.5]`.
-        calibration: γ, subtracted from the softmax probabilities of seen classes at test time (SPNet-c).
+        calibration: γ, subtracted from the softmax probabilities of seen classes at test time (SPNet-c). Negative:
+            fewer pixels go to unseen classes.
         image_prior: How much the classes that an image shows as a whole count at each of its pixels: this number times
             the log of the mean probability of a class over the image is added to the logits of the class at test time.
             1 is a step of expectation maximisation for the shares of the classes in the image (Saerens et al., 2002).

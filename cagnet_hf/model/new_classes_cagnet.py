@@ -4,6 +4,7 @@ import copy
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
@@ -65,7 +66,7 @@ class EditableClasses:
         names = [name.strip() for name in names]
         if not names:
             raise ValueError("no names: name at least one new class")
-        _check_names(config.id2label.values(), names)
+        check_new_names(config, names)
         embeddings = self._checked_embeddings(names, embeddings)
         dataset_ids = _checked_dataset_ids(config, names, dataset_ids)
         if not math.isfinite(bias):
@@ -90,7 +91,7 @@ class EditableClasses:
             ValueError: There is no such class, or none would be left.
         """
         config, classes = self.config, _classes(self.config)
-        removed = {self._class_id(name) for name in ([names] if isinstance(names, str) else names)}
+        removed = {_class_id(config, name) for name in ([names] if isinstance(names, str) else names)}
         kept = [i for i in range(len(classes)) if i not in removed]
         if not kept:
             raise ValueError("no class would be left: keep at least one")
@@ -105,17 +106,11 @@ class EditableClasses:
             ValueError: There is no such class, or two would have one name.
         """
         config = self.config
-        renamed = {self._class_id(old): new.strip() for old, new in new_names.items()}
+        renamed = {_class_id(config, old): new.strip() for old, new in new_names.items()}
         others = [name for i, name in config.id2label.items() if i not in renamed]
         _check_names(others, renamed.values())
         classes = [old._replace(name=renamed.get(i, old.name)) for i, old in enumerate(_classes(config))]
         _set_classes(config, classes, config.ignored_dataset_ids)
-
-    def _class_id(self, name: str) -> int:
-        ids = {plain_name(known): i for i, known in self.config.id2label.items()}
-        if plain_name(name) not in ids:
-            raise ValueError(f"no class {name!r}; the model has {', '.join(self.config.id2label.values())}")
-        return ids[plain_name(name)]
 
     def _checked_embeddings(self, names: Sequence[str], embeddings) -> torch.Tensor:
         """`(n, E)`, like the model's own."""
@@ -201,6 +196,32 @@ def evaluating(*parts: nn.Module):
     finally:
         for module, training in modes:
             module.training = training
+
+
+def check_new_names(
+    config, names: Sequence[str], *, removed: Sequence[str] = (), renamed: Mapping[str, str] = MappingProxyType({})
+) -> None:
+    """Refuse new classes that a model has, from its configuration alone.
+
+    Args:
+        names: Names of the new classes.
+        removed, renamed: What is done with classes of the model before.
+
+    Raises:
+        ValueError: A name is taken, given twice or empty, or one of the other classes is none of the model's.
+    """
+    known = dict(config.id2label)
+    for name in removed:
+        known.pop(_class_id(config, name), None)
+    known |= {_class_id(config, old): new for old, new in renamed.items()}
+    _check_names(known.values(), names)
+
+
+def _class_id(config, name: str) -> int:
+    ids = {plain_name(known): i for i, known in config.id2label.items()}
+    if plain_name(name) not in ids:
+        raise ValueError(f"no class {name!r}; the model has {', '.join(config.id2label.values())}")
+    return ids[plain_name(name)]
 
 
 def _check_names(taken: Iterable[str], names: Iterable[str]) -> None:

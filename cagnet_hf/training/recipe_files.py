@@ -10,10 +10,19 @@ from typing import Any, get_origin
 import yaml
 from pydantic import ValidationError
 
-from ..data.benchmarks import did_you_mean
+from ..data.benchmarks import CLASS_TABLE
+from ..data.names import did_you_mean, nearest_keys
 from ..files import parse_yaml, real_path
 from ..methods import method_of, methods
-from ..methods.options import ForeignOption, Options, Recipe, RecipeError, known_keys, nested_options
+from ..methods.options import (
+    ForeignOption,
+    Options,
+    Recipe,
+    RecipeError,
+    described_keys,
+    free_keys,
+    nested_options,
+)
 
 RECIPES_DIR = Path(__file__).resolve().parents[1] / "recipes"
 METHODS = "methods"
@@ -50,7 +59,9 @@ def parse_recipe(tree: dict, where: str) -> Recipe:
     Raises:
         RecipeError: One line naming the key and the nearest known key.
     """
-    kind = Recipe
+    kind, dataset = Recipe, tree.get("dataset")
+    if tree.get("benchmark") is None and isinstance(dataset, str) and (Path(dataset) / CLASS_TABLE).is_file():
+        tree = tree | {"benchmark": dataset}  # a prepared folder is its own benchmark
     missing = [key for key in ("benchmark", "method", "stages") if key not in tree]
     if missing and all(any(key in method.recipe_class.model_fields for method in methods()) for key in tree):
         raise RecipeError(f"{where}: no {', '.join(missing)}; a recipe has a benchmark, a method and stages")
@@ -63,7 +74,7 @@ def parse_recipe(tree: dict, where: str) -> Recipe:
     try:
         return kind.model_validate(tree)
     except ValidationError as error:
-        raise RecipeError(f"{where}: {_first_problem(error, kind)}") from None
+        raise RecipeError(f"{where}: {_first_problem(error, kind, tree)}") from None
 
 
 def _without_foreign_defaults(tree: dict, own: type[Options], others: list[type[Options]], where: str) -> dict:
@@ -227,13 +238,15 @@ def _overridden(tree: dict, override: str) -> dict:
     return result
 
 
-def _first_problem(error: ValidationError, kind: type[Recipe]) -> str:
+def _first_problem(error: ValidationError, kind: type[Recipe], tree: dict) -> str:
     problems = error.errors()
     # A misspelt key is also a missing one; its own name says more.
     problem = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
     where = ".".join(str(part) for part in problem["loc"] if part != "[key]")
     if problem["type"] == "extra_forbidden":
-        return f"unknown key {where!r}{did_you_mean(problem['loc'][-1], known_keys(kind, problem['loc'][:-1]))}"
+        known = [*described_keys(kind, tree)]
+        known += [(f"{section}.{key}", "") for section, keys in free_keys().items() for key in keys]
+        return f"unknown key {where!r}{nearest_keys(where, known)}"
     message = problem["msg"].removeprefix("Value error, ")
     given = problem.get("input")
     shown = f", got {given!r}" if where and not isinstance(given, dict) else ""

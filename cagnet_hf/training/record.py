@@ -28,7 +28,8 @@ def run_record(
         earlier: The record of the run that goes on. Where its environment was another, both are kept, in order.
 
     Raises:
-        RecipeError: The run that goes on had other data or another number of processes, whose batches were others.
+        RecipeError: The run that goes on had other data, another number of processes, whose batches were others, or
+            another mixed precision, whose numbers were others.
     """
     inputs = {
         "seed": recipe.seed,
@@ -44,12 +45,12 @@ def run_record(
     }
     environments = [environment]
     if earlier is not None:
-        _check_inputs(earlier, inputs)
+        _check_inputs(earlier, inputs, accelerator.mixed_precision)
         environments = earlier["made_with"] + (environments if earlier["made_with"][-1] != environment else [])
     return inputs | {"made_with": environments, "recipe": recipe.model_dump(mode="json")}
 
 
-def _check_inputs(earlier: dict, inputs: dict) -> None:
+def _check_inputs(earlier: dict, inputs: dict, precision: str) -> None:
     for split, found in inputs["datasets"].items():
         known = earlier["datasets"][split]
         if found != known:
@@ -57,6 +58,12 @@ def _check_inputs(earlier: dict, inputs: dict) -> None:
     before, now = earlier["num_processes"], inputs["num_processes"]
     if before != now:
         raise RecipeError(f"cannot resume with {now} process(es) a run of {before}: its batches would be others")
+    began = earlier["made_with"][-1].get("mixed_precision", precision)
+    if began != precision:
+        raise RecipeError(
+            f"cannot resume with mixed precision {precision} a run of {began}: its numbers would be others; resume it "
+            f"by `accelerate launch --mixed_precision {began} …`"
+        )
 
 
 def _told(fingerprint: dict) -> str:

@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import replace
+from logging import getLogger
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from ..data.benchmarks import Benchmark, load_benchmark
 from ..data.label_space import LabelSpace
 from ..data.rows import Rows, StreamedRows
 from ..data.scenes import scenes_class_embeddings
-from ..data.sources import open_dataset
+from ..data.sources import check_classes_of_dataset, open_dataset
 from ..methods import method_of
 from ..methods.options import Recipe, RecipeError
 from ..model.configuration_cagnet import CaGNetConfig
@@ -21,6 +22,8 @@ from ..model.modeling_cagnet import CaGNetForSemanticSegmentation, CaGNetModel
 from ..vectors.class_embeddings import load_class_embeddings
 from ..vectors.new_classes import ATTRIBUTES, describe_source
 from ..weights.backbones import is_own, load_backbone_weights
+
+logger = getLogger(__name__)
 
 
 def use_deterministic_algorithms(deterministic: bool) -> None:
@@ -32,7 +35,13 @@ def use_deterministic_algorithms(deterministic: bool) -> None:
 
 def benchmark_of(recipe: Recipe) -> Benchmark:
     benchmark = load_benchmark(recipe.benchmark)
-    return benchmark.for_tuning() if recipe.split == "tuning" else benchmark
+    if recipe.split != "tuning":
+        return benchmark
+    tuning = benchmark.for_tuning()
+    if not benchmark.seen_ids_for_tuning:
+        names = ", ".join(tuning.class_names[len(tuning.seen_ids) :])
+        logger.info("The class table names no classes for tuning; held out are, spread over the seen ones: %s", names)
+    return tuning
 
 
 def dataset_of(recipe: Recipe, split: str) -> Rows | StreamedRows:
@@ -49,12 +58,15 @@ def dataset_of(recipe: Recipe, split: str) -> Rows | StreamedRows:
         raise ValueError(
             f"the recipe needs dataset=DIR: a folder made by `cagnet-hf prepare_data {recipe.benchmark}`, or a Hub id"
         )
+    classes = load_benchmark(recipe.benchmark)
+    if split == recipe.train_split and not recipe.label_map:
+        check_classes_of_dataset(source, classes)
     return open_dataset(
         source,
         split,
         image_column=recipe.image_column,
         mask_column=recipe.mask_column,
-        labels=replace(load_benchmark(recipe.benchmark).label_space, label_map=recipe.label_map),
+        labels=replace(classes.label_space, label_map=recipe.label_map),
         streaming=recipe.streaming,
         shuffle_buffer=recipe.shuffle_buffer,
     )

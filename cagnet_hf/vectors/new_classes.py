@@ -10,6 +10,7 @@ import numpy as np
 from ..data.benchmarks import load_benchmark
 from ..data.scenes import scenes_class_embeddings
 from ..model.configuration_cagnet import plain_name
+from ..model.new_classes_cagnet import check_new_names
 from .class_embeddings import BUNDLED, check_vectors, embedding_files, join_parts, name_of, read_metadata, read_table
 from .text_encoders import encode_names
 
@@ -53,9 +54,10 @@ def embed_new_classes(
             that no table holds. The one that the source names when None, from an installed package if there is one.
 
     Raises:
-        ValueError: A name has no vector, or the vectors are not from the source of the model's own.
+        ValueError: A name is taken or has no vector, or the vectors are not from the source of the model's own.
         FileNotFoundError: There is no such table.
     """
+    check_new_names(model.config, names)
     own = {plain_name(name): vector for name, vector in zip(model.config.id2label.values(), _own(model), strict=True)}
     record = model.config.class_embedding_source or {}
     if source is None:

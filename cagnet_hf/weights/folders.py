@@ -31,14 +31,8 @@ def load_model(model_path: str):
     Raises:
         ValueError: There is no such model, it is none of this package, or its weights do not fit; in one line.
     """
-    check_model_folder(Path(model_path))
-    name, _, revision = (model_path, "", "") if Path(model_path).is_dir() else model_path.partition("@")
-    where = {"revision": revision or "main"}
+    config, (name, where) = load_config(model_path), _place(model_path)
     with _told_in_one_line(name, where["revision"]):
-        fields, _ = CaGNetConfig.get_config_dict(name, **where)
-        if fields.get("model_type") != CaGNetConfig.model_type:
-            raise ValueError(f"{model_path} is a {fields.get('model_type')!r} model, not a CaGNet one")
-        config = CaGNetConfig.from_pretrained(name, **where)
         check_weight_files(name, where["revision"])
         try:
             model, report = CaGNetForSemanticSegmentation.from_pretrained(
@@ -53,6 +47,23 @@ def load_model(model_path: str):
         processor = CaGNetImageProcessor.from_pretrained(name, **where)
     check_numbers(model_path, model, processor)
     return model.eval().to(memory_format=torch.channels_last), processor
+
+
+def load_config(model_path: str) -> CaGNetConfig:
+    """The configuration of a model, whose weights are left where they are. Args and errors: see `load_model`."""
+    check_model_folder(Path(model_path))
+    name, where = _place(model_path)
+    with _told_in_one_line(name, where["revision"]):
+        fields, _ = CaGNetConfig.get_config_dict(name, **where)
+        if fields.get("model_type") != CaGNetConfig.model_type:
+            raise ValueError(f"{model_path} is a {fields.get('model_type')!r} model, not a CaGNet one")
+        return CaGNetConfig.from_pretrained(name, **where)
+
+
+def _place(model_path: str) -> tuple[str, dict[str, str]]:
+    """(folder or Hub id, which revision of it)."""
+    name, _, revision = (model_path, "", "") if Path(model_path).is_dir() else model_path.partition("@")
+    return name, {"revision": revision or "main"}
 
 
 def check_numbers(source: str, model: torch.nn.Module, processor: CaGNetImageProcessor | None = None) -> None:

@@ -9,6 +9,7 @@ from huggingface_hub import ModelCardData
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from ...data.names import markdown, printable
+from ...evaluation import shown_iou
 
 MODEL_ID = "DIR_OR_ID"  # what a card calls its model until it is pushed
 
@@ -23,6 +24,7 @@ _templates = Environment(
 _templates.filters["text"] = markdown
 _templates.filters["code"] = lambda text: printable(text).replace("`", "'")
 _templates.filters["fraction"] = lambda value: "–" if value is None else f"{value:.3f}"
+_templates.filters["iou"] = shown_iou
 
 
 def render(template: str, metadata: ModelCardData, **values) -> str:
