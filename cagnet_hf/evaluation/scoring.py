@@ -56,7 +56,7 @@ def score(
     accelerator: Accelerator | None = None,
     progress: bool = True,
 ) -> dict:
-    """Score a model on the rows of a dataset.
+    """Score a model on the rows of a dataset. Every pixel is given to a class, whatever the model's `min_score`.
 
     Args:
         protocol: `"full"`: logits brought to the original image size (bilinear), scored against the original
@@ -94,7 +94,7 @@ def count(config, processor, batches: Iterable[tuple[ModelOutput, list[np.ndarra
     matrix, num_images = ConfusionMatrix.of(config), 0
     for outputs, references in batches:
         sizes = [labels.shape for labels in references]
-        predictions = processor.post_process_semantic_segmentation(outputs, target_sizes=sizes)
+        predictions = processor.post_process_semantic_segmentation(outputs, target_sizes=sizes, min_score=0)
         matrix.add(predictions, references)
         num_images += len(references)
     return matrix, num_images
@@ -118,8 +118,13 @@ def scored_batches(
     batch_size: int = 8,
     accelerator: Accelerator,
     progress: bool = True,
+    labels: LabelSpace | None = None,
 ) -> Iterator[tuple[ModelOutput, list[np.ndarray]]]:
-    """(outputs of the model in evaluation mode, label maps to score them against) of this process's share."""
+    """(outputs of the model in evaluation mode, label maps to score them against) of this process's share.
+
+    Args:
+        labels: What the masks mean; the labels of the model's configuration when None.
+    """
     if protocol not in PROTOCOLS:
         raise ValueError(f"unknown protocol {protocol!r}: choose one of {', '.join(PROTOCOLS)}")
     square = None
@@ -129,7 +134,7 @@ def scored_batches(
     process, processes = accelerator.process_index, accelerator.num_processes
     total = len(range(process, len(dataset), processes)) if isinstance(dataset, Rows) else None
     samples = dataset.share(process, processes)
-    examples = _examples(samples, LabelSpace.of(model.config), processor, square, accelerator.device)
+    examples = _examples(samples, labels or LabelSpace.of(model.config), processor, square, accelerator.device)
     training = model.training
     model.eval()
     hidden = not (progress and accelerator.is_main_process)

@@ -179,6 +179,8 @@ class Recipe(Options):
     seed: int = Field(0, ge=0)
     deterministic: bool = False  # deterministic algorithms only
     split: Literal["test", "tuning"] = "test"  # tuning: held-out seen classes play the unseen ones
+    # seen: the benchmark's ignored class called background is learnt from its pixels, as seen classes are
+    background: Literal["ignored", "seen"] = "ignored"
     supervised: bool = False  # the upper bound: labels of unseen classes are shown in training
     dataset: str | None = None
     train_split: str = "train"

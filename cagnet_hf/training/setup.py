@@ -32,6 +32,8 @@ def use_deterministic_algorithms(deterministic: bool) -> None:
 
 def benchmark_of(recipe: Recipe) -> Benchmark:
     benchmark = load_benchmark(recipe.benchmark)
+    if recipe.background == "seen":
+        benchmark = benchmark.with_background_seen()
     return benchmark.for_tuning() if recipe.split == "tuning" else benchmark
 
 
