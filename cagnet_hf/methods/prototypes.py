@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from pydantic import Field
 
+from ..data.names import is_background
 from ..model.maps_cagnet import centre_labels, to_pixel_list
 from ..vectors.class_embeddings import BUNDLED
 from ..vectors.imagenet_names import known_names
@@ -89,15 +90,19 @@ class Prototypes(Method):
 
     @torch.no_grad()
     def iterate(self, batches: Iterable[Batch], learn: Learner) -> dict[str, torch.Tensor]:
-        """Observe every image once: labelled pixels for their classes, the others for the known classes."""
+        """Observe every image once: labelled pixels for their classes, the others for the known classes.
+
+        Background that is a seen class is observed for both: it shows known classes as unlabelled pixels do.
+        """
         model, generator = self.model, self.model.generator
+        background = [i for i, name in model.config.id2label.items() if is_background(name)]
         generator.start_observing()
         for batch in batches:
             features = model.cagnet(batch["pixel_values"]).features
             labels = centre_labels(batch["labels"], features.shape[-2:])
             unlabelled = labels == model.config.ignore_index
             labelled = to_pixel_list(features, ~unlabelled)[0, :, 0].t()
-            others = to_pixel_list(features, unlabelled)
+            others = to_pixel_list(features, unlabelled | torch.isin(labels, labels.new_tensor(background)))
             with torch.autocast(features.device.type, enabled=False):  # halves would round statistics of many batches
                 generator.observe(labelled, labels[~unlabelled])
                 if others.numel():  # not every pixel has a label
