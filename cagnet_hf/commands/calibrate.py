@@ -56,8 +56,9 @@ def calibrate(
         chosen, curve = choose_min_score(model, **asdict(data))
     if not PartialState().is_main_process:
         return
+    keys = ("S-mIoU", "U-mIoU", "hIoU") if choose == "gamma" else ("S-mIoU", "hIoU", "background_IoU")
     for value, metrics in curve.items():
-        columns = "  ".join(f"{key} {metrics[key] or 0.0:.4f}" for key in ("S-mIoU", "U-mIoU", "hIoU"))
+        columns = "  ".join(f"{key} {metrics[key] or 0.0:.4f}" for key in keys)
         logger.info("%s %s %.2f  %s", "*" if value == chosen else " ", choose, value, columns)
     if output:
         facts = {"made_by": made_by("calibrate"), "chosen": chosen, "curve": curve}
