@@ -368,6 +368,7 @@ def test_a_dataset_of_other_ids_is_scored_as_the_prepared_one(write, evaluate, t
     monkeypatch.setitem(KINDS, "shifted", lambda mask: PilImage.fromarray(np.asarray(mask).astype(np.int32) + 100))
     code, metrics, _ = evaluate(write("shifted"), "--benchmark=scenes", LABEL_MAP, *options)
     assert code == 0
+    assert metrics.pop("with_background")["background_unlabelled"] == 0  # every pixel of it was given to a class
     assert metrics.items() <= json.loads((trained_run / "metrics.json").read_text()).items()
 
 

@@ -105,6 +105,17 @@ def test_a_new_class_is_segmented_and_belongs_to_one_visitor(visit, photo):
     assert NEW not in visit.legend()
 
 
+def test_pixels_of_no_class_are_listed_apart_and_have_no_colour(visit, photo):
+    visit.open(photo)
+    visit.segment(0, 1)
+    assert "No class" in visit.legend() and "None of these" in visit.legend()
+    assert "Seen classes" not in visit.legend()
+    assert visit.describe_pixel(0, 0).startswith(
+        '<span class="swatch none"></span> <b>None of these</b>, the likeliest'
+    )
+    assert (np.asarray(visit.shown())[2::5, 2::5] == np.asarray(visit.image)).all()
+
+
 def test_what_is_shown_is_of_the_classes_that_were_predicted(visit, photo):
     """Two events of a page may overlap: classes are forgotten before their prediction is drawn."""
     visit.add_class(NEW)
@@ -276,6 +287,22 @@ def test_a_session_in_a_browser(browser, page, photo):
     assert "Seen classes" not in find(browser, "#legend").text
     find(browser, "#forget").click()
     assert says(browser, "legend", "Seen classes")
+
+    find(browser, "#min_score input[type=range]").send_keys("\ue010")  # a probability of 1, which no pixel has
+    assert says(browser, "legend", "No class", "None of these 100 %")
+    find(browser, "#min_score input[type=range]").send_keys("\ue011")  # the home key: every pixel has a class
+    eventually(lambda: "None of these" not in find(browser, "#legend").text)
+
+    phone = {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": True}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", phone)
+    eventually(lambda: browser.execute_script("return document.documentElement.scrollWidth") == 390)
+    for part in ("upload", "overlay"):
+        frame, shown = find(browser, f"#{part}").rect, find(browser, f"#{part} img").rect
+        assert frame["width"] - shown["width"] < 4  # no bands beside the picture
+        assert shown["height"] == pytest.approx(shown["width"] * 2 / 3, abs=2)  # nor above and below
+    places = [find(browser, f"#{part}").rect["y"] for part in ("upload", "overlay", "legend", "gamma", "name")]
+    assert places == sorted(places)
+    browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
     messages = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
     requests = [message["params"] for message in messages if message["method"] == "Network.requestWillBeSent"]

@@ -18,11 +18,11 @@ from ipaddress import ip_address
 from pathlib import Path
 from urllib.parse import urlsplit
 
-import numpy as np
 from PIL import Image
 
-from ..data.names import printable
+from ..data.names import is_background, printable
 from ..data.samples import read_image
+from ..model.configuration_cagnet import NONE_OF_THESE, unlabelled_id
 from ..model.decoding_cagnet import rgb_image
 from ..vectors.new_classes import embed_new_classes
 from ..weights.folders import load_model
@@ -61,9 +61,10 @@ class Visit:
         if path is not None:
             self.image = open_image(Path(path))
 
-    def segment(self, gamma: float) -> None:
+    def segment(self, gamma: float, min_score: float = 0.0) -> None:
         if self.image is not None:
-            (self.prediction,) = segment(self.model, self.processor, [self.image], gamma=gamma)
+            options = {"gamma": gamma, "min_score": min_score}
+            (self.prediction,) = segment(self.model, self.processor, [self.image], **options)
 
     def add_class(self, name: str) -> None:
         """Teach this visitor's model a class by its name.
@@ -94,11 +95,10 @@ class Visit:
         picture = self.prediction.picture
         factor = self._enlargement()
         size = (factor * picture.width, factor * picture.height)
-        label_map = Image.fromarray(self.prediction.label_map).resize(size, Image.Resampling.NEAREST)
         config = self.prediction.config
         return overlay(
             picture.resize(size, Image.Resampling.NEAREST),
-            np.asarray(label_map),
+            self.prediction.painted(size),
             class_palette(config.num_labels),
             unseen_ids=config.unseen_ids,
         )
@@ -113,20 +113,22 @@ class Visit:
         row, column = min(y // factor, height - 1), min(x // factor, width - 1)
         label, score = int(self.prediction.label_map[row, column]), float(self.prediction.scores[row, column])
         config = self.prediction.config
+        shown = f"{_swatch(config, label)} <b>{escape(printable(config.id2label[label]))}</b>"
+        if label == unlabelled_id(config.num_labels):
+            return f"{shown}, the likeliest class has the score {score:.2f}"
         group = "unseen" if label in config.unseen_ids else "seen"
-        return (
-            f"{_swatch(config, label)} <b>{escape(printable(config.id2label[label]))}</b>, {group}, score {score:.2f}"
-        )
+        return f"{shown}, {group}, score {score:.2f}"
 
     def legend(self) -> str:
         """The classes that occur, seen and unseen apart, with area and mean score, as HTML."""
         if self.prediction is None:
             return ""
-        config, groups = self.prediction.config, {"Seen classes": [], "Unseen classes": []}
+        config, groups = self.prediction.config, {"Seen classes": [], "Unseen classes": [], "No class": []}
+        of = {True: "Seen classes", False: "Unseen classes", None: "No class"}
         for found in self.prediction.classes:
-            swatch = _swatch(config, config.label2id[found.name])
+            swatch = _swatch(config, config.label2id.get(found.name, unlabelled_id(config.num_labels)))
             share = "&lt; 1 %" if found.area < 0.01 else f"{found.area:.0%}".replace("%", " %")
-            groups["Seen classes" if found.seen else "Unseen classes"].append(
+            groups[of[found.seen]].append(
                 f"<tr><td>{swatch} {escape(printable(found.name))}</td><td>{share}</td><td>{found.score:.2f}</td></tr>"
             )
         heads = "<th>area</th><th>score</th></tr>"
@@ -171,12 +173,12 @@ def build_page(model_path: str, *, class_embeddings: str | None = None, encoder:
     import gradio as gr  # seconds, so after what may be refused
 
     def answer(change):
-        """The page's handler of a change that a visitor asked for: `change(visit, gamma, *values)` -> message."""
+        """The page's handler of a change that a visitor asked for: `change(visit, how, *values)` -> message."""
 
-        def handler(gamma: float, visit: Visit | None, *values):
+        def handler(gamma: float, min_score: float, visit: Visit | None, *values):
             visit = visit or Visit(model, processor, class_embeddings, encoder)
             try:
-                tone, message = "note", change(visit, gamma, *values)
+                tone, message = "note", change(visit, (gamma, min_score), *values)
             except (ValueError, OSError) as error:
                 tone, message = "error", escape(printable(error))
             told = f'<p class="{tone}" role="status">{message}</p>'
@@ -185,28 +187,28 @@ def build_page(model_path: str, *, class_embeddings: str | None = None, encoder:
 
         return handler
 
-    def opened(visit, gamma, path):
+    def opened(visit, how, path):
         visit.open(_uploaded(path, upload.GRADIO_CACHE))
-        visit.segment(gamma)
+        visit.segment(*how)
         return "Click a pixel to see its class and score." if visit.prediction else ""
 
-    def calibrated(visit, gamma):
-        visit.segment(gamma)
+    def moved(visit, how):
+        visit.segment(*how)
         return ""
 
-    def added(visit, gamma, name):
+    def added(visit, how, name):
         started = time.monotonic()
         visit.add_class(name)
         seconds = time.monotonic() - started
-        visit.segment(gamma)
+        visit.segment(*how)
         message = f"Learnt <b>{escape(printable(name.strip()))}</b> from its vector in {seconds:.1f} s."
         if visit.prediction and name.strip() not in {found.name for found in visit.prediction.classes}:
             message += " It is nowhere in this image."
         return message
 
-    def forgotten(visit, gamma):
+    def forgotten(visit, how):
         visit.forget_classes()
-        visit.segment(gamma)
+        visit.segment(*how)
         return "The model has its own classes again."
 
     def point(visit, event: gr.SelectData):
@@ -227,31 +229,36 @@ def build_page(model_path: str, *, class_embeddings: str | None = None, encoder:
         gr.Markdown(introduction)
         with gr.Row():
             accepted = {"sources": ["upload", "clipboard"], "placeholder": f"# Drop an image\n{limits}"}
-            upload = gr.Image(
-                label="Image", type="filepath", image_mode=None, height=440, elem_id="upload", **accepted
-            )
-            # Unread: gradio would decode an image of any size before `open_image` judges it.
-            upload.preprocess = lambda payload: None if payload is None else payload.path
-            result = gr.Image(
-                label="Classes", interactive=False, format="png", height=440, buttons=["download"], elem_id="overlay"
-            )
-        message = gr.HTML(elem_id="message")
+            with gr.Column():
+                upload = gr.Image(label="Image", type="filepath", image_mode=None, elem_id="upload", **accepted)
+                # Unread: gradio would decode an image of any size before `open_image` judges it.
+                upload.preprocess = lambda payload: None if payload is None else payload.path
+            with gr.Column():  # on a phone the legend follows the picture, and the controls come last
+                shown = {"label": "Classes", "interactive": False, "format": "png", "buttons": ["download"]}
+                result = gr.Image(**shown, elem_id="overlay")
+                message = gr.HTML(elem_id="message")
+                legend = gr.HTML(elem_id="legend")
         with gr.Row():
             with gr.Column():
-                hint = "Is taken from the scores of seen classes."
+                hint = "Left: fewer pixels go to unseen classes. Right: more. (The calibration γ.)"
                 gamma = gr.Slider(
-                    0, 1, config.calibration, step=0.05, label="Calibration γ", info=hint, elem_id="gamma"
+                    -1, 1, config.calibration, step=0.05, label="Unseen classes", info=hint, elem_id="gamma"
                 )
+                hint = "Left: every pixel has a class. Right: only pixels whose class is this probable have one."
+                min_score = gr.Slider(
+                    0, 1, config.min_score, step=0.01, label=NONE_OF_THESE, info=hint, elem_id="min_score"
+                )
+            with gr.Column():
                 hint = "The model learns it from a vector of its name, without an image."
                 name = gr.Textbox(label="New class", info=hint, placeholder="zebra", max_length=60, elem_id="name")
                 with gr.Row():
                     add = gr.Button("Add class", variant="primary", size="md", elem_id="add")
                     reset = gr.Button("Forget new classes", size="md", elem_id="forget")
-            legend = gr.HTML(elem_id="legend")
-        inputs, outputs = [gamma, state], [state, result, legend, message]
+        inputs, outputs = [gamma, min_score, state], [state, result, legend, message]
         hidden = {"api_visibility": "private", "show_progress": "minimal"}
         upload.change(answer(opened), [*inputs, upload], outputs, **hidden)
-        gamma.change(answer(calibrated), inputs, outputs, trigger_mode="always_last", **hidden)
+        for slider in (gamma, min_score):
+            slider.change(answer(moved), inputs, outputs, trigger_mode="always_last", **hidden)
         gr.on([add.click, name.submit], answer(added), [*inputs, name], [*outputs, name], **hidden)
         reset.click(answer(forgotten), inputs, outputs, **hidden)
         result.select(point, [state], [message], **hidden)
@@ -359,6 +366,8 @@ class _OwnServerOnly:
 
 
 def _swatch(config, label: int) -> str:
+    if label == unlabelled_id(config.num_labels) or is_background(config.id2label[label]):
+        return '<span class="swatch none"></span>'
     colour = "#" + bytes(class_palette(config.num_labels)[label]).hex()
     kind = "swatch unseen" if label in config.unseen_ids else "swatch"
     return f'<span class="{kind}" style="background-color: {colour}"></span>'
@@ -366,7 +375,9 @@ def _swatch(config, label: int) -> str:
 
 _STYLE = """
 .gradio-container { max-width: 1040px !important; margin: auto; }
-:is(#upload, #overlay) img { width: 100%; height: 100%; object-fit: contain; }
+:is(#upload, #overlay) :is(div, button):has(img) { width: 100% !important; }
+:is(#upload, #overlay) img { display: block; width: 100%; height: auto; max-height: 80vh; object-fit: contain; }
+@media (max-width: 640px) { :is(#upload, #overlay) img { max-height: none; } }
 #upload img { image-rendering: pixelated; }
 #overlay img { cursor: crosshair; }
 #message, #message > div, #legend { padding: 0 !important; }
@@ -379,5 +390,6 @@ _STYLE = """
 #legend tr > :not(:first-child) { text-align: right; width: 5em; font-weight: 400; }
 #legend td:not(:first-child) { font-variant-numeric: tabular-nums; }
 .swatch { display: inline-block; width: 1.5em; height: 0.9em; vertical-align: -0.05em; margin-right: 0.4em; }
+.swatch.none { border: 1px solid currentcolor; box-sizing: border-box; }
 .swatch.unseen { background-image: repeating-linear-gradient(135deg, transparent 0 3px, white 3px 4.5px); }
 """

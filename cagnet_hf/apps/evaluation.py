@@ -10,9 +10,11 @@ from accelerate import Accelerator
 
 from ..data.sources import open_with_classes
 from ..evaluation.calibration import best_gamma, calibration_curve, check_choosable, check_gamma
+from ..evaluation.none_of_these import score_with_background
 from ..evaluation.scoring import check_classes, score
 from ..files import write_text_whole
 from ..hub.cards.calibrated import calibrated_card
+from ..model.image_processing_cagnet import check_min_score
 from ..weights.folders import CARD, load_model
 
 logger = getLogger(__name__)
@@ -26,6 +28,7 @@ def evaluate(
     split: str = "test",
     protocol: str = "full",
     gamma: float | None = None,
+    min_score: float | None = None,
     batch_size: int = 8,
     **columns,
 ) -> dict:
@@ -38,18 +41,24 @@ def evaluate(
         protocol: `"full"`: at the images' own sizes. `"paper"`: images warped to a square, at feature resolution.
         gamma: The calibration, -1 to 1, which is subtracted from the seen classes' probabilities (negative: fewer
             pixels go to unseen classes); the model's own when None.
+        min_score: For the scores with background: a pixel whose label has a lower softmax probability is given to no
+            class, which counts as background; the model's own when None.
         batch_size: Images of equal size per batch.
         columns: How the dataset is read: `image_column` and `mask_column`, where they have other names; `benchmark`,
             the name or class table of the masks' classes, where the dataset does not say; `label_map`, YAML of the ids
             of a dataset that counts otherwise, `"{1: dog, 7: null}"`; `streaming=True` to read rows as needed.
 
     Returns:
-        The dictionary of the metric at `METRIC_PATH`, with `protocol` and `num_images`.
+        The dictionary of the metric at `METRIC_PATH`, with `protocol` and `num_images`. In these scores every pixel is
+        given to a class, and pixels without a class are not looked at. Where the dataset's class table has a class
+        called background, `with_background` are the scores in which background counts as a seen class.
 
     Raises:
         ValueError: The model or the dataset cannot be used, they have other classes, or an option is out of range.
     """
     check_gamma(gamma)
+    if min_score is not None:
+        check_min_score(min_score)
     if batch_size < 1:
         raise ValueError(f"batch_size {batch_size}: choose a number of at least 1")
     if not isinstance(model, str | Path) and processor is None:
@@ -59,13 +68,19 @@ def evaluate(
     if isinstance(model, str | Path):
         model, processor = load_model(str(model))
     check_classes(model.config, classes, str(dataset))
-    own = model.config.calibration
+    own = model.config.calibration, model.config.min_score
+    given = gamma, min_score
     try:
-        model.config.calibration = own if gamma is None else gamma
+        model.config.calibration, model.config.min_score = (
+            kept if new is None else new for kept, new in zip(own, given, strict=True)
+        )
         options = {"protocol": protocol, "batch_size": batch_size, "accelerator": accelerator}
-        return score(model.to(accelerator.device), processor, rows, **options)
+        model = model.to(accelerator.device)
+        if classes is None or classes.background_id is None:
+            return score(model, processor, rows, **options)
+        return score_with_background(model, processor, rows, classes, **options)
     finally:
-        model.config.calibration = own
+        model.config.calibration, model.config.min_score = own
 
 
 def are_scores(path: Path) -> bool:

@@ -98,7 +98,8 @@ def graph_metadata(config, processor: CaGNetImageProcessor) -> dict[str, str]:
 
     An image is brought to `size` (bilinear, no antialiasing) in `channel_order`, multiplied by `scale`, less `mean`,
     divided by `std`. Logits are resized to the image (bilinear); with a `calibration` γ, γ is subtracted from the
-    softmax of every seen class; the argmax indexes `class_names` and `dataset_ids`, the ids of stored masks.
+    softmax of every seen class; the argmax indexes `class_names` and `dataset_ids`, the ids of stored masks. A pixel
+    whose softmax at the argmax is below `min_score` is given to no class, id 255 of stored masks.
     """
     facts = {
         "channel_order": "BGR" if processor.do_flip_channel_order else "RGB",
@@ -113,6 +114,7 @@ def graph_metadata(config, processor: CaGNetImageProcessor) -> dict[str, str]:
         "ignored_dataset_ids": list(config.ignored_dataset_ids),
         "ignore_index": config.ignore_index,
         "calibration": config.calibration,
+        "min_score": config.min_score,
     }
     facts["made_by"] = MARK
     return {key: json.dumps(value, ensure_ascii=False) for key, value in facts.items()}

@@ -14,6 +14,7 @@ from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 from ..data.label_space import UNLABELLED
 from ..data.names import printable
 from ..files import whole
+from ..model.configuration_cagnet import NONE_OF_THESE
 
 INK, PAPER, BLANK = (34, 34, 34), (255, 255, 255), (64, 64, 64)
 GAP = 8  # pixels between the parts of a picture
@@ -101,19 +102,26 @@ def _strokes(label_map: np.ndarray, stroke: int) -> np.ndarray:
 
 
 def legend(
-    class_names: Sequence[str], palette: np.ndarray, seen_ids: Ids, unseen_ids: Ids, *, width: int = 480
+    class_names: Sequence[str],
+    palette: np.ndarray,
+    seen_ids: Ids,
+    unseen_ids: Ids,
+    *,
+    none_of_these: bool = False,
+    width: int = 480,
 ) -> Image.Image:
     """Swatches and names of the given classes, seen and unseen ones under headings of their own.
 
     Args:
         class_names: Names of all classes in model order.
         seen_ids, unseen_ids: The classes to list.
+        none_of_these: List, by an empty swatch, the pixels that are given to no class.
         width: Width of the picture in pixels; the names flow in as many columns as fit.
     """
     font = _font(width)
     swatch, line = (round(1.7 * font.size), font.size), round(1.6 * font.size)
     groups = {"Seen classes": list(seen_ids), "Unseen classes (hatched)": list(unseen_ids)}
-    class_names = [printable(name) for name in class_names]
+    class_names = [printable(name).replace("_", " ") for name in class_names]
     names = [class_names[i] for ids in groups.values() for i in ids]
     column = swatch[0] + 3 * GAP + round(max(map(font.getlength, names), default=0))
     per_line = max(1, width // column)
@@ -126,12 +134,17 @@ def legend(
             swatches.append((left, top, i))
             texts.append((left + swatch[0] + GAP, top, class_names[i]))
         y = texts[-1][1] + line + GAP if ids else y
+    if none_of_these:
+        texts.append((swatch[0] + GAP, y, NONE_OF_THESE))
+        empty, y = [0, y, swatch[0] - 1, y + swatch[1] - 1], y + line + GAP
     labels = np.full((y, width), UNLABELLED)
     for left, top, i in swatches:
         labels[top : top + swatch[1], left : left + swatch[0]] = i
     paper = Image.new("RGB", (width, y), PAPER)
     picture = overlay(paper, labels, palette, alpha=1, unseen_ids=groups["Unseen classes (hatched)"], stroke=1)
     draw = ImageDraw.Draw(picture)
+    if none_of_these:
+        draw.rectangle(empty, outline=BLANK)
     for left, top, text in texts:
         draw.text((left, top + swatch[1] // 2), text, fill=INK, font=font, anchor="lm")
     return picture
@@ -144,6 +157,7 @@ def overlay_with_legend(
     image, label_map = _enlarged(image, label_map)
     palette = class_palette(len(class_names))
     listed = _occurring([label_map], seen_ids=seen_ids, unseen_ids=unseen_ids)
+    listed["none_of_these"] = (label_map == UNLABELLED).any()
     picture = overlay(image, label_map, palette, unseen_ids=listed["unseen_ids"])
     return _stack([picture, legend(class_names, palette, **listed, width=max(240, image.width))])
 

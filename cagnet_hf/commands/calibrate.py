@@ -4,13 +4,21 @@ import json
 from dataclasses import asdict
 from logging import getLogger
 from pathlib import Path
+from typing import Literal
 
 from .options import DatasetOptions
 
 logger = getLogger(__name__)
 
 
-def calibrate(data: DatasetOptions, *, model: str, apply_to: Path | None = None, output: Path | None = None) -> None:
+def calibrate(
+    data: DatasetOptions,
+    *,
+    model: str,
+    choose: Literal["gamma", "min_score"] = "gamma",
+    apply_to: Path | None = None,
+    output: Path | None = None,
+) -> None:
     """Choose the calibration of a model on held-out seen classes.
 
     A model, of whichever method, gives too few or too many pixels to the classes whose labels it saw. A calibration,
@@ -22,16 +30,21 @@ def calibrate(data: DatasetOptions, *, model: str, apply_to: Path | None = None,
 
     Args:
         model: The folder of a model that was trained with split=tuning.
-        apply_to: The model folder whose config.json gets the chosen calibration.
+        choose: min_score chooses, in place of the calibration gamma, how probable the class of a pixel must be, so
+            that the pixel is not given to no class: the number of the best scores where background counts as a class.
+            Any model will do, because pixels of unseen classes are not used.
+        apply_to: The model folder whose config.json gets what was chosen.
         output: The JSON file for the scores of the whole grid.
 
     Examples:
         cagnet-hf train --recipe scenes/spnet --output_dir outputs/tuning split=tuning
         cagnet-hf calibrate --model outputs/tuning/model --dataset scenes:0 --apply_to outputs/spnet/model
+        cagnet-hf calibrate --model outputs/spnet/model --dataset scenes:0 --split train --choose min_score
     """
     from accelerate import PartialState
 
     from ..apps.evaluation import apply_calibration, check_calibratable, choose_calibration
+    from ..apps.none_of_these import apply_min_score, choose_min_score
     from ..files import check_output, made_by, write_text_whole
 
     if output:
@@ -39,14 +52,18 @@ def calibrate(data: DatasetOptions, *, model: str, apply_to: Path | None = None,
     if apply_to is not None:
         check_calibratable(apply_to)
 
-    chosen, curve = choose_calibration(model, apply_to=apply_to, **asdict(data))
+    if choose == "gamma":
+        chosen, curve = choose_calibration(model, apply_to=apply_to, **asdict(data))
+    else:
+        chosen, curve = choose_min_score(model, **asdict(data))
     if not PartialState().is_main_process:
         return
-    for gamma, metrics in curve.items():
-        columns = "  ".join(f"{key} {metrics[key] or 0.0:.4f}" for key in ("S-mIoU", "U-mIoU", "hIoU"))
-        logger.info("%s gamma %.2f  %s", "*" if gamma == chosen else " ", gamma, columns)
+    keys = ("S-mIoU", "U-mIoU", "hIoU") if choose == "gamma" else ("S-mIoU", "hIoU", "background_IoU")
+    for value, metrics in curve.items():
+        columns = "  ".join(f"{key} {metrics[key] or 0.0:.4f}" for key in keys)
+        logger.info("%s %s %.2f  %s", "*" if value == chosen else " ", choose, value, columns)
     if output:
         facts = {"made_by": made_by("calibrate"), "chosen": chosen, "curve": curve}
         write_text_whole(output, json.dumps(facts, indent=1))
     if apply_to is not None:
-        apply_calibration(apply_to, chosen)
+        (apply_calibration if choose == "gamma" else apply_min_score)(apply_to, chosen)

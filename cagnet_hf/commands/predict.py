@@ -6,7 +6,15 @@ from pathlib import Path
 logger = getLogger(__name__)
 
 
-def predict(images: list[str], *, model: str, output: Path, gamma: float | None = None, batch_size: int = 8) -> None:
+def predict(
+    images: list[str],
+    *,
+    model: str,
+    output: Path,
+    gamma: float | None = None,
+    min_score: float | None = None,
+    batch_size: int = 8,
+) -> None:
     """Segment images: label maps, overlays, scores.
 
     For each image, this writes NAME.png (a palette PNG of the dataset's label ids), NAME_overlay.png (classes over the
@@ -20,6 +28,9 @@ def predict(images: list[str], *, model: str, output: Path, gamma: float | None 
         output: The folder to write to.
         gamma: The calibration, a number from -1 to 1 that is subtracted from the seen classes' probabilities.
             Negative: fewer pixels go to unseen classes (default: the model's own).
+        min_score: A pixel whose class is less probable than this number from 0 to 1 is given to no class: the id 255
+            in NAME.png, no colour in the overlay, "None of these" in the legend and in NAME.json (default: the
+            model's own).
         batch_size: Images to segment at once.
 
     Examples:
@@ -59,7 +70,7 @@ def predict(images: list[str], *, model: str, output: Path, gamma: float | None 
                 yield picture
 
     warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # read_image refuses what is larger still
-    predictions = segment(network, processor, pictures(), gamma=gamma, batch_size=batch_size)
+    predictions = segment(network, processor, pictures(), gamma=gamma, min_score=min_score, batch_size=batch_size)
     for number, prediction in enumerate(predictions):
         output.mkdir(parents=True, exist_ok=True)
         write_prediction(prediction, readable[number], output)

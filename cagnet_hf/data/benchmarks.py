@@ -30,7 +30,7 @@ import yaml
 
 from ..files import parse_yaml
 from .label_space import UNLABELLED, LabelSpace
-from .names import did_you_mean, has_hidden
+from .names import did_you_mean, has_hidden, is_background
 
 CLASS_TABLE = "classes.yaml"
 _PUBLISHED = Path(__file__).with_name("class_tables")
@@ -124,6 +124,28 @@ class Benchmark:
             "dataset_ids": list(self.class_ids),
             "ignored_dataset_ids": list(self.ignored_ids),
         }
+
+    @property
+    def background_id(self) -> int | None:
+        """The stored id of pixels that were looked at and show no class, unlike pixels without a label: that of the
+        class called background, unless the class is unseen. None where the benchmark has no such class."""
+        known = self.seen_ids + self.ignored_ids
+        return next((i for i in known if is_background(self.label_names[i])), None)
+
+    def with_background_seen(self) -> "Benchmark":
+        """The benchmark in which background is a seen class, the last of them.
+
+        Raises:
+            ValueError: The benchmark has no class called background.
+        """
+        background = self.background_id
+        if background is None:
+            raise ValueError(f"benchmark {self.name} has no class called background, so it cannot be a seen one")
+        return replace(
+            self,
+            seen_ids=(*(i for i in self.seen_ids if i != background), background),
+            ignored_ids=tuple(i for i in self.ignored_ids if i != background),
+        )
 
     def for_tuning(self) -> "Benchmark":
         """The split that rates, schedules and calibrations are chosen on: some *seen* classes play the unseen ones.

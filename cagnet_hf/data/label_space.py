@@ -126,8 +126,10 @@ class LabelSpace:
         return (seen_classes if hide_unseen else every_class)[labels]
 
     def to_stored_ids(self, prediction) -> np.ndarray:
-        """Model order `(H, W)` -> stored ids, uint8."""
-        return np.array(self.class_ids, np.uint8)[np.asarray(prediction)]
+        """Model order `(H, W)` -> stored ids, uint8; a pixel of no class is 255 in both."""
+        stored_ids = np.full(UNLABELLED + 1, UNLABELLED, np.uint8)
+        stored_ids[: len(self.class_ids)] = self.class_ids
+        return stored_ids[np.asarray(prediction)]
 
     @cached_property
     def _model_order(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

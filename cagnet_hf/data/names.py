@@ -68,3 +68,8 @@ def printable(text: object, *, lines: bool = False) -> str:
 def markdown(text: object) -> str:
     """A name as Markdown that shows the name, and is no markup, no HTML and no end of a table's cell."""
     return html.escape(_MARKDOWN.sub(r"\\\1", printable(text)), quote=False)
+
+
+def is_background(name: str) -> bool:
+    """Whether a class is background: the pixels that were looked at and show none of the other classes."""
+    return name.strip().lower() == "background"

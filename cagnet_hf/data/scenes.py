@@ -56,8 +56,9 @@ def scenes_class_embeddings(benchmark: Benchmark | None = None) -> np.ndarray:
     one_hot = np.concatenate([np.eye(levels)[column] for levels, column in zip(LEVELS, attributes.T, strict=True)], 1)
     nuisance = _uniform(np.random.Generator(np.random.PCG64(2020)), len(attributes), NUM_NUISANCE)
     table = np.concatenate([one_hot, 0.3 * nuisance], axis=1)
+    table = np.concatenate([np.ones((1, table.shape[1])), table])  # background has all levels alike
     table /= np.linalg.norm(table, axis=1, keepdims=True)
-    return table[np.array(benchmark.class_ids) - 1].astype(np.float32)
+    return table[list(benchmark.class_ids)].astype(np.float32)
 
 
 def draw_scenes(seed: int, split: str) -> tuple[np.ndarray, np.ndarray]:

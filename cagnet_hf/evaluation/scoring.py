@@ -57,7 +57,7 @@ def score(
     progress: bool = True,
     maps: Iterable[torch.Tensor] | None = None,
 ) -> dict:
-    """Score a model on the rows of a dataset.
+    """Score a model on the rows of a dataset. Every pixel is given to a class, whatever the model's `min_score`.
 
     Args:
         protocol: `"full"`: logits brought to the original image size (bilinear), scored against the original
@@ -96,7 +96,7 @@ def count(config, processor, batches: Iterable[tuple[ModelOutput, list[np.ndarra
     matrix, num_images = ConfusionMatrix.of(config), 0
     for outputs, references in batches:
         sizes = [labels.shape for labels in references]
-        predictions = processor.post_process_semantic_segmentation(outputs, target_sizes=sizes)
+        predictions = processor.post_process_semantic_segmentation(outputs, target_sizes=sizes, min_score=0)
         matrix.add(predictions, references)
         num_images += len(references)
     return matrix, num_images
@@ -121,8 +121,13 @@ def scored_batches(
     accelerator: Accelerator,
     progress: bool = True,
     maps: Iterable[torch.Tensor] | None = None,
+    labels: LabelSpace | None = None,
 ) -> Iterator[tuple[ModelOutput, list[np.ndarray]]]:
-    """(outputs of the model in evaluation mode, label maps to score them against) of this process's share."""
+    """(outputs of the model in evaluation mode, label maps to score them against) of this process's share.
+
+    Args:
+        labels: What the masks mean; the labels of the model's configuration when None.
+    """
     if protocol not in PROTOCOLS:
         raise ValueError(f"unknown protocol {protocol!r}: choose one of {', '.join(PROTOCOLS)}")
     square = None
@@ -131,7 +136,7 @@ def scored_batches(
         square = {"height": side, "width": side}
     process, processes = accelerator.process_index, accelerator.num_processes
     total = len(range(process, len(dataset), processes)) if isinstance(dataset, Rows) else None
-    labels, device = LabelSpace.of(model.config), accelerator.device
+    labels, device = labels or LabelSpace.of(model.config), accelerator.device
     if maps is None:
         samples = dataset.share(process, processes)
         forward, examples = model, _examples(samples, labels, processor, square, device)

@@ -211,6 +211,10 @@ class Recipe(Options):
     split: Literal["test", "tuning"] = Field(
         "test", description="tuning: held-out seen classes play the unseen ones, for choosing rates and calibrations"
     )
+    background: Literal["ignored", "seen"] = Field(
+        "ignored",
+        description="seen: the ignored class called background is learnt from its pixels, as seen classes are",
+    )
     supervised: bool = Field(False, description="the upper bound: labels of unseen classes are shown in training")
     dataset: str | None = Field(None, description="a prepared folder or a Hub id; the benchmark's own when null")
     train_split: str = Field("train", description="the split of the dataset to learn from")

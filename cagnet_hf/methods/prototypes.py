@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from pydantic import Field
 
+from ..data.names import is_background
 from ..model.maps_cagnet import centre_labels
 from . import register
 from .base import Batch, Learner, Method
@@ -64,8 +65,12 @@ class Prototypes(Method):
 
     @torch.no_grad()
     def iterate(self, batches: Iterable[Batch], learn: Learner) -> dict[str, torch.Tensor]:
-        """Observe every image once: labelled pixels for their classes, the others for the known classes."""
+        """Observe every image once: labelled pixels for their classes, the others for the known classes.
+
+        Background that is a seen class is observed for both: it shows known classes as unlabelled pixels do.
+        """
         model, generator = self.model, self.model.generator
+        background = [i for i, name in model.config.id2label.items() if is_background(name)]
         generator.start_observing()
         for batch in batches:
             maps = model.cagnet(**network_inputs(batch), output_hidden_states=True)
@@ -73,7 +78,8 @@ class Prototypes(Method):
             labelled, labels_of_them = labelled_pixels(maps.features, labels, model.config.ignore_index)
             with torch.autocast(maps.features.device.type, enabled=False):  # halves would round statistics
                 generator.observe(labelled, labels_of_them)
-                observe_known_classes(generator.mean, self._head, maps, labels == model.config.ignore_index)
+                others = (labels == model.config.ignore_index) | torch.isin(labels, labels.new_tensor(background))
+                observe_known_classes(generator.mean, self._head, maps, others)
         generator.share()
         return {}
 

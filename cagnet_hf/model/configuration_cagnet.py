@@ -31,6 +31,25 @@ def plain_name(name: str) -> str:
 
 # A class that stored masks, which are bytes, can show has an id below this one; 255 is no class.
 STORED_IDS = 255
+# What is said of a pixel that a model gives to no class.
+NONE_OF_THESE = "None of these"
+
+
+def unlabelled_id(num_labels: int) -> int:
+    """What a label map in model order holds where a model gives a pixel to no class: 255, or where 255 is a class the
+    first number that is none."""
+    return max(STORED_IDS, num_labels)
+
+
+class ClassNames(dict):
+    """The names of classes by number, which have a word for a pixel of no class, too: a pipeline of transformers looks
+    up the name of every number in a label map."""
+
+    def __missing__(self, number):
+        if number == unlabelled_id(len(self)):
+            return NONE_OF_THESE
+        raise KeyError(number)
+
 
 # Fields that are a positive whole number, or a list of them; and those that are a share from 0 to 1.
 _COUNTS = (
@@ -48,7 +67,7 @@ def _plainly_refusing(cls):
 
     def set_field(self, name, value):
         if name == "id2label" and value is not None:
-            value = _by_id(value)
+            value = ClassNames(_by_id(value))
         if name == "calibration" and isinstance(value, float) and not math.isfinite(value):
             raise ValueError(f"{name}={value}: it is subtracted from probabilities, choose a number from -1 to 1")
         try:
@@ -121,6 +140,9 @@ class CaGNetConfig(PreTrainedConfig):
             looks at the image as it is, `[1.0]`; SPNet at `[1.0, 0.75, 0.5]`.
         calibration: γ, subtracted from the softmax probabilities of seen classes at test time (SPNet-c). Negative:
             fewer pixels go to unseen classes.
+        min_score: A pixel whose label has a lower softmax probability than this, at the size of the image, is given to
+            no class when an image is segmented; 0 gives every pixel to a class. The probability is that of the class
+            that wins after calibration, and γ is not subtracted from it. Scores over classes do without `min_score`.
         image_prior: How much the classes that an image shows as a whole count at each of its pixels: this number times
             the log of the mean probability of a class over the image is added to the logits of the class at test time.
             1 is a step of expectation maximisation for the shares of the classes in the image (Saerens et al., 2002).
@@ -136,7 +158,7 @@ class CaGNetConfig(PreTrainedConfig):
 
     model_type = "cagnet"
     sub_configs = {"backbone_config": AutoConfig}
-    keys_to_ignore_at_inference = ["calibration"]
+    keys_to_ignore_at_inference = ["calibration", "min_score"]
 
     backbone: str = "resnet"
     backbone_config: dict | PreTrainedConfig | None = None
@@ -167,6 +189,7 @@ class CaGNetConfig(PreTrainedConfig):
     class_embedding_source: dict | None = None
     test_scales: list[float | int] | tuple[float | int, ...] = (1.0,)
     calibration: float | int = 0.0
+    min_score: float | int = 0.0
     image_prior: float | int = 0.0
     seen_ids: list[int] | tuple[int, ...] | None = None
     unseen_ids: list[int] | tuple[int, ...] = ()
@@ -282,6 +305,8 @@ class CaGNetConfig(PreTrainedConfig):
                 raise ValueError(f"{field}={getattr(self, field)}: choose numbers from 0 to 1")
         if not self.aspp_dilations:
             raise ValueError("aspp_dilations is empty: give at least one dilation")
+        if not 0 <= self.min_score <= 1:
+            raise ValueError(f"min_score={self.min_score}: it is a probability, choose a number from 0 to 1")
         if not 0 <= self.image_prior < math.inf:
             raise ValueError(f"image_prior={self.image_prior}: choose 0 or a positive number, such as 1")
         if not math.isfinite(self.generator_embedding_scale):

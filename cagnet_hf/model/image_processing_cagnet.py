@@ -18,6 +18,7 @@ from transformers.image_utils import (
 )
 from transformers.processing_utils import ImagesKwargs
 
+from .configuration_cagnet import unlabelled_id
 from .decoding_cagnet import eight_bit_values, rgb_image
 from .maps_cagnet import resize_image, resize_labels
 
@@ -44,13 +45,19 @@ _SCORES_AT_ONCE = 1 << 25  # 128 MiB of float32
 
 
 def label_bands(
-    logits: torch.Tensor, size: tuple[int, int], offset: torch.Tensor | None = None, *, with_scores: bool = False
+    logits: torch.Tensor,
+    size: tuple[int, int],
+    offset: torch.Tensor | None = None,
+    *,
+    min_score: float = 0.0,
+    with_scores: bool = False,
 ) -> Iterator[tuple[slice, torch.Tensor, torch.Tensor | None]]:
     """Label pixels by logits `(N, h, w)` brought to `size` (bilinear), in bands of rows that bound the memory.
 
     Args:
         offset: `(N,)` is subtracted from the softmax probabilities before the argmax (SPNet-c).
-        with_scores: Give the softmax probability of each label, too.
+        min_score: A pixel whose label has a lower softmax probability is given to no class (see `unlabelled_id`).
+        with_scores: Give the softmax probability of each label, too; of a pixel of no class that of its likeliest.
 
     Yields:
         The rows, their labels `(R, W)` int64 and their scores `(R, W)` or None.
@@ -62,10 +69,15 @@ def label_bands(
         band = logits if rows_at_once >= height else _rows_between(logits, rows, height)
         band_size = (rows.stop - start, width)
         scores = F.interpolate(band[None], band_size, mode="bilinear", align_corners=False)[0]
-        if offset is not None or with_scores:
+        labels = scores.argmax(dim=0) if offset is None else None
+        if offset is not None or with_scores or min_score:
             scores = scores.softmax(dim=0)
-        labels = (scores if offset is None else scores - offset.to(scores)[:, None, None]).argmax(dim=0)
-        yield rows, labels, scores.gather(0, labels[None])[0] if with_scores else None
+        if offset is not None:
+            labels = (scores - offset.to(scores)[:, None, None]).argmax(dim=0)
+        label_scores = scores.gather(0, labels[None])[0] if with_scores or min_score else None
+        if min_score:
+            labels = labels.where(label_scores >= min_score, unlabelled_id(len(scores)))
+        yield rows, labels, label_scores if with_scores else None
 
 
 def _rows_between(maps: torch.Tensor, rows: slice, height: int) -> torch.Tensor:
@@ -75,6 +87,16 @@ def _rows_between(maps: torch.Tensor, rows: slice, height: int) -> torch.Tensor:
     above = position.long()
     below = (above + 1).clamp_max(maps.shape[1] - 1)
     return torch.lerp(maps[:, above], maps[:, below], (position - above)[:, None])
+
+
+def check_min_score(min_score: float) -> None:
+    """Refuse what is no probability.
+
+    Raises:
+        ValueError: The number is not between 0 and 1.
+    """
+    if not 0 <= min_score <= 1:
+        raise ValueError(f"min_score {min_score}: it is a probability, choose a number from 0 to 1")
 
 
 class CaGNetImageProcessorKwargs(ImagesKwargs, total=False):
@@ -242,21 +264,33 @@ class CaGNetImageProcessor(PilBackend):
             image = (image - mean) / std
         return image
 
-    def post_process_semantic_segmentation(self, outputs, target_sizes=None, return_segmentation_scores=False):
+    def post_process_semantic_segmentation(
+        self, outputs, target_sizes=None, return_segmentation_scores=False, min_score=None
+    ):
         """Logits -> label maps in model order.
 
         Args:
             outputs: Output of `CaGNetForSemanticSegmentation`.
             target_sizes: (height, width) of each prediction; the feature resolution when None.
             return_segmentation_scores: Give the scores of all classes, too.
+            min_score: A pixel whose label has a lower softmax probability than this number from 0 to 1 is given to no
+                class: its label is 255 (see `unlabelled_id`). The model's own number when None.
 
         Returns:
             One int64 tensor `(height, width)` per image. Logits are brought to the target size first (bilinear);
             a calibrated model's offsets are then subtracted from the softmax probabilities (SPNet-c). With scores, one
             dictionary per image: this tensor as `segmentation`, and `segmentation_scores` `(N, height, width)`, whose
-            argmax the tensor is: the logits, or a calibrated model's probabilities less the offsets.
+            argmax the tensor is where a pixel has a class: the logits, or a calibrated model's probabilities less the
+            offsets.
+
+        Raises:
+            ValueError: There is another number of target sizes than of images, or `min_score` is no probability.
         """
         logits, calibration = outputs.logits, getattr(outputs, "calibration", None)
+        own = getattr(outputs, "min_score", None)
+        if min_score is None:
+            min_score = 0.0 if own is None else own[0].item()
+        check_min_score(min_score)
         if target_sizes is None:
             target_sizes = [tuple(logits.shape[-2:])] * len(logits)
         if len(target_sizes) != len(logits):
@@ -267,13 +301,15 @@ class CaGNetImageProcessor(PilBackend):
             size = tuple(int(side) for side in target_size)
             if len(size) != 2 or min(size) < 1:
                 raise ValueError(f"target size {size}: give a height and a width above 0")
+            bands = label_bands(image_logits, size, offset, min_score=min_score)
+            label_map = torch.cat([labels for _, labels, _ in bands])
             if not return_segmentation_scores:
-                results.append(torch.cat([labels for _, labels, _ in label_bands(image_logits, size, offset)]))
+                results.append(label_map)
                 continue
             scores = F.interpolate(image_logits[None].float(), size, mode="bilinear", align_corners=False)[0]
             if offset is not None:
                 scores = scores.softmax(dim=0) - offset.to(scores)[:, None, None]
-            results.append(BatchFeature({"segmentation": scores.argmax(dim=0), "segmentation_scores": scores}))
+            results.append(BatchFeature({"segmentation": label_map, "segmentation_scores": scores}))
         return results
 
 

@@ -53,12 +53,15 @@ class CaGNetSegmenterOutput(ModelOutput):
         logits: `(B, N, h, w)` at feature resolution, classes in model order.
         hidden_states: The maps of backbone, ASPP and features at scale 1, where they are asked for.
         calibration: `(B, N)` what is subtracted from the softmax probabilities before the argmax; None when nothing.
+        min_score: `(B,)` the softmax probability that the label of a pixel must have, else the pixel is given to no
+            class; None when every pixel has one.
     """
 
     loss: torch.FloatTensor | None = None
     logits: torch.FloatTensor | None = None
     hidden_states: tuple[torch.FloatTensor, ...] | None = None
     calibration: torch.FloatTensor | None = None
+    min_score: torch.FloatTensor | None = None
 
 
 class CaGNetPreTrainedModel(PreTrainedModel):
@@ -362,6 +365,8 @@ class CaGNetForSemanticSegmentation(EditableClasses, CaGNetPreTrainedModel):
             calibration[:, list(self.config.seen_ids)] = self.config.calibration
         states = features.hidden_states if with_states else None
         output = CaGNetSegmenterOutput(loss=loss, logits=logits, hidden_states=states, calibration=calibration)
+        if self.config.min_score:
+            output.min_score = torch.full((len(logits),), self.config.min_score, device=logits.device)
         return output if return_dict else output.to_tuple()
 
     def embed_classes(self, class_ids):

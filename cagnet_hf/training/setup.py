@@ -35,6 +35,8 @@ def use_deterministic_algorithms(deterministic: bool) -> None:
 
 def benchmark_of(recipe: Recipe) -> Benchmark:
     benchmark = load_benchmark(recipe.benchmark)
+    if recipe.background == "seen":
+        benchmark = benchmark.with_background_seen()
     if recipe.split != "tuning":
         return benchmark
     tuning = benchmark.for_tuning()
