@@ -1,19 +1,24 @@
 """Prototypes (this package's own row): class means from what the backbone's own classifier knows by name."""
 
+import json
 from collections.abc import Iterable
 from pathlib import Path
 
 import torch
 from pydantic import Field
 
+from ..files import write_text_whole
 from ..model.maps_cagnet import centre_labels, to_pixel_list
+from ..patches.layouts import class_odds
 from ..vectors.class_embeddings import BUNDLED
 from ..vectors.imagenet_names import known_names
 from ..weights.classifier_heads import load_image_classifier_head
 from . import register
 from .base import Batch, Learner, Method
+from .leaving_out import CellSample, Setting, choose_setting
 from .options import PassRecipe, Recipe, RecipeError
 
+CHOSEN = "chosen.json"  # in the folder of a run whose stage says `choose`
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"
 
 
@@ -30,6 +35,9 @@ class PrototypesStage(PassRecipe):
     shrinkage: float = Field(0.05, ge=0, le=1)
     covariance_scale: float = Field(6.0, gt=0)
     unseen_rate: float = Field(0.0, ge=0)
+    # Choose unseen_rate, model.image_prior and model.calibration by leaving out each seen class in turn; those that the
+    # recipe has stay where no others are clearly better (see `leaving_out`).
+    choose: bool = False
 
 
 class PrototypesRecipe(Recipe):
@@ -47,6 +55,7 @@ class Prototypes(Method):
     paper = "this package's own"
     parts = {"generator": "prototypes"}
     recipe_class = PrototypesRecipe
+    prepared = (CHOSEN,)
 
     @classmethod
     def check(cls, name, stage, model):
@@ -70,6 +79,7 @@ class Prototypes(Method):
     def prepare(self, label_maps: Iterable, folder: Path) -> None:
         """Load the head of the image classifier, and tell the generator what its classes are called."""
         config, names = self.model.config, self.model.generator.mean.names
+        self._chosen = folder / CHOSEN
         self._head, called = load_image_classifier_head(config.backbone, self.stage.head)
         self._head.to(self.model.device)
         known = known_names(called, self.stage.known_embeddings)
@@ -92,9 +102,12 @@ class Prototypes(Method):
         """Observe every image once: labelled pixels for their classes, the others for the known classes."""
         model, generator = self.model, self.model.generator
         generator.start_observing()
+        cells = CellSample() if self.stage.choose else None
         for batch in batches:
             features = model.cagnet(batch["pixel_values"]).features
             labels = centre_labels(batch["labels"], features.shape[-2:])
+            if cells is not None:
+                cells.add(features, labels)
             unlabelled = labels == model.config.ignore_index
             labelled = to_pixel_list(features, ~unlabelled)[0, :, 0].t()
             others = to_pixel_list(features, unlabelled)
@@ -105,7 +118,28 @@ class Prototypes(Method):
                     posteriors = self._head(others)[0, :, 0].t().softmax(dim=1)
                     generator.mean.observe(others[0, :, 0].t(), posteriors)
         generator.share()
+        if cells is not None and cells.batches:
+            self._choose(cells)
         return {}
+
+    def _choose(self, cells: CellSample) -> None:
+        """Choose between seen and unseen classes, and write down what was chosen, which `finish` reads."""
+        config, stage = self.model.config, self.stage
+        default = Setting(stage.unseen_rate, config.image_prior, config.calibration)
+        arguments = cells, self.model.generator, self._head, self.model.class_embeddings, config.unseen_ids, default
+        with torch.autocast(self.model.device.type, enabled=False):
+            chosen, scores = choose_setting(*arguments, **self._fit_options())
+        facts = {"chosen": chosen._asdict(), "default": default._asdict()}
+        facts |= {"scores": {name: scores.get(setting) for name, setting in (("chosen", chosen), ("default", default))}}
+        write_text_whole(self._chosen, json.dumps(facts, indent=1) + "\n")
+
+    def _fit_options(self) -> dict[str, float | None]:
+        stage = self.stage
+        return {
+            "temperature": stage.tau,
+            "shrinkage": stage.shrinkage,
+            "covariance_scale": stage.covariance_scale,
+        }
 
     @torch.no_grad()
     def finish(self) -> None:
@@ -113,15 +147,15 @@ class Prototypes(Method):
         model, stage, generator = self.model, self.stage, self.model.generator
         if not generator.class_counts.any():
             return
+        rate = stage.unseen_rate
+        if stage.choose and self._chosen.is_file():
+            chosen = Setting(**json.loads(self._chosen.read_text(encoding="utf-8"))["chosen"])
+            rate, model.config.image_prior, model.config.calibration = chosen
         embeddings = model.class_embeddings
+        odds = class_odds(len(embeddings), model.config.unseen_ids, rate, embeddings.device)
         with torch.autocast(embeddings.device.type, enabled=False):
-            generator.fit(
-                embeddings,
-                temperature=stage.tau,
-                shrinkage=stage.shrinkage,
-                covariance_scale=stage.covariance_scale,
-            )
-            weights, biases = generator.bayes_rule(embeddings, self.class_odds().log())
+            generator.fit(embeddings, **self._fit_options())
+            weights, biases = generator.bayes_rule(embeddings, odds.log())
         model.classifier.weight.copy_(weights[:, :, None, None])
         model.classifier.bias.copy_(biases)
 
