@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from ..model.gaussian_cagnet import of_all_processes
 from ..model.maps_cagnet import with_image_prior
 
+CHOSEN = "chosen.json"  # what was chosen, in the folder of a run whose stage says `choose`
+SCORES = ("S-mIoU", "U-mIoU", "hIoU")
 MOST_BATCHES = 64  # of images whose cells are kept
 MOST_LEFT_OUT = 32  # classes, where there are more of them
 
@@ -86,7 +88,9 @@ def choose_setting(
     Returns:
         The setting; and of every setting `S-mIoU` of the classes that stayed, `U-mIoU` of those left out, and `hIoU`.
     """
-    shown = sum(torch.bincount(labels[labels < len(embeddings)], minlength=len(embeddings)) for _, labels in cells.batches)
+    shown = sum(
+        torch.bincount(labels[labels < len(embeddings)], minlength=len(embeddings)) for _, labels in cells.batches
+    )
     classes = sum(shown for (shown,) in of_all_processes(shown)).nonzero()[:, 0].tolist()
     classes = classes[:: -(-len(classes) // MOST_LEFT_OUT)] if len(classes) > 2 else []  # s needs two classes
     settings = sorted({default, *GRID})
@@ -102,7 +106,7 @@ def choose_setting(
         unseen = torch.zeros(len(embeddings), dtype=torch.bool, device=embeddings.device)
         unseen[[*unseen_ids, label]] = True
         rule = part.bayes_rule(embeddings, torch.zeros(len(embeddings), device=embeddings.device))
-        ious.append(_ious(maps, *(tensor.float() for tensor in rule), unseen, settings))
+        ious.append(class_ious(maps, *(tensor.float() for tensor in rule), unseen, settings))
     if not ious:
         return default, {}
     ious = torch.stack(ious)  # (classes left out, settings, N)
@@ -115,11 +119,13 @@ def choose_setting(
     better = every - every[settings.index(default)]
     best = int(better.argmax())
     n = len(classes)
-    without_one = _harmonic(*((part.sum(0) - part) / (n - 1) for part in (others, own)))  # (classes left out, settings)
+    without_one = _harmonic(
+        *((part.sum(0) - part) / (n - 1) for part in (others, own))
+    )  # (classes left out, settings)
     moved = without_one[:, best] - without_one[:, settings.index(default)]
     error = ((n - 1) / n * (moved - moved.mean()).square().sum()).sqrt()
-    rows = zip(others.mean(0).tolist(), own.mean(0).tolist(), every.tolist(), strict=True)
-    scores = {s: dict(zip(("S-mIoU", "U-mIoU", "hIoU"), row, strict=True)) for s, row in zip(settings, rows, strict=True)}
+    rows = torch.stack([others.mean(0), own.mean(0), every], dim=1).tolist()
+    scores = {setting: dict(zip(SCORES, row, strict=True)) for setting, row in zip(settings, rows, strict=True)}
     return settings[best] if better[best] > error else default, scores
 
 
@@ -127,7 +133,7 @@ def _harmonic(seen, unseen):
     return 2 * seen * unseen / (seen + unseen).clamp_min(1e-12)
 
 
-def _ious(maps: Sequence[tuple], weights, biases, unseen, settings: Sequence[Setting]) -> torch.Tensor:
+def class_ious(maps: Sequence[tuple], weights, biases, unseen, settings: Sequence[Setting]) -> torch.Tensor:
     """The IoU of every class `(settings, N)` under a classifier, over the cells of all processes.
 
     Args:
@@ -139,10 +145,16 @@ def _ious(maps: Sequence[tuple], weights, biases, unseen, settings: Sequence[Set
     truth = torch.cat([labels[mask] for (_, labels), mask in zip(maps, labelled, strict=True)])
     for (rate, prior), group in groupby(settings, key=lambda setting: setting[:2]):
         odds = (unseen * torch.tensor(1 + rate).log())[:, None, None]
-        seen_best, seen_ids, unseen_best, unseen_ids = (torch.cat(parts) for parts in zip(*(
-            _best(with_image_prior(own + odds, prior).movedim(1, -1)[mask].softmax(dim=1), unseen)
-            for own, mask in zip(logits, labelled, strict=True)
-        ), strict=True))
+        seen_best, seen_ids, unseen_best, unseen_ids = (
+            torch.cat(parts)
+            for parts in zip(
+                *(
+                    _best(with_image_prior(own + odds, prior).movedim(1, -1)[mask].softmax(dim=1), unseen)
+                    for own, mask in zip(logits, labelled, strict=True)
+                ),
+                strict=True,
+            )
+        )
         for setting in group:
             prediction = torch.where(unseen_best > seen_best - setting.calibration, unseen_ids, seen_ids)
             right = prediction[prediction == truth]

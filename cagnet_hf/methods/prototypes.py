@@ -15,10 +15,9 @@ from ..vectors.imagenet_names import known_names
 from ..weights.classifier_heads import load_image_classifier_head
 from . import register
 from .base import Batch, Learner, Method
-from .leaving_out import CellSample, Setting, choose_setting
+from .leaving_out import CHOSEN, CellSample, Setting, choose_setting
 from .options import PassRecipe, Recipe, RecipeError
 
-CHOSEN = "chosen.json"  # in the folder of a run whose stage says `choose`
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"
 
 
@@ -35,8 +34,8 @@ class PrototypesStage(PassRecipe):
     shrinkage: float = Field(0.05, ge=0, le=1)
     covariance_scale: float = Field(6.0, gt=0)
     unseen_rate: float = Field(0.0, ge=0)
-    # Choose unseen_rate, model.image_prior and model.calibration by leaving out each seen class in turn; those that the
-    # recipe has stay where no others are clearly better (see `leaving_out`).
+    # Choose unseen_rate, model.image_prior and model.calibration by leaving out each seen class in turn; those of the
+    # recipe stay where no others are clearly better (see `leaving_out`).
     choose: bool = False
 
 
@@ -130,7 +129,9 @@ class Prototypes(Method):
         with torch.autocast(self.model.device.type, enabled=False):
             chosen, scores = choose_setting(*arguments, **self._fit_options())
         facts = {"chosen": chosen._asdict(), "default": default._asdict()}
-        facts |= {"scores": {name: scores.get(setting) for name, setting in (("chosen", chosen), ("default", default))}}
+        facts |= {
+            "scores": {name: scores.get(setting) for name, setting in (("chosen", chosen), ("default", default))}
+        }
         write_text_whole(self._chosen, json.dumps(facts, indent=1) + "\n")
 
     def _fit_options(self) -> dict[str, float | None]:
