@@ -12,7 +12,7 @@ from ..data.benchmarks import load_benchmark
 from ..files import sha256
 from ..model.configuration_cagnet import plain_name
 from ..vectors.class_embeddings import check_vectors, join_parts, save_embedding_table
-from ..vectors.text_encoders import encode_names, encoder_files
+from ..vectors.text_encoders import encode_names, encoder_files, encoder_name
 from ..vectors.word_names import Synonyms, look_up_names
 from ..vectors.word_streams import split_archive
 
@@ -81,12 +81,12 @@ def encoded(
         names: The class names.
         pooling: See `encode_names`.
         prompt: See `encode_names`.
-        called: What the output calls the encoder; the folder's name or the id when None.
+        called: What the output calls the encoder; see `encoder_name` when None.
     """
     vectors = encode_names(names, source, pooling=pooling, prompt=prompt)
     check_vectors(source, names, vectors)
     record = {
-        "encoder": called or (Path(source).resolve().name if Path(source).is_dir() else source),
+        "encoder": called or encoder_name(source),
         "pooling": pooling or "own",
         "prompt": prompt,
         "sha256": {path.name: sha256(path) for path in encoder_files(source)},

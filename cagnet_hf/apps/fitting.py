@@ -19,14 +19,13 @@ from ..data.report import format_report
 from ..files import holds, made_by, write_text_whole
 from ..methods.leaving_out import CHOSEN
 from ..methods.options import PassRecipe, Recipe
-from ..model.configuration_cagnet import CaGNetConfig, plain_name
+from ..model.configuration_cagnet import CaGNetConfig
 from ..model.modeling_cagnet import CaGNetModel
-from ..model.prototypes_cagnet import NEAREST_COSINE
 from ..training.recipe_files import load_recipe
 from ..training.run_folder import RunFolder
 from ..training.setup import build_processor
-from ..vectors.class_embeddings import save_embedding_table
-from ..vectors.imagenet_names import imagenet_names
+from ..vectors.class_embeddings import BUNDLED_TABLE, read_metadata, save_embedding_table
+from ..vectors.imagenet_names import warn_of_strangers
 from ..vectors.new_classes import embed_names
 from .training import Run, train
 
@@ -86,9 +85,10 @@ def fit(
     if goes_on:
         _check_same(output, given)
     vectors = embed_names(benchmark.class_names, encoder=encoder)
-    _say_strangers(benchmark, vectors)
+    num_seen = len(benchmark.seen_ids)
+    warn_of_strangers(benchmark.class_names[num_seen:], vectors[num_seen:])
     write_text_whole(output / RECORD, json.dumps({"made_by": made_by("fit")} | given, indent=1) + "\n")
-    save_embedding_table(output / VECTORS, benchmark.class_names, vectors)
+    save_embedding_table(output / VECTORS, benchmark.class_names, vectors, read_metadata(BUNDLED_TABLE))
     work = _Work(recipe, benchmark, examples)
     if not goes_on:
         work.say_cost()
@@ -129,20 +129,6 @@ def _check_same(output: Path, given: dict) -> None:
     other = sorted(key for key in given.keys() | before.keys() - {"made_by"} if given.get(key) != before.get(key))
     if other:
         raise ValueError(f"{output} holds a fit of other {', '.join(other)}: choose another output")
-
-
-def _say_strangers(benchmark: Benchmark, vectors: np.ndarray) -> None:
-    """Warn of unseen classes that nothing near is known of."""
-    nearest = (vectors @ imagenet_names().vectors.T).max(axis=1)
-    fields = benchmark.config_fields()
-    for label in fields["unseen_ids"]:
-        if nearest[label] < NEAREST_COSINE:
-            logger.warning(
-                "%r: the backbone knows nothing near this name (similarity %.2f), so what the model makes of the "
-                "class is a guess: say the name in other words, or give labels of the class",
-                plain_name(fields["id2label"][label]),
-                nearest[label],
-            )
 
 
 class _Work:
@@ -259,7 +245,7 @@ def _told_choice(facts: dict) -> str:
         return f"There are too few classes to choose anything by leaving them out; so {told} stayed."
     if numbers == facts["default"]:
         return f"Each seen class was left out in turn, without the test photographs, and {told} stayed the best."
-    before, after = (_number(scores[name]["hIoU"]) for name in ("default", "chosen"))
+    before, after = (f"{scores[name]['hIoU']:.3f}" for name in ("default", "chosen"))
     return (
         f"Each seen class was left out in turn, without the test photographs, and so {told} were chosen: on the "
         f"classes left out, they bring hIoU from {before} to {after}."
