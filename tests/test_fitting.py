@@ -22,7 +22,7 @@ NAMES = "names: {0: void, 1: dog, 2: sofa, 3: train, 4: cow}\n"
 def test_the_report_shows_names_as_names(tmp_path):
     """A class may be called what Markdown or HTML would read."""
     name = "a | b <script>"
-    entry = {"iou": 0.2, "recall": 0.5, "seen": True, "pixels": 3, "mistaken_for": name}
+    entry = {"iou": 0.2, "recall": 0.5, "seen": True, "pixels": 3, "given_to": {name: 0.5}}
     metrics = {"per_class": {name: entry}, "num_images": 1, "PA": 0.5, "S-mIoU": 0.2, "U-mIoU": None, "hIoU": 0.0}
     config = SimpleNamespace(seen_ids=[0], unseen_ids=[])
     run = SimpleNamespace(metrics=metrics, model=SimpleNamespace(config=config))

@@ -210,7 +210,7 @@ def report(run: Run, benchmark: Benchmark, output: Path, unused: str | None = No
     ]
     for name, entry in sorted(present.items(), key=lambda item: item[1]["iou"] or 0):
         known = "labels" if entry["seen"] else "its name"
-        found, other = _percent(entry["recall"]), markdown(entry["mistaken_for"] or "-")
+        found, other = _percent(entry["recall"]), markdown(next(iter(entry["given_to"]), "-"))
         lines.append(f"| {name} | {known} | {_number(entry['iou'])} | {found} | {other} |")
     absent = sorted(per_class.keys() - present.keys())
     if absent:
