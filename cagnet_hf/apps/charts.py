@@ -102,8 +102,8 @@ def per_class_bars(metrics: dict, path: str | Path, *, title: str = "") -> None:
     shown = {name: f"{name} ({100 * classes[name]['pixels'] / every:.2g} %)" for name in best_first}
     unseen = [shown[name] for name in best_first if not classes[name]["seen"]]
     ious = {shown[name]: classes[name]["iou"] for name in best_first}
-    told = "in brackets: share of the labelled pixels"
-    class_comparison({title: ious}, unseen, path, title=f"{title}: {', '.join(means)}\n{told}")
+    note = "in brackets: the share of the labelled pixels"
+    class_comparison({title: ious}, unseen, path, title=f"{title}: {', '.join(means)}", note=note)
 
 
 def confusion_matrix(metrics: dict, path: str | Path, *, title: str = "") -> None:
@@ -172,7 +172,12 @@ def seen_unseen_scatter(
 
 
 def class_comparison(
-    systems: Mapping[str, Mapping[str, float | None]], unseen: Sequence[str], path: str | Path, *, title: str = ""
+    systems: Mapping[str, Mapping[str, float | None]],
+    unseen: Sequence[str],
+    path: str | Path,
+    *,
+    title: str = "",
+    note: str = "",
 ) -> None:
     """Write the IoU of every class as a group of bars, one per system: unseen classes above seen ones.
 
@@ -181,6 +186,7 @@ def class_comparison(
         unseen: Names of the unseen classes; the others are seen.
         path: The picture to write.
         title: What the systems were scored on.
+        note: What stands below the names.
     """
     seen = [name for name in next(iter(systems.values())) if name not in unseen]
     kinds = {"unseen": list(unseen), "seen": seen}
@@ -202,5 +208,6 @@ def class_comparison(
         panel.set_ylabel(f"IoU, {kind} classes", fontsize=8)
     if len(systems) > 1:
         panels[0].legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
+    panels[-1].set_xlabel(note, fontsize=8)
     figure.suptitle(_plain(title), fontsize=11)
     figure.savefig(path, dpi=130)

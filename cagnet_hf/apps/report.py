@@ -56,7 +56,7 @@ def _card(trainer: Trainer, metrics: str) -> str:
 
 
 def _predictions(trainer: Trainer, title: str):
-    """Test images beside truth and prediction: as many classes as few images can show."""
+    """Test images beside truth and prediction: as many classes as few images can show, unseen ones first."""
     config = trainer.model.config
     # In pictures, pixels without a label are 255, whatever the model calls them.
     labels_of = replace(LabelSpace.of(config), ignore_index=UNLABELLED)
@@ -67,7 +67,8 @@ def _predictions(trainer: Trainer, title: str):
         if len(candidates) < NUM_PICTURES or (present & ~shown).any():
             candidates.append((present, labels, sample.image))
             shown |= present
-    chosen = spread(np.stack([present for present, *_ in candidates]), NUM_PICTURES)
+    weights = np.where(np.isin(np.arange(config.num_labels), config.unseen_ids), 10.0, 1.0)
+    chosen = spread(np.stack([present for present, *_ in candidates]), NUM_PICTURES, weights)
     rows = []
     trainer.model.eval()
     for _, labels, image in (candidates[i] for i in chosen):

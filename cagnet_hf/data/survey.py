@@ -111,11 +111,15 @@ def telling_images(surveys: Mapping[str, SplitReport], number: int) -> list[tupl
     return [places[i] for i in spread(present, number)]
 
 
-def spread(present: np.ndarray, number: int) -> list[int]:
-    """At most `number` rows of `present` `(images, classes)` that together show as many classes as can be."""
+def spread(present: np.ndarray, number: int, weights: np.ndarray | float = 1.0) -> list[int]:
+    """At most `number` rows of `present` `(images, classes)` that together show as many classes as can be.
+
+    Args:
+        weights: What each class counts, `(classes,)`.
+    """
     left, chosen = present.copy(), []
     while len(chosen) < min(number, len(present)):
-        gain = left.sum(1) + present.sum(1) / 1000  # once all classes are shown: the fullest images
+        gain = (left * weights).sum(1) + present.sum(1) / 1000  # once all classes are shown: the fullest images
         gain[chosen] = -1
         best = int(gain.argmax())
         chosen.append(best)
