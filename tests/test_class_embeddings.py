@@ -191,3 +191,20 @@ def test_the_papers_vectors_are_fasttext_then_word2vec(shared_dir, name):
     for row, stored_id in zip(embeddings, benchmark.class_ids, strict=True):
         assert row == pytest.approx(joined[stored_id] / np.linalg.norm(joined[stored_id]), abs=1e-6)
     assert embeddings.shape == (len(benchmark.class_ids), 600)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("SignSymbol", "sign symbol"),
+        ("potted-plant", "potted plant"),
+        ("Traffic_Light", "traffic light"),
+        ("TVMonitor", "tv monitor"),
+        ("TVmonitor", "tvmonitor"),
+        ("McDonald", "mcdonald"),
+        ("iPhone", "iphone"),
+        ("Road lineMarking", "road line marking"),
+    ],
+)
+def test_a_name_is_read_as_words(name, words):
+    assert plain_name(name) == words

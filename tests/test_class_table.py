@@ -79,8 +79,10 @@ def test_a_folder_without_a_table_is_refused(tmp_path):
         ("unseen: [cow]", "", "no unseen; a class table has classes, seen and unseen"),
         ("unseen: [cow]", "unseen: []", "no unseen; a class table has classes, seen and unseen"),
         ("unseen: [cow]", "unseen: cow", "unseen is a list, got 'cow'"),
-        ("ignored:", "ignore:", "unknown key 'ignore'; known: name, classes, seen, unseen, ignored, tuning, "
+        ("ignored:", "ignore:", "unknown key 'ignore'; did you mean 'ignored'?"),
+        ("ignored:", "zzz: 1\nignored:", "unknown key 'zzz'; known: name, classes, seen, unseen, ignored, tuning, "
          "unannotated, origin"),
+        ("ignored:", "ignore_index: 0\nignored:", "ignore_index: pixels without a label are 255 in every mask"),
         ("id: 7", "id: 3", "id 3 is both 'sheep' and 'cow'"),
         ("id: 7", "id: 255", "id 255 of class 'cow': an id is a number from 0 to 254"),
         ("id: 7", "id: seven", "id 'seven' of class 'cow': an id is a number from 0 to 254"),

@@ -1,6 +1,7 @@
 """One command from a folder of photographs to a model."""
 
 import json
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -21,7 +22,7 @@ NAMES = "names: {0: void, 1: dog, 2: sofa, 3: train, 4: cow}\n"
 def test_the_report_shows_names_as_names(tmp_path):
     """A class may be called what Markdown or HTML would read."""
     name = "a | b <script>"
-    entry = {"iou": 0.2, "recall": 0.5, "seen": True, "pixels": 3, "mistaken_for": name}
+    entry = {"iou": 0.2, "recall": 0.5, "seen": True, "pixels": 3, "given_to": {name: 0.5}}
     metrics = {"per_class": {name: entry}, "num_images": 1, "PA": 0.5, "S-mIoU": 0.2, "U-mIoU": None, "hIoU": 0.0}
     config = SimpleNamespace(seen_ids=[0], unseen_ids=[])
     run = SimpleNamespace(metrics=metrics, model=SimpleNamespace(config=config))
@@ -73,13 +74,27 @@ def test_a_folder_becomes_a_model_that_learns_names(photographs, tmp_path, load_
     assert list(model.config.id2label.values()) == ["dog", "sofa", "train", "cow"]
     model.add_classes(["sheep"], cagnet_hf.from_names(["sheep", "dog"])[0].class_embeddings[:1])
     text = (output / "report.md").read_text()
-    assert text in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert text in told and told.count("8 images to learn from, 2 to test on: about") == 2
     assert "knows 3 classes from labels and 1 from their names alone" in text
     for name, entry in metrics["per_class"].items():
         known = "labels" if entry["seen"] else "its name"
         assert f"| {name} | {known} | {entry['iou']:.2f} | {100 * entry['recall']:.0f} % |" in text
     assert load_script("fit").main(command) == 2  # nothing is replaced
     assert "exists: choose another output" in capsys.readouterr().err
+    # As if it had been killed after the preparation.
+    for path in {*output.iterdir()} - {output / "fit.json", output / "data"}:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    prepared = (output / "data" / "README.md").stat().st_mtime_ns
+    assert load_script("fit").main([*command[:2], "dog", *command[3:]]) == 2
+    assert f"{output} holds a fit of other photographs, unseen: choose another output" in capsys.readouterr().err
+    assert load_script("fit").main(command) == 0
+    assert (output / "data" / "README.md").stat().st_mtime_ns == prepared
+    assert json.loads((output / "metrics.json").read_text())["per_class"] == metrics["per_class"]
+    (output / "report.md").unlink()
+    (photographs / "images" / "0.jpg").touch()
+    assert load_script("fit").main(command) == 2
+    assert f"{output} holds a fit of other photographs: choose" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -99,3 +114,25 @@ def test_what_cannot_be_fitted_is_refused_before_the_work(
     assert load_script("fit").main([str(photographs), "--output", str(output), *options]) == 2
     assert message in capsys.readouterr().err
     assert not output.exists()
+
+
+def test_a_folder_of_splits_is_read_and_the_second_one_to_score_on_is_named(photographs, tmp_path):
+    for split in ("train", "val"):
+        for part in ("images", "masks"):
+            shutil.copytree(photographs / part, photographs / split / part)
+    roles = {"unseen": ["cow"], "ignored": ["void"]}
+    examples, _ = folder_examples(photographs, roles=roles)
+    assert [{path.image.parts[-3] for path in examples[split]} for split in ("train", "test")] == [{"train"}, {"val"}]
+    (photographs / "val").rename(photographs / "test")
+    shutil.copytree(photographs / "test", photographs / "val")
+    examples, _ = folder_examples(photographs, roles=roles)
+    assert {path.image.parts[-3] for path in examples["test"]} == {"test"}
+
+
+def test_keys_that_a_table_does_not_know_are_refused_beside_roles_too(photographs):
+    roles = {"unseen": ["cow"], "ignored": ["void"]}
+    (photographs / "classes.yaml").write_text(NAMES + "unsen: [cow]\n")
+    with pytest.raises(ValueError, match="unknown key 'unsen'; did you mean 'unseen'"):
+        folder_examples(photographs, roles=roles)
+    (photographs / "classes.yaml").write_text(NAMES + "ignored_ids: [0]\nignore_index: 255\n")
+    assert folder_examples(photographs, roles=roles)[1].ignored_ids == (0,)

@@ -238,7 +238,7 @@ def test_one_commit_holds_model_code_processor_card_recipe_metrics_and_figures(p
     assert page[1].keys() == {
         *("model.safetensors", "config.json", "preprocessor_config.json", "README.md", "recipe.yaml", "metrics.json"),
         *(f"{name}.py" for name in TRAVELLING),
-        *(f"figures/{name}.png" for name in ("losses", "per_class_iou", "predictions")),
+        *(f"figures/{name}.png" for name in ("losses", "per_class_iou", "confusion", "predictions")),
     }
 
 

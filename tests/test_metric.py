@@ -74,9 +74,22 @@ def test_per_class_names_the_class_its_split_and_its_pixels():
     metric = load_metric(1, 1, id2label={"0": "cat", "1": "sofa"})
     scores = metric.compute(predictions=[[[0, 0, 1]]], references=[[[0, 1, 1]]])
     assert scores["per_class"] == {
-        "cat": {"iou": 0.5, "recall": 1.0, "seen": True, "pixels": 1, "mistaken_for": None},
-        "sofa": {"iou": 0.5, "recall": 0.5, "seen": False, "pixels": 2, "mistaken_for": "cat"},
+        "cat": {"iou": 0.5, "recall": 1.0, "seen": True, "pixels": 1, "given_to": {}},
+        "sofa": {"iou": 0.5, "recall": 0.5, "seen": False, "pixels": 2, "given_to": {"cat": 0.5}},
     }
+
+
+def test_what_a_class_was_given_to_is_said_largest_first_without_traces():
+    metric = load_metric(3, 0, id2label={0: "cat", 1: "sofa", 2: "dog"})
+    prediction = np.array([[0] * 700 + [1] * 96 + [2] * 200 + [0] * 4])
+    truth = np.array([[0] * 996 + [1] * 4])
+    scores = metric.compute(predictions=prediction, references=truth)["per_class"]
+    assert list(scores["cat"]["given_to"].items()) == [("dog", 0.2008), ("sofa", 0.0964)]
+    assert scores["sofa"]["given_to"] == {"cat": 1.0}
+    prediction[0, 700:895] = 0
+    truth[0, :] = 0
+    scores = metric.compute(predictions=prediction, references=truth)["per_class"]
+    assert list(scores["cat"]["given_to"]) == ["dog"]  # a sofa of one pixel in a thousand is left out
 
 
 def test_a_class_absent_from_truth_and_prediction_leaves_the_means():
@@ -86,7 +99,7 @@ def test_a_class_absent_from_truth_and_prediction_leaves_the_means():
         "recall": None,
         "seen": True,
         "pixels": 0,
-        "mistaken_for": None,
+        "given_to": {},
     }
     assert scores["mIoU"] == scores["MA"] == scores["S-mIoU"] == 1.0
 

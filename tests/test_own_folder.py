@@ -269,4 +269,4 @@ def test_missing_vectors_are_named_all(farm, tmp_path, load_script, capsys):
     assert load_script("prepare_data").main(command(farm)) == 0
     keys = [f"benchmark={tmp_path / 'out'}", "class_embeddings=bundled"]
     assert load_script("train").main(arguments(tmp_path / "out", tmp_path / "run", *keys, recipe="scenes/spnet")) == 2
-    assert "no embedding of class 'qqq' (nor of 'zzz') among its " in capsys.readouterr().err
+    assert "no bundled vector of 'qqq', 'zzz'; pip install 'cagnet-hf[names]'" in capsys.readouterr().err

@@ -101,7 +101,7 @@ def test_a_card_s_table_has_one_line_for_each_class(name):
 
 @pytest.mark.parametrize("name", ["$", "$x^$", r"$\frac{$", "a\nb", "\x1b[31m", "\0", *MARKUP])
 def test_a_name_is_no_formula_in_a_chart_and_breaks_no_legend(name, tmp_path, charts):
-    entry = {"iou": 0.5, "seen": True}
+    entry = {"iou": 0.5, "seen": True, "pixels": 1}
     metrics = {"per_class": {name: entry, "pig": entry | {"seen": False}}, "S-mIoU": 0.5, "U-mIoU": 0.5}
     per_class_bars(metrics, tmp_path / "bars.png", title=name)
     assert legend([name, "pig"], class_palette(2), [0], [1]).height < 200

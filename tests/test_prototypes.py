@@ -12,7 +12,9 @@ from cagnet_hf.apps.names import from_names
 from cagnet_hf.apps.training import train
 from cagnet_hf.data.label_space import LabelSpace
 from cagnet_hf.evaluation.scoring import batches_of_equal_size
-from cagnet_hf.model.maps_cagnet import centre_labels
+from cagnet_hf.evaluation.zero_shot_segmentation.confusion_matrix import ConfusionMatrix
+from cagnet_hf.methods.leaving_out import CHOSEN, MOST_BATCHES, CellSample, Setting, class_ious
+from cagnet_hf.model.maps_cagnet import centre_labels, with_image_prior
 from cagnet_hf.model.modeling_cagnet import CaGNetForSemanticSegmentation
 from cagnet_hf.model.prototypes_cagnet import TEMPERATURES, PrototypeGenerator
 from cagnet_hf.training.loop import Trainer
@@ -145,6 +147,67 @@ def test_processes_together_have_the_statistics_of_all_pixels(observed, monkeypa
     for name in ("class_counts", "class_means", "scatter", "batch_counts", "batch_means", "mean.mass", "mean.means"):
         expected = whole.get_buffer(name)
         torch.testing.assert_close(generator.get_buffer(name), expected, rtol=1e-4, atol=1e-5, msg=name)
+
+
+# Leaving out classes
+
+
+def test_a_generator_without_a_class_is_one_that_never_saw_it(observed):
+    generator, embeddings, _, features, labels, posteriors = observed
+    table, left_out = torch.from_numpy(embeddings).float(), labels == 1
+    part = generator.without(1)
+    part.mean.observe_share(*(torch.from_numpy(a[left_out]).float() for a in (features, posteriors)), left_out.sum())
+    hidden = np.where(left_out, SEEN, labels)
+    other = PrototypeGenerator(Sizes).requires_grad_(False)
+    other.mean.names.load_state_dict(generator.mean.names.state_dict())
+    observe(other, features, hidden, posteriors, [slice(None)])
+    other.share()
+    for one in (part, other):
+        one.fit(table, **FIT)
+    for one, expected in zip(*(g.bayes_rule(table, torch.zeros(CLASSES)) for g in (part, other)), strict=True):
+        torch.testing.assert_close(one, expected, rtol=1e-3, atol=1e-3)
+    assert generator.class_counts[1] == left_out.sum()  # it is left as it was
+
+
+def test_every_setting_is_scored_as_the_model_would_be():
+    """Against the decision written out for each cell of two images."""
+    torch.manual_seed(0)
+    features, labels = torch.randn(2, SIZE, 6, 8), torch.randint(0, CLASSES, (2, 6, 8))
+    labels[:, 0] = 255
+    weights, biases, unseen = torch.randn(CLASSES, SIZE), torch.randn(CLASSES), torch.arange(CLASSES) >= SEEN
+    settings = [Setting(0.0, 0.0, 0.0), Setting(1.0, 2.0, -0.4), Setting(1.0, 2.0, 0.6)]
+    found = class_ious([(features, labels)], weights, biases, unseen, settings)
+    for setting, ious in zip(settings, found, strict=True):
+        matrix = ConfusionMatrix(CLASSES)
+        logits = torch.einsum("nd,bdhw->bnhw", weights, features) + biases[:, None, None]
+        logits = logits + (unseen * np.log(1 + setting.unseen_rate))[:, None, None]
+        probabilities = with_image_prior(logits, setting.image_prior).softmax(1)
+        probabilities[:, ~unseen] -= setting.calibration
+        matrix.add(probabilities.argmax(1), labels)
+        expected = [entry["iou"] for entry in matrix.scores()["per_class"].values()]
+        assert ious.tolist() == pytest.approx(expected)
+
+
+def test_a_sample_of_cells_stays_small():
+    cells = CellSample()
+    for number in range(3 * MOST_BATCHES):
+        cells.add(torch.full((1, 2, 4, 6), float(number)), torch.zeros(1, 4, 6))
+    kept = [int(features[0, 0, 0, 0]) for features, _ in cells.batches]
+    assert kept == list(range(0, 3 * MOST_BATCHES, 4))
+    assert cells.batches[0][0].shape == (1, 2, 2, 3)
+
+
+def test_what_was_chosen_is_in_the_model_and_found_again(recipe, tmp_path):
+    first = Trainer(recipe("stages.fit.choose=true", "model.image_prior=1"), tmp_path / "run")
+    metrics = first.run()
+    facts = json.loads((tmp_path / "run" / CHOSEN).read_text())
+    assert facts["default"] == {"unseen_rate": 0.0, "image_prior": 1, "calibration": 0.0}
+    assert facts["scores"]["chosen"]["hIoU"] >= facts["scores"]["default"]["hIoU"]
+    config = first.model.config
+    assert (config.image_prior, config.calibration) == tuple(list(facts["chosen"].values())[1:])
+    second = Trainer(recipe("stages.fit.choose=true", "model.image_prior=1"), tmp_path / "run", resume=True)
+    assert second.run() == metrics
+    assert second.model.config.image_prior == config.image_prior
 
 
 def test_labels_are_taken_at_the_centres_of_cells():

@@ -70,7 +70,7 @@ def test_metrics_have_the_keys_of_the_contract(trained_run):
     assert (metrics["protocol"], metrics["num_images"]) == ("full", 6)
     assert len(metrics["per_class"]) == 16
     assert all(
-        entry.keys() == {"iou", "recall", "seen", "pixels", "mistaken_for"} for entry in metrics["per_class"].values()
+        entry.keys() == {"iou", "recall", "seen", "pixels", "given_to"} for entry in metrics["per_class"].values()
     )
 
 
@@ -108,7 +108,7 @@ def test_a_benchmark_of_ones_own_is_called_by_its_name_not_its_place(train, tiny
     assert "secret" not in card
 
 
-@pytest.mark.parametrize("name", ["losses", "per_class_iou", "predictions"])
+@pytest.mark.parametrize("name", ["losses", "per_class_iou", "confusion", "predictions"])
 def test_figures_open(trained_run, name):
     with Image.open(trained_run / "figures" / f"{name}.png") as picture:
         picture.load()

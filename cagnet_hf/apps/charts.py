@@ -99,9 +99,47 @@ def per_class_bars(metrics: dict, path: str | Path, *, title: str = "") -> None:
     classes = metrics["per_class"]
     best_first = sorted(classes, key=lambda name: -(class_iou(classes[name]) or 0))
     means = [f"{name} {100 * metrics[name]:.1f} %" for name in ("S-mIoU", "U-mIoU") if metrics[name] is not None]
-    unseen = [name for name in best_first if not classes[name]["seen"]]
-    ious = {name: class_iou(classes[name]) for name in best_first}
-    class_comparison({title: ious}, unseen, path, title=f"{title}: {', '.join(means)}")
+    every = sum(entry["pixels"] for entry in classes.values()) or 1
+    shown = {name: f"{name} ({100 * classes[name]['pixels'] / every:.2g} %)" for name in best_first}
+    unseen = [shown[name] for name in best_first if not classes[name]["seen"]]
+    ious = {shown[name]: class_iou(classes[name]) for name in best_first}
+    note = "in brackets: the share of the labelled pixels"
+    class_comparison({title: ious}, unseen, path, title=f"{title}: {', '.join(means)}", note=note)
+
+
+def confusion_matrix(metrics: dict, path: str | Path, *, title: str = "") -> None:
+    """Write what share of the pixels of each class, a row, was given to each class, a column.
+
+    Args:
+        metrics: The dictionary that the metric computes.
+        path: The picture to write.
+        title: What the model is called.
+    """
+    from matplotlib.colors import ListedColormap  # an optional dependency
+
+    classes = metrics["per_class"]
+    names = [name for name, entry in classes.items() if entry["pixels"]]
+    names += [name for name in classes if name not in names and any(name in e["given_to"] for e in classes.values())]
+    shares = np.array(
+        [[(classes[row]["recall"] if row == name else classes[row]["given_to"].get(name)) or 0 for name in names]
+         for row in names]
+    ).reshape(len(names), len(names))  # fmt: skip
+    side = 2.5 + 0.3 * len(names)
+    figure, (panel,) = _panels(1, 1, size=(side, side))
+    white_to_blue = ListedColormap(np.linspace((1, 1, 1), (0.13, 0.33, 0.55), 256))
+    panel.imshow(shares, cmap=white_to_blue, vmin=0, vmax=1)
+    for row, column in np.argwhere(shares >= 0.05):
+        color = "white" if shares[row, column] > 0.5 else "black"
+        text = f"{100 * shares[row, column]:.0f}"
+        panel.text(column, row, text, ha="center", va="center", fontsize=7, color=color)
+    shown = [_plain(name) + ("" if classes[name]["seen"] else " *") for name in names]
+    panel.set_xticks(range(len(names)), shown, rotation=90)
+    panel.set_yticks(range(len(names)), shown)
+    panel.grid(False)
+    panel.set_xlabel("what the model says", fontsize=9)
+    panel.set_ylabel("what is there (* unseen classes)", fontsize=9)
+    panel.set_title(_plain(title) + "\n% of the pixels of each row", fontsize=10)
+    figure.savefig(path, dpi=130 if side < 20 else 80)
 
 
 def seen_unseen_scatter(
@@ -135,7 +173,12 @@ def seen_unseen_scatter(
 
 
 def class_comparison(
-    systems: Mapping[str, Mapping[str, float | None]], unseen: Sequence[str], path: str | Path, *, title: str = ""
+    systems: Mapping[str, Mapping[str, float | None]],
+    unseen: Sequence[str],
+    path: str | Path,
+    *,
+    title: str = "",
+    note: str = "",
 ) -> None:
     """Write the IoU of every class as a group of bars, one per system: unseen classes above seen ones.
 
@@ -145,6 +188,7 @@ def class_comparison(
         unseen: Names of the unseen classes; the others are seen.
         path: The picture to write.
         title: What the systems were scored on.
+        note: What stands below the names.
     """
     seen = [name for name in next(iter(systems.values())) if name not in unseen]
     kinds = {"unseen": list(unseen), "seen": seen}
@@ -166,5 +210,6 @@ def class_comparison(
         panel.set_ylabel(f"IoU, {kind} classes", fontsize=8)
     if len(systems) > 1:
         panels[0].legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
+    panels[-1].set_xlabel(note, fontsize=8)
     figure.suptitle(_plain(title), fontsize=11)
     figure.savefig(path, dpi=130)

@@ -16,7 +16,7 @@ from ..model.configuration_cagnet import plain_name
 from ..model.prototypes_cagnet import PrototypeMeans
 from ..vectors.class_embeddings import check_vectors, join_parts, save_embedding_table
 from ..vectors.new_classes import embed_names
-from ..vectors.text_encoders import encode_names, encoder_files
+from ..vectors.text_encoders import encode_names, encoder_files, encoder_name
 from ..vectors.word_names import Synonyms, look_up_names
 from ..vectors.word_streams import split_archive
 
@@ -85,12 +85,12 @@ def encoded(
         names: The class names.
         pooling: See `encode_names`.
         prompt: See `encode_names`.
-        called: What the output calls the encoder; the folder's name or the id when None.
+        called: What the output calls the encoder; see `encoder_name` when None.
     """
     vectors = encode_names(names, source, pooling=pooling, prompt=prompt)
     check_vectors(source, names, vectors)
     record = {
-        "encoder": called or (Path(source).resolve().name if Path(source).is_dir() else source),
+        "encoder": called or encoder_name(source),
         "pooling": pooling or "own",
         "prompt": prompt,
         "sha256": {path.name: sha256(path) for path in encoder_files(source)},

@@ -235,8 +235,8 @@ def _fitted(image: Image.Image, label_map: np.ndarray, side: int) -> tuple[Image
 
 
 def _enlarged(image: Image.Image, *label_maps: np.ndarray) -> tuple:
-    """Image and maps, repeated by a whole factor where the image is narrower than 240 pixels and not very tall."""
-    factor = max(1, min(-(-240 // image.width), 4800 // image.height))
+    """Image and maps, repeated by a whole factor where no side of the image has 240 pixels."""
+    factor = -(-240 // max(image.size))
     size = (factor * image.width, factor * image.height)
     image = image.convert("RGB").resize(size, Image.Resampling.NEAREST)
     return image, *(np.asarray(label_map).repeat(factor, 0).repeat(factor, 1) for label_map in label_maps)

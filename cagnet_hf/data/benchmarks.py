@@ -14,7 +14,8 @@ The published ones lie in `class_tables/`; a dataset of one's own brings a class
     unannotated: [cow]        # classes that no mask shows
     origin: {description: Photographs of a farm.}  # also source, license, terms, citation (see `Origin`)
 
-Instead of `classes`, a table may have `names: {0: nothing, 1: sheep}`.
+Instead of `classes`, a table may have `names: {0: nothing, 1: sheep}`; `ignored_ids` is another word for `ignored`,
+and `ignore_index` may say what is so in any case, 255.
 
 Ids are those that masks store (see `label_space`).
 """
@@ -249,13 +250,18 @@ def _parse_class_table(text: str, name: str, roles: Mapping[str, Sequence[str]] 
     known = ["name", "classes", *_GROUPS, "origin"]
     if not isinstance(table, dict):
         raise ValueError(f"not a mapping of {', '.join(known)}")
+    if "ignored_ids" in table and "ignored" not in table:
+        table["ignored"] = table.pop("ignored_ids")
+    if table.pop("ignore_index", UNLABELLED) != UNLABELLED:
+        raise ValueError(f"ignore_index: pixels without a label are {UNLABELLED} in every mask")
     if isinstance(table.get("names"), dict) and "classes" not in table:
         table["classes"] = [{"id": stored_id, "name": label} for stored_id, label in table.pop("names").items()]
-    if roles is not None:
-        table = _with_roles(table, roles)
     for key in table:
         if key not in known:
-            raise ValueError(f"unknown key {key!r}; known: {', '.join(known)}")
+            hint = did_you_mean(key, known) or f"; known: {', '.join(known)}"
+            raise ValueError(f"unknown key {key!r}{hint}")
+    if roles is not None:
+        table = _with_roles(table, roles)
     for key in ("classes", "seen", "unseen"):
         if not table.get(key):
             raise ValueError(f"no {key}; a class table has classes, seen and unseen")

@@ -108,11 +108,20 @@ def telling_images(surveys: Mapping[str, SplitReport], number: int) -> list[tupl
     """(split, row) of images that together show as many classes as can be, each the one that adds most."""
     places = [(split, row) for split, counted in surveys.items() for row in range(counted.num_images)]
     present = np.array([row for counted in surveys.values() for row in counted.present])[:, :UNLABELLED]
+    return [places[i] for i in spread(present, number)]
+
+
+def spread(present: np.ndarray, number: int, weights: np.ndarray | float = 1.0) -> list[int]:
+    """At most `number` rows of `present` `(images, classes)` that together show as many classes as can be.
+
+    Args:
+        weights: What each class counts, `(classes,)`.
+    """
     left, chosen = present.copy(), []
-    while len(chosen) < min(number, len(places)):
-        gain = left.sum(1) + present.sum(1) / 1000  # once all classes are shown: the fullest images
+    while len(chosen) < min(number, len(present)):
+        gain = (left * weights).sum(1) + present.sum(1) / 1000  # once all classes are shown: the fullest images
         gain[chosen] = -1
         best = int(gain.argmax())
         chosen.append(best)
         left &= ~present[best]
-    return [places[i] for i in chosen]
+    return chosen

@@ -70,7 +70,8 @@ def score(
             before; for protocol `full`. No image is decoded then.
 
     Returns:
-        The scores (see `ConfusionMatrix.scores`) with `protocol` and `num_images`, equal on all processes.
+        The scores (see `ConfusionMatrix.scores`) with `protocol`, `num_images` and the `calibration` that they were
+        measured with, equal on all processes.
     """
     accelerator = accelerator or Accelerator()
     options = {"protocol": protocol, "batch_size": batch_size, "progress": progress, "maps": maps}
@@ -78,7 +79,8 @@ def score(
     with closing(batches):  # whatever happens, the model gets its mode back
         matrix, num_images = count(model.config, processor, batches)
     num_images = accelerator.reduce(torch.tensor(num_images, device=accelerator.device), "sum").item()
-    return gathered_scores(matrix, accelerator) | {"protocol": protocol, "num_images": num_images}
+    facts = {"protocol": protocol, "num_images": num_images, "calibration": model.config.calibration}
+    return gathered_scores(matrix, accelerator) | facts
 
 
 def check_logits(logits: torch.Tensor) -> None:

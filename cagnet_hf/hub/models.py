@@ -51,6 +51,7 @@ def figure_titles(folder: Path, seen_from_card: str) -> dict[str, str]:
     titles = {
         "predictions": "Test images, truth and prediction; unseen classes are hatched",
         "per_class_iou": "IoU by class",
+        "confusion": "What pixels of each class were taken for",
         "losses": "Losses during training",
     }
     return {

@@ -1,5 +1,6 @@
 """Prototypes (this package's own row): class means from what the backbone's own classifier knows by name."""
 
+import json
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -7,10 +8,13 @@ import torch
 from pydantic import Field
 
 from ..data.names import is_background
+from ..files import write_text_whole
 from ..model.maps_cagnet import centre_labels
+from ..patches.layouts import class_odds
 from . import register
 from .base import Batch, Learner, Method
 from .known_names import labelled_pixels, load_known_names, observe_known_classes
+from .leaving_out import CHOSEN, CellSample, Setting, choose_setting
 from .options import KnownNamesRecipe, PassRecipe, Recipe, RecipeError
 from .pseudo_labels import network_inputs
 
@@ -22,6 +26,10 @@ class PrototypesStage(PassRecipe, KnownNamesRecipe):
     shrinkage: float = Field(0.05, ge=0, le=1, description="share of the covariance that its diagonal replaces")
     covariance_scale: float = Field(6.0, gt=0, description="factor on the covariance: above 1 scores are less sure")
     unseen_rate: float = Field(0.0, ge=0, description="an unseen class has prior odds of 1 + unseen_rate")
+    # Those of the recipe stay where no others are clearly better (see `leaving_out`).
+    choose: bool = Field(
+        False, description="choose unseen_rate, model.image_prior and model.calibration by leaving out seen classes"
+    )
 
 
 class PrototypesRecipe(Recipe):
@@ -39,6 +47,7 @@ class Prototypes(Method):
     paper = "this package's own"
     parts = {"generator": "prototypes"}
     recipe_class = PrototypesRecipe
+    prepared = (CHOSEN,)
 
     @classmethod
     def check(cls, name, stage, model):
@@ -50,6 +59,8 @@ class Prototypes(Method):
             )
         if model.generator is None or model.config.generator != "prototypes":
             raise RecipeError(f"stages.{name}: needs model.generator=prototypes")
+        if stage.choose and model.config.aspp != "none":
+            raise RecipeError(f"stages.{name}.choose needs the backbone's own features: set model.aspp=none")
 
     @classmethod
     def learns_by_gradients(cls, stage):
@@ -61,6 +72,7 @@ class Prototypes(Method):
 
     def prepare(self, label_maps: Iterable, folder: Path) -> None:
         """Load the head of the image classifier, and tell the generator what its classes are called."""
+        self._chosen = folder / CHOSEN
         self._head = load_known_names(self.model, self.model.generator.mean, self.stage)
 
     @torch.no_grad()
@@ -72,16 +84,42 @@ class Prototypes(Method):
         model, generator = self.model, self.model.generator
         background = [i for i, name in model.config.id2label.items() if is_background(name)]
         generator.start_observing()
+        cells = CellSample() if self.stage.choose else None
         for batch in batches:
             maps = model.cagnet(**network_inputs(batch), output_hidden_states=True)
             labels = centre_labels(batch["labels"], maps.features.shape[-2:])
             labelled, labels_of_them = labelled_pixels(maps.features, labels, model.config.ignore_index)
+            if cells is not None:
+                cells.add(maps.features, labels)
             with torch.autocast(maps.features.device.type, enabled=False):  # halves would round statistics
                 generator.observe(labelled, labels_of_them)
                 others = (labels == model.config.ignore_index) | torch.isin(labels, labels.new_tensor(background))
                 observe_known_classes(generator.mean, self._head, maps, others)
         generator.share()
+        if cells is not None and cells.batches:
+            self._choose(cells)
         return {}
+
+    def _choose(self, cells: CellSample) -> None:
+        """Choose between seen and unseen classes, and write down what was chosen, which `finish` reads."""
+        config, stage = self.model.config, self.stage
+        default = Setting(stage.unseen_rate, config.image_prior, config.calibration)
+        arguments = cells, self.model.generator, self._head, self.model.class_embeddings, config.unseen_ids, default
+        with torch.autocast(self.model.device.type, enabled=False):
+            chosen, scores = choose_setting(*arguments, **self._fit_options())
+        facts = {"chosen": chosen._asdict(), "default": default._asdict()}
+        facts |= {
+            "scores": {name: scores.get(setting) for name, setting in (("chosen", chosen), ("default", default))}
+        }
+        write_text_whole(self._chosen, json.dumps(facts, indent=1) + "\n")
+
+    def _fit_options(self) -> dict[str, float | None]:
+        stage = self.stage
+        return {
+            "temperature": stage.tau,
+            "shrinkage": stage.shrinkage,
+            "covariance_scale": stage.covariance_scale,
+        }
 
     @torch.no_grad()
     def finish(self) -> None:
@@ -89,14 +127,14 @@ class Prototypes(Method):
         model, stage, generator = self.model, self.stage, self.model.generator
         if not generator.class_counts.any():
             return
+        rate = stage.unseen_rate
+        if stage.choose and self._chosen.is_file():
+            chosen = Setting(**json.loads(self._chosen.read_text(encoding="utf-8"))["chosen"])
+            rate, model.config.image_prior, model.config.calibration = chosen
         embeddings = model.class_embeddings
+        odds = class_odds(len(embeddings), model.config.unseen_ids, rate, embeddings.device)
         with torch.autocast(embeddings.device.type, enabled=False):
-            generator.fit(
-                embeddings,
-                temperature=stage.tau,
-                shrinkage=stage.shrinkage,
-                covariance_scale=stage.covariance_scale,
-            )
-            weights, biases = generator.bayes_rule(embeddings, self.class_odds().log())
+            generator.fit(embeddings, **self._fit_options())
+            weights, biases = generator.bayes_rule(embeddings, odds.log())
         model.classifier.weight.copy_(weights[:, :, None, None])
         model.classifier.bias.copy_(biases)

@@ -20,12 +20,13 @@ from .parts_cagnet import CLASSIFIERS, GENERATORS, PYRAMIDS, ContextualModule
 
 
 def name_words(name: str) -> list[str]:
-    """The words of a name, as written: `Potted_Plant` -> `["Potted", "Plant"]`."""
-    return [word for word in re.split(r"[\s_-]+", name) if word]
+    """The words of a name, as written: `Potted_Plant`, `PottedPlant` -> `["Potted", "Plant"]`; `McDonald` is one."""
+    apart = re.sub(r"(?<=[a-z]{2})(?=[A-Z])|(?<=[A-Z]{2})(?=[A-Z][a-z])", " ", name)
+    return [word for word in re.split(r"[\s_-]+", apart) if word]
 
 
 def plain_name(name: str) -> str:
-    """A name in lower case with single spaces for `_` and `-`: `Potted_Plant` -> `potted plant`."""
+    """A name in lower case with single spaces between words: `Potted_Plant`, `PottedPlant` -> `potted plant`."""
     return " ".join(name_words(name)).lower()
 
 

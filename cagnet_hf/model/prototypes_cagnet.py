@@ -4,6 +4,7 @@ Shapes: B batch, h x w feature map, D feature size, E class-embedding size, H ch
 image classifier knows ("known classes"), N classes of the segmenter.
 """
 
+import copy
 import warnings
 
 import torch
@@ -130,6 +131,12 @@ class PrototypeMeans(nn.Module):
         tiny = torch.finfo(mass.dtype).tiny
         self._merge(mass, posteriors.t() @ features / mass.clamp_min(tiny)[:, None])
 
+    def observe_share(self, features, posteriors, count) -> None:
+        """Take features `(P, D)` of all processes together with their posteriors `(P, K)`, for `count` pixels."""
+        observed = features.new_tensor(len(features)), posteriors.sum(0), posteriors.t() @ features
+        number, mass, sums = (sum(parts) for parts in zip(*of_all_processes(*observed), strict=True))
+        self._merge(mass * count / number.clamp_min(1), sums / mass.clamp_min(torch.finfo(mass.dtype).tiny)[:, None])
+
     def share(self) -> None:
         """Make the means those of all processes together."""
         statistics = of_all_processes(self.mass, self.means)
@@ -167,7 +174,7 @@ class PrototypeGenerator(GaussianGenerator):
             raise ValueError('generator="prototypes" needs known_classes, how many classes the image classifier knows')
 
     def start_observing(self) -> None:
-        """Forget what was observed. The scatter of each class is kept until `share`; the scatters are no weights."""
+        """Forget what was observed. The scatter of each class is kept until `fit`; the scatters are no weights."""
         for tensor in (*self.buffers(recurse=False), self.mean.mass, self.mean.means):
             tensor.zero_()
         classes, size = self.class_means.shape
@@ -196,8 +203,15 @@ class PrototypeGenerator(GaussianGenerator):
         self.scatter.copy_(torch.einsum("cij,c->ij", self._class_scatters, 1 / self.class_counts.clamp_min(1)))
         self.batch_counts.copy_(self.class_counts > 0)
         self.batch_means.copy_(self.class_means)
-        del self._class_scatters
         self.mean.share()
+
+    def without(self, label: int) -> "PrototypeGenerator":
+        """A generator that has not seen a class; only between `share` and `fit`."""
+        part = copy.deepcopy(self)
+        part.scatter -= self._class_scatters[label] / self.class_counts[label]
+        for statistics in (part.class_counts, part.class_means, part.batch_counts, part.batch_means):
+            statistics[label] = 0
+        return part
 
     def _merge_class(self, label, count, mean, scatter) -> None:
         apart = mean - self.class_means[label]
@@ -214,6 +228,7 @@ class PrototypeGenerator(GaussianGenerator):
             temperature: τ; the average over `TEMPERATURES` when None.
             shrinkage, covariance_scale: See `GaussianGenerator.fit`.
         """
+        self._class_scatters = None
         self.fit_covariance(shrinkage=shrinkage, covariance_scale=covariance_scale)
         self.fit_means(embeddings, temperature=temperature)
 

@@ -19,8 +19,8 @@ from ..model.configuration_cagnet import CaGNetConfig
 from ..model.image_processing_cagnet import CaGNetImageProcessor, fit_size
 from ..model.maps_cagnet import resize_labels
 from ..model.modeling_cagnet import CaGNetForSemanticSegmentation, CaGNetModel
-from ..vectors.class_embeddings import load_class_embeddings
-from ..vectors.new_classes import ATTRIBUTES, describe_source
+from ..vectors.class_embeddings import BUNDLED, load_class_embeddings
+from ..vectors.new_classes import ATTRIBUTES, describe_source, embed_names
 from ..weights.backbones import is_own, load_backbone_weights
 
 logger = getLogger(__name__)
@@ -78,6 +78,8 @@ def class_embeddings_of(recipe: Recipe, benchmark: Benchmark) -> np.ndarray:
     """Class embeddings `(N, E)` in model order."""
     if recipe.benchmark == "scenes" and recipe.class_embeddings == ATTRIBUTES:
         return scenes_class_embeddings(benchmark)
+    if recipe.class_embeddings in (None, BUNDLED):
+        return embed_names(benchmark.class_names)
     return load_class_embeddings(recipe.class_embeddings, benchmark)
 
 

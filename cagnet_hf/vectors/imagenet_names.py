@@ -9,6 +9,7 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
+from logging import getLogger
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,10 @@ from safetensors import safe_open
 
 from ..data.names import did_you_mean
 from ..model.configuration_cagnet import plain_name
+from ..model.prototypes_cagnet import NEAREST_COSINE
 from .class_embeddings import BUNDLED, join_parts, read_metadata, read_table
+
+logger = getLogger(__name__)
 
 IMAGENET_TABLE = Path(__file__).with_name("imagenet_names.safetensors")
 MEAN_POSTERIORS = Path(__file__).with_name("mean_posteriors.safetensors")
@@ -52,6 +56,20 @@ class KnownNames:
                 raise ValueError(f"{name!r} is no class of this classifier{did_you_mean(plain_name(name), by_name)}")
             found.update(by_name[plain_name(name)])
         return sorted(found)
+
+
+def warn_of_strangers(names: Sequence[str], vectors: np.ndarray) -> None:
+    """Warn of names, with vectors `(n, E)` in the space of the bundled ones, that are near nothing in ImageNet."""
+    known = imagenet_names()
+    for name, row in zip(names, vectors @ known.vectors.T, strict=True):
+        if row.max() < NEAREST_COSINE:
+            logger.warning(
+                "%r: nothing near this name is known (the nearest is %r, similarity %.2f), so what the model makes of "
+                "the class is a guess: say the name in other words, or give labels of the class",
+                plain_name(name),
+                lemmas(known.texts[row.argmax()])[0],
+                row.max(),
+            )
 
 
 def mean_posteriors(backbone: str) -> np.ndarray:

