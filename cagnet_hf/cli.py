@@ -2,12 +2,14 @@
 
 import argparse
 import inspect
+import io
 import logging
 import os
 import shlex
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, suppress
 from importlib import import_module
 from pathlib import Path
 
@@ -38,12 +40,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     parser = build_parser(name)
     # Options may stand between positional arguments; argparse has no such thing for a command of words.
-    has_words = hasattr(_module(name), "WORDS")
-    parsed = vars(parser.parse_args(arguments) if has_words else parser.parse_intermixed_args(arguments))
+    parse = parser.parse_args if hasattr(_module(name), "WORDS") else parser.parse_intermixed_args
+    launcher, told = launched_by(*_parent(), arguments=arguments), io.StringIO()  # now: the launcher may end first
+    try:
+        with redirect_stderr(told):
+            parsed = vars(parse(arguments))
+    except SystemExit as end:
+        if end.code:
+            _refuse(told.getvalue().rstrip("\n"), launcher)
+        raise
     function = parsed.pop("function")
     use_every_core()
     with messages():
-        return run(lambda: function(**arguments_of(function, parsed)), resumed_by=(name, arguments))
+        return run(lambda: function(**arguments_of(function, parsed)), resumed_by=(name, arguments), launcher=launcher)
 
 
 def overview() -> str:
@@ -71,12 +80,18 @@ def _module(name: str):
     return import_module(f".commands.{name}", __package__)
 
 
-def run(command: Callable[[], None], *, resumed_by: tuple[str, Sequence[str]] | None = None) -> int:
+def run(
+    command: Callable[[], None],
+    *,
+    resumed_by: tuple[str, Sequence[str]] | None = None,
+    launcher: Sequence[str] = (),
+) -> int:
     """Run a command's body: an error that describes bad input becomes the line `error: ...` on stderr.
 
     Args:
         command: The body.
         resumed_by: The name and the arguments of a command that can be stopped and resumed.
+        launcher: The words of a launcher that started this process, up to the arguments.
 
     Returns:
         The exit code: 0, or 2 for bad input.
@@ -87,11 +102,11 @@ def run(command: Callable[[], None], *, resumed_by: tuple[str, Sequence[str]] | 
     try:
         command()
     except Stopped:
-        logging.getLogger(__name__).info("Stopped; to go on: %s", resuming_command(*resumed_by))
+        logging.getLogger(__name__).info("Stopped; to go on: %s", resuming_command(*resumed_by, launcher))
     except (ValueError, OSError, FloatingPointError, MemoryError, RuntimeError) as error:
         if not _is_foreseen(error):
             raise
-        print(f"error: {printable(one_line(error))}", file=sys.stderr)
+        _refuse(f"error: {printable(one_line(error))}", launcher)
         return 2
     _leave_process_group()
     return 0
@@ -118,33 +133,69 @@ def one_line(error: Exception) -> str:
     return " ".join(line.strip() for line in lines)
 
 
-def resuming_command(name: str, arguments: Sequence[str]) -> str:
+def resuming_command(name: str, arguments: Sequence[str], launcher: Sequence[str] = ()) -> str:
     """The command that goes on with this one: the way it was started, with `--resume` where it takes that."""
     arguments = list(arguments)
     if "--resume" in build_parser(name).format_usage() and "--resume" not in arguments:
         arguments.insert(0, "--resume")
-    launcher, processes = [], os.environ.get("WORLD_SIZE", "1")
-    if "ACCELERATE_MIXED_PRECISION" in os.environ:
-        launcher = ["accelerate", "launch"]
-    if int(processes) > 1 and _on_cpus():  # where `accelerate launch` starts one process, whatever it is told
-        launcher = ["ACCELERATE_USE_CPU=true", "torchrun", "--standalone", "--nproc_per_node", processes]
-    elif int(processes) > 1:
-        launcher = ["accelerate", "launch", "--num_processes", processes]
     started = Path(sys.argv[0])
-    if started.name == f"{name}.py":
-        words = [*(launcher or ["python"]), os.path.relpath(started)]
-    else:
-        words = [*launcher, "-m", __package__, name] if launcher else [PROGRAM, name]
-    return shlex.join([*words, *arguments])
+    words = ["python", os.path.relpath(started)] if started.name == f"{name}.py" else [PROGRAM, name]
+    return shlex.join([*(launcher or words), *arguments])
 
 
-def _on_cpus() -> bool:
-    """Whether the processes of this command run on CPUs, by choice or for want of anything else."""
-    import torch
-    from accelerate.utils import parse_flag_from_env
+def launched_by(*words: str, arguments: Sequence[str]) -> list[str]:
+    """The words of `accelerate launch` or `torchrun` with all their options, up to our arguments; empty for another
+    program.
 
-    chosen = parse_flag_from_env("ACCELERATE_USE_CPU")
-    return chosen or not getattr(torch, "accelerator", torch.cuda).is_available()  # torch.accelerator: since 2.6
+    Args:
+        words: The command line of the process that started this one.
+        arguments: What stands at its end, where it is a launcher.
+    """
+    own = len(words) - len(arguments)
+    for place, word in enumerate(words[:own]):
+        name = Path(word).name
+        if list(words[own:]) == list(arguments) and name in ("accelerate", "accelerate-launch", "torchrun"):
+            on_cpus = "ACCELERATE_USE_CPU" in os.environ and name == "torchrun"  # accelerate has an option for that
+            return [*(["ACCELERATE_USE_CPU=true"] if on_cpus else []), name, *words[place + 1 : own]]
+    return []
+
+
+def _parent() -> list[str]:
+    """The command line of the process that started this one; empty where it cannot be known."""
+    import psutil
+
+    try:
+        return psutil.Process(os.getppid()).cmdline()
+    except psutil.Error:
+        return []
+
+
+def _refuse(text: str, launcher: Sequence[str]) -> None:
+    """Say what is wrong, and the last line once more below the traceback that a launcher writes of a failure."""
+    print(text, file=sys.stderr, flush=True)
+    told_by_us = not launcher or {"--quiet", "-q"} & {*launcher} or os.environ.get("RANK", "0") != "0"
+    if told_by_us or not hasattr(os, "fork"):
+        return
+    import psutil
+
+    with suppress(psutil.Error):
+        parent = psutil.Process(os.getppid())
+        if not os.fork():
+            _say_after(parent, text.splitlines()[-1])
+
+
+def _say_after(process, line: str) -> None:
+    """The rest of a process of its own: wait for the end of another one, and say a line."""
+    import psutil
+
+    try:
+        os.setsid()  # torchrun ends the process group of a command that failed
+        until = time.monotonic() + 30
+        while process.is_running() and process.status() != psutil.STATUS_ZOMBIE and time.monotonic() < until:
+            time.sleep(0.05)
+    finally:
+        os.write(2, f"{line}\n".encode())
+        os._exit(0)
 
 
 @contextmanager

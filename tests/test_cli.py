@@ -1,6 +1,7 @@
 """What the commands share: how one is found, what it says, and how a stopped one goes on."""
 
 import logging
+import subprocess
 import sys
 
 import psutil
@@ -8,8 +9,9 @@ import pytest
 import torch
 from conftest import REPOSITORY
 
-from cagnet_hf.cli import build_parser, main, messages, one_line, resuming_command, run, use_every_core
+from cagnet_hf.cli import build_parser, launched_by, main, messages, one_line, resuming_command, run, use_every_core
 from cagnet_hf.commands import COMMANDS
+from cagnet_hf.methods import LOSSES
 
 # Commands
 
@@ -53,6 +55,11 @@ def test_every_command_is_a_script_of_its_name(name):
     text = (REPOSITORY / "scripts" / f"{name}.py").read_text()
     assert f'sys.exit(main(["{name}", *sys.argv[1:]]))' in text
     assert "sys.path" not in text
+
+
+def test_the_help_of_training_says_what_the_losses_are():
+    told = " ".join(build_parser("train").format_help().split())
+    assert all(f"{name}: {meaning}" in told for name, meaning in LOSSES.items())
 
 
 # Messages
@@ -99,7 +106,6 @@ def started(monkeypatch):
     def start(program: str, **environment):
         for name in ("ACCELERATE_MIXED_PRECISION", "ACCELERATE_USE_CPU", "WORLD_SIZE"):
             monkeypatch.delenv(name, raising=False)
-        monkeypatch.setattr(ACCELERATOR, "is_available", lambda: True)
         for name, value in environment.items():
             monkeypatch.setenv(name, value)
         monkeypatch.setattr(sys, "argv", [program])
@@ -107,36 +113,62 @@ def started(monkeypatch):
     return start
 
 
-ACCELERATOR = getattr(torch, "accelerator", torch.cuda)
 ARGUMENTS = ["--recipe", "scenes", "seed=1"]
 
 
 @pytest.mark.parametrize(
-    ("program", "environment", "command"),
+    ("program", "parent", "command"),
     [
-        ("/usr/bin/cagnet-hf", {}, "cagnet-hf train"),
-        ("scripts/train.py", {}, "python scripts/train.py"),
-        ("scripts/train.py", {"ACCELERATE_MIXED_PRECISION": "no"}, "accelerate launch scripts/train.py"),
-        ("scripts/train.py", {"WORLD_SIZE": "2"}, "accelerate launch --num_processes 2 scripts/train.py"),
-        ("cagnet_hf/__main__.py", {"WORLD_SIZE": "2"}, "accelerate launch --num_processes 2 -m cagnet_hf train"),
-        (
-            "scripts/train.py",
-            {"WORLD_SIZE": "2", "ACCELERATE_USE_CPU": "true"},
-            "ACCELERATE_USE_CPU=true torchrun --standalone --nproc_per_node 2 scripts/train.py",
+        ("/usr/bin/cagnet-hf", "bash", "cagnet-hf train"),
+        ("scripts/train.py", "bash", "python scripts/train.py"),
+        *(
+            (program, f"/usr/bin/python3 /usr/bin/{launcher}", launcher)
+            for program, launcher in [
+                ("scripts/train.py", "accelerate launch scripts/train.py"),
+                ("scripts/train.py", "accelerate launch --mixed_precision bf16 --num_processes 2 scripts/train.py"),
+                ("cagnet_hf/__main__.py", "accelerate launch --config_file my.yaml -m cagnet_hf train"),
+                ("scripts/train.py", "torchrun --standalone --nproc_per_node 2 scripts/train.py"),
+            ]
         ),
     ],
 )
-def test_a_stopped_run_goes_on_by_the_command_that_started_it(program, environment, command, started):
-    started(program, **environment)
-    assert resuming_command("train", ARGUMENTS) == f"{command} --resume --recipe scenes seed=1"
-    assert resuming_command("train", ["--resume", *ARGUMENTS]) == f"{command} --resume --recipe scenes seed=1"
+def test_a_stopped_run_goes_on_by_the_command_that_started_it(program, parent, command, started):
+    started(program)
+    launcher = launched_by(*parent.split(), *ARGUMENTS, arguments=ARGUMENTS)
+    assert resuming_command("train", ARGUMENTS, launcher) == f"{command} --resume --recipe scenes seed=1"
+    assert (
+        resuming_command("train", ["--resume", *ARGUMENTS], launcher) == f"{command} --resume --recipe scenes seed=1"
+    )
 
 
-def test_without_a_gpu_several_processes_go_on_as_several(started, monkeypatch):
-    started("cagnet_hf/__main__.py", WORLD_SIZE="3")
-    monkeypatch.setattr(ACCELERATOR, "is_available", lambda: False)
-    launcher = "ACCELERATE_USE_CPU=true torchrun --standalone --nproc_per_node 3 -m cagnet_hf train"
-    assert resuming_command("train", ARGUMENTS) == f"{launcher} --resume --recipe scenes seed=1"
+def test_several_processes_on_cpus_go_on_there(started):
+    started("cagnet_hf/__main__.py", ACCELERATE_USE_CPU="true")
+    words = ["torchrun", "--standalone", "--nproc_per_node", "3", "-m", "cagnet_hf", "train"]
+    launcher = launched_by("python", *words, *ARGUMENTS, arguments=ARGUMENTS)
+    assert resuming_command("train", ARGUMENTS, launcher) == (
+        f"ACCELERATE_USE_CPU=true {' '.join(words)} --resume --recipe scenes seed=1"
+    )
+
+
+def test_a_launcher_of_another_command_is_none():
+    assert launched_by("accelerate", "launch", "other.py", arguments=ARGUMENTS) == []
+    assert launched_by(arguments=[]) == []
+
+
+@pytest.mark.parametrize("arguments", [["nosuch"], ["--nosuch"]])
+@pytest.mark.parametrize("options", [[], ["--quiet"]])
+def test_below_a_launcher_s_traceback_the_last_line_is_the_command_s(arguments, options, tmp_path):
+    (tmp_path / "accelerate").write_text(
+        "import subprocess, sys\n"
+        "subprocess.run([sys.executable, *sys.argv[-2:]])\n"
+        "sys.exit('' if '--quiet' in sys.argv else 'Traceback of the launcher')\n"
+    )
+    command = [sys.executable, tmp_path / "accelerate", "launch", *options, REPOSITORY / "scripts/recipes.py"]
+    finished = subprocess.run([*command, *arguments], capture_output=True, text=True)
+    told = [line for line in finished.stderr.splitlines() if "error: " in line]
+    assert len(told) == (1 if options else 2)
+    assert finished.stderr.splitlines()[-1] == told[0]
+    assert ("Traceback of the launcher" in finished.stderr) == (not options)
 
 
 def test_a_comparison_resumes_by_itself(started):

@@ -1,7 +1,10 @@
 """Pictures: what is coloured, what is left alone, and that unseen classes can be told from seen ones."""
 
+import re
+
 import numpy as np
 import pytest
+from conftest import REPOSITORY
 from matplotlib.axes import Axes
 from PIL import Image
 
@@ -14,6 +17,7 @@ from cagnet_hf.apps.pictures import (
     overlay_with_legend,
     prediction_grid,
 )
+from cagnet_hf.methods import LOSSES
 
 pytestmark = pytest.mark.usefixtures("charts")
 NAMES = ["cat", "car", "sofa"]
@@ -120,6 +124,20 @@ def test_loss_curves_are_written(tmp_path):
     loss_curves(history, tmp_path / "losses.png")
     with Image.open(tmp_path / "losses.png") as picture:
         assert picture.width > picture.height
+
+
+def test_the_figure_of_losses_says_what_each_of_them_is(tmp_path):
+    loss_curves([{"iteration": 1, "stage": "pretrain", "loss/kl": 1.0, "loss/own": 1.0}], tmp_path / "losses.svg")
+    drawn = (tmp_path / "losses.svg").read_text()
+    assert (
+        " ".join(re.findall("<!-- (.*?) -->", drawn)).count("how far the latents of pixels are from a standard") == 1
+    )
+
+
+def test_every_loss_of_a_method_has_a_meaning():
+    source = "".join(path.read_text() for path in (REPOSITORY / "cagnet_hf/methods").glob("*.py"))
+    terms = re.findall(r'step\.add\("(\w+)"|terms(?: = \{|\[)"(\w+)"|, \{"(\w+)": loss', source)
+    assert {name for names in terms for name in names if name} == set(LOSSES)
 
 
 def test_loss_curves_refuse_a_history_without_losses(tmp_path):

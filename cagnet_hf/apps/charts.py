@@ -4,11 +4,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from importlib.util import find_spec
 from itertools import cycle, groupby
 from pathlib import Path
+from textwrap import wrap
 
 import numpy as np
 
 from ..data.names import printable
 from ..evaluation import ABSENT, class_iou
+from ..methods import LOSSES
 from .pictures import class_palette
 
 LINE_COLOR = "#4477aa"
@@ -44,7 +46,7 @@ def _panels(lines: int, columns: int, *, size: tuple[float, float]) -> tuple:
 
 
 def loss_curves(history: Sequence[dict], path: str | Path) -> None:
-    """Write one panel per loss (values faint, running mean strong), the stages told apart by shading.
+    """Write one panel per loss (values faint, running mean strong), with what the loss is below it; stages are shaded.
 
     Args:
         history: Entries `{"iteration": 120, "stage": "pretrain", "loss/NAME": 1.2, ...}` in order. A stage
@@ -71,7 +73,8 @@ def loss_curves(history: Sequence[dict], path: str | Path) -> None:
             place = ((start + x[-1]) / 2, 1.02 + 0.06 * (number % 2))
             panel.text(*place, stage, transform=panel.get_xaxis_transform(), ha="center", fontsize=7)
         panel.set_title(name.removeprefix("loss/").replace("_", " "), fontsize=10, pad=22)
-        panel.set_xlabel("iteration", fontsize=8)
+        meaning = LOSSES.get(name.removeprefix("loss/"), "")
+        panel.set_xlabel("\n".join(["iteration", *wrap(meaning, 60)]), fontsize=8)
     for panel in panels[len(names) :]:
         panel.remove()
     figure.savefig(path, dpi=130)

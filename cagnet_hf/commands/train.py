@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from ..methods import LOSSES
+
 
 def train(
     overrides: list[str] = (),
@@ -17,6 +19,8 @@ def train(
     A recipe says what is trained, on which data and how long; any of its keys can be changed behind the options. The
     benchmark `scenes` draws its own images, so `--recipe scenes` needs no data. A run that was interrupted goes on
     with --resume.
+
+    LOSSES
 
     Args:
         overrides (key=value): Recipe keys to change, dotted: stages.finetune.iterations=300.
@@ -36,3 +40,10 @@ def train(
 
     keys = [*overrides, *(["deterministic=true"] if deterministic else [])]
     training.train(recipe, output_dir, *keys, resume=resume, push_to_hub=push_to_hub)
+
+
+train.__doc__ = train.__doc__.replace(
+    "LOSSES",
+    "The losses that figures/losses.png draws, of which a method has some:\n"
+    + "".join(f"        {name}: {meaning}\n" for name, meaning in LOSSES.items()),
+)

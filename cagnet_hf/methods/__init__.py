@@ -15,6 +15,18 @@ from typing import TYPE_CHECKING, Any, TypeVar
 if TYPE_CHECKING:
     from .base import Method
 
+# What the terms of the methods' losses are; each falls while training goes well, unless the text says otherwise.
+LOSSES = {
+    "classification": "how badly labelled pixels of seen classes are told apart (cross-entropy)",
+    "classification_synthetic": "the same of made features at the pixels of a real step",
+    "synthetic": "the same of made features in a step without images, of seen and unseen classes",
+    "content": "how far made features are from real ones of their class",
+    "moment_matching": "how far the moments of made features are from those of real ones of an image and class",
+    "generator": "how well the critic tells made features from real ones; goes up and down, as the two compete",
+    "critic": "how badly the critic tells them apart; goes up and down",
+    "gradient_penalty": "how far the critic is from being smooth",
+    "kl": "how far the latents of pixels are from a standard normal distribution",
+}
 SELF_TRAINED = "_st"  # the suffix of a row's name with self-training
 _METHODS: list[type[Method]] = []
 _Class = TypeVar("_Class", bound=type)
