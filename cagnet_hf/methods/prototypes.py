@@ -78,7 +78,7 @@ class Prototypes(Method):
     def prepare(self, label_maps: Iterable, folder: Path) -> None:
         """Load the head of the image classifier, and tell the generator what its classes are called."""
         config, names = self.model.config, self.model.generator.mean.names
-        self._chosen = folder / CHOSEN
+        self._chosen, self._setting = folder / CHOSEN, None
         self._head, called = load_image_classifier_head(config.backbone, self.stage.head)
         self._head.to(self.model.device)
         known = known_names(called, self.stage.known_embeddings)
@@ -105,9 +105,9 @@ class Prototypes(Method):
         for batch in batches:
             features = model.cagnet(batch["pixel_values"]).features
             labels = centre_labels(batch["labels"], features.shape[-2:])
-            if cells is not None:
-                cells.add(features, labels)
             unlabelled = labels == model.config.ignore_index
+            if cells is not None:
+                cells.add(features, labels.masked_fill(unlabelled, model.config.num_labels))
             labelled = to_pixel_list(features, ~unlabelled)[0, :, 0].t()
             others = to_pixel_list(features, unlabelled)
             with torch.autocast(features.device.type, enabled=False):  # halves would round statistics of many batches
@@ -129,10 +129,11 @@ class Prototypes(Method):
         with torch.autocast(self.model.device.type, enabled=False):
             chosen, scores = choose_setting(*arguments, **self._fit_options())
         facts = {"chosen": chosen._asdict(), "default": default._asdict()}
-        facts |= {
-            "scores": {name: scores.get(setting) for name, setting in (("chosen", chosen), ("default", default))}
-        }
-        write_text_whole(self._chosen, json.dumps(facts, indent=1) + "\n")
+        facts["scores"] = {name: scores.get(Setting(**numbers)) for name, numbers in facts.items()}
+        together = torch.distributed.is_available() and torch.distributed.is_initialized()
+        if not together or torch.distributed.get_rank() == 0:  # every process has chosen the same
+            write_text_whole(self._chosen, json.dumps(facts, indent=1) + "\n")
+        self._setting = chosen
 
     def _fit_options(self) -> dict[str, float | None]:
         stage = self.stage
@@ -149,9 +150,10 @@ class Prototypes(Method):
         if not generator.class_counts.any():
             return
         rate = stage.unseen_rate
-        if stage.choose and self._chosen.is_file():
-            chosen = Setting(**json.loads(self._chosen.read_text(encoding="utf-8"))["chosen"])
-            rate, model.config.image_prior, model.config.calibration = chosen
+        if stage.choose and self._setting is None and self._chosen.is_file():  # a run that was resumed at its end
+            self._setting = Setting(**json.loads(self._chosen.read_text(encoding="utf-8"))["chosen"])
+        if self._setting is not None:
+            rate, model.config.image_prior, model.config.calibration = self._setting
         embeddings = model.class_embeddings
         odds = class_odds(len(embeddings), model.config.unseen_ids, rate, embeddings.device)
         with torch.autocast(embeddings.device.type, enabled=False):
