@@ -18,7 +18,8 @@ def fit(
     FOLDER has images/, masks/ (PNG, named as their images) and classes.yaml. The command checks and prepares them,
     finds a vector for the name of every class, trains, scores the model on the photographs that are held out, and
     writes the model, figures and a page of plain sentences to --output. Classes that are unseen are learnt from
-    their names alone.
+    their names alone. FOLDER may also have train/ and test/, each with images/ and masks/. A fit that was killed goes
+    on with the same command.
 
     Args:
         folder (FOLDER): The photographs and masks.

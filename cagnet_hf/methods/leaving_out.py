@@ -49,7 +49,7 @@ class CellSample:
         self._passed, self._every = 0, 1
 
     def add(self, features, labels) -> None:
-        """Take `(B, D, h, w)` with labels `(B, h, w)`. Where many came before, only every so many are taken."""
+        """Take `(B, D, h, w)` with labels `(B, h, w)`, N where there is none. Of many, every so many stay."""
         if self._passed % self._every == 0:
             self.batches.append((features[:, :, ::2, ::2].half(), labels[:, ::2, ::2]))
         self._passed += 1
@@ -119,9 +119,7 @@ def choose_setting(
     better = every - every[settings.index(default)]
     best = int(better.argmax())
     n = len(classes)
-    without_one = _harmonic(
-        *((part.sum(0) - part) / (n - 1) for part in (others, own))
-    )  # (classes left out, settings)
+    without_one = _harmonic(*((part.sum(0) - part) / (n - 1) for part in (others, own)))
     moved = without_one[:, best] - without_one[:, settings.index(default)]
     error = ((n - 1) / n * (moved - moved.mean()).square().sum()).sqrt()
     rows = torch.stack([others.mean(0), own.mean(0), every], dim=1).tolist()
@@ -145,24 +143,13 @@ def class_ious(maps: Sequence[tuple], weights, biases, unseen, settings: Sequenc
     truth = torch.cat([labels[mask] for (_, labels), mask in zip(maps, labelled, strict=True)])
     for (rate, prior), group in groupby(settings, key=lambda setting: setting[:2]):
         odds = (unseen * torch.tensor(1 + rate).log())[:, None, None]
-        seen_best, seen_ids, unseen_best, unseen_ids = (
-            torch.cat(parts)
-            for parts in zip(
-                *(
-                    _best(with_image_prior(own + odds, prior).movedim(1, -1)[mask].softmax(dim=1), unseen)
-                    for own, mask in zip(logits, labelled, strict=True)
-                ),
-                strict=True,
-            )
-        )
+        moved = [with_image_prior(own + odds, prior).movedim(1, -1) for own in logits]
+        probabilities = torch.cat([own[mask] for own, mask in zip(moved, labelled, strict=True)]).softmax(dim=1)
+        seen_best, seen_ids = probabilities.masked_fill(unseen, -1).max(dim=1)
+        unseen_best, unseen_ids = probabilities.masked_fill(~unseen, -1).max(dim=1)
         for setting in group:
             prediction = torch.where(unseen_best > seen_best - setting.calibration, unseen_ids, seen_ids)
             right = prediction[prediction == truth]
             counts.append(torch.stack([torch.bincount(ids, minlength=size) for ids in (right, truth, prediction)]))
     correct, true, predicted = sum(counts for (counts,) in of_all_processes(torch.stack(counts))).unbind(1)
     return correct.double() / (true + predicted - correct)
-
-
-def _best(probabilities, unseen) -> tuple:
-    """The best seen class and the best unseen one of each pixel `(P, N)`: probabilities and ids."""
-    return *probabilities.masked_fill(unseen, -1).max(dim=1), *probabilities.masked_fill(~unseen, -1).max(dim=1)

@@ -72,7 +72,7 @@ class Prototypes(Method):
 
     def prepare(self, label_maps: Iterable, folder: Path) -> None:
         """Load the head of the image classifier, and tell the generator what its classes are called."""
-        self._chosen = folder / CHOSEN
+        self._chosen, self._setting = folder / CHOSEN, None
         self._head = load_known_names(self.model, self.model.generator.mean, self.stage)
 
     @torch.no_grad()
@@ -89,11 +89,12 @@ class Prototypes(Method):
             maps = model.cagnet(**network_inputs(batch), output_hidden_states=True)
             labels = centre_labels(batch["labels"], maps.features.shape[-2:])
             labelled, labels_of_them = labelled_pixels(maps.features, labels, model.config.ignore_index)
+            unlabelled = labels == model.config.ignore_index
             if cells is not None:
-                cells.add(maps.features, labels)
+                cells.add(maps.features, labels.masked_fill(unlabelled, model.config.num_labels))
             with torch.autocast(maps.features.device.type, enabled=False):  # halves would round statistics
                 generator.observe(labelled, labels_of_them)
-                others = (labels == model.config.ignore_index) | torch.isin(labels, labels.new_tensor(background))
+                others = unlabelled | torch.isin(labels, labels.new_tensor(background))
                 observe_known_classes(generator.mean, self._head, maps, others)
         generator.share()
         if cells is not None and cells.batches:
@@ -108,10 +109,11 @@ class Prototypes(Method):
         with torch.autocast(self.model.device.type, enabled=False):
             chosen, scores = choose_setting(*arguments, **self._fit_options())
         facts = {"chosen": chosen._asdict(), "default": default._asdict()}
-        facts |= {
-            "scores": {name: scores.get(setting) for name, setting in (("chosen", chosen), ("default", default))}
-        }
-        write_text_whole(self._chosen, json.dumps(facts, indent=1) + "\n")
+        facts["scores"] = {name: scores.get(Setting(**numbers)) for name, numbers in facts.items()}
+        together = torch.distributed.is_available() and torch.distributed.is_initialized()
+        if not together or torch.distributed.get_rank() == 0:  # every process has chosen the same
+            write_text_whole(self._chosen, json.dumps(facts, indent=1) + "\n")
+        self._setting = chosen
 
     def _fit_options(self) -> dict[str, float | None]:
         stage = self.stage
@@ -128,9 +130,10 @@ class Prototypes(Method):
         if not generator.class_counts.any():
             return
         rate = stage.unseen_rate
-        if stage.choose and self._chosen.is_file():
-            chosen = Setting(**json.loads(self._chosen.read_text(encoding="utf-8"))["chosen"])
-            rate, model.config.image_prior, model.config.calibration = chosen
+        if stage.choose and self._setting is None and self._chosen.is_file():  # a run that was resumed at its end
+            self._setting = Setting(**json.loads(self._chosen.read_text(encoding="utf-8"))["chosen"])
+        if self._setting is not None:
+            rate, model.config.image_prior, model.config.calibration = self._setting
         embeddings = model.class_embeddings
         odds = class_odds(len(embeddings), model.config.unseen_ids, rate, embeddings.device)
         with torch.autocast(embeddings.device.type, enabled=False):

@@ -207,8 +207,9 @@ class PrototypeGenerator(GaussianGenerator):
 
     def without(self, label: int) -> "PrototypeGenerator":
         """A generator that has not seen a class; only between `share` and `fit`."""
-        part = copy.deepcopy(self)
-        part.scatter -= self._class_scatters[label] / self.class_counts[label]
+        scatters, self._class_scatters = self._class_scatters, None  # they may be large, and are not copied
+        part, self._class_scatters = copy.deepcopy(self), scatters
+        part.scatter -= scatters[label] / self.class_counts[label]
         for statistics in (part.class_counts, part.class_means, part.batch_counts, part.batch_means):
             statistics[label] = 0
         return part
