@@ -93,13 +93,15 @@ def test_rows_that_are_compared_take_the_options_that_they_know():
 @pytest.mark.parametrize("path", FIRST_EDITION, ids=lambda path: path.stem)
 def test_recipes_of_the_first_edition_mean_what_they_meant(path):
     """Every method had all options then; those of other methods are at their defaults."""
-    added = {"feature_cache": None}  # by the second edition, at its default
+    added = {"feature_cache": None, "background": "ignored"}  # by the second edition, at their defaults
+    added_to_stage = {"anchor": None}
     written, recipe = added | yaml.safe_load(path.read_text()), read_recipe(path)
     again = recipe.model_dump(mode="json")
     assert {key: written[key] for key in again if key != "stages"} == {k: v for k, v in again.items() if k != "stages"}
     for name, stage in again["stages"].items():
         weights = stage.pop("weights")
-        assert {key: written["stages"][name][key] for key in stage} == stage
+        given = added_to_stage | written["stages"][name]
+        assert {key: given[key] for key in stage} == stage
         assert {key: written["stages"][name]["weights"][key] for key in weights} == weights
     assert changed_keys(recipe, parse_recipe(yaml.safe_load(recipe_text(recipe)), "again")) == []
 
