@@ -19,7 +19,7 @@ def prepare_embeddings(
     license: str = "unknown",
     overwrite: bool = False,
 ) -> None:
-    """Make class embeddings from words, text encoders and image classifiers.
+    """Make class embeddings from word vectors, encoders or images.
 
     Class names are looked up or encoded; the table is a .safetensors file. Several --word_vectors, --encoder and
     --prototypes are joined in the order in which they are given. Give one of --benchmark, --names and --names_file.
