@@ -190,7 +190,7 @@ def _say_after(process, line: str) -> None:
 
     try:
         os.setsid()  # torchrun ends the process group of a command that failed
-        until = time.monotonic() + 30
+        until = time.monotonic() + 300  # a starved machine may take long to end a launcher
         while process.is_running() and process.status() != psutil.STATUS_ZOMBIE and time.monotonic() < until:
             time.sleep(0.05)
     finally:
