@@ -55,6 +55,7 @@ class Prototypes(Method):
     parts = {"generator": "prototypes"}
     recipe_class = PrototypesRecipe
     prepared = (CHOSEN,)
+    _setting: Setting | None = None
 
     @classmethod
     def check(cls, name, stage, model):
@@ -78,7 +79,7 @@ class Prototypes(Method):
     def prepare(self, label_maps: Iterable, folder: Path) -> None:
         """Load the head of the image classifier, and tell the generator what its classes are called."""
         config, names = self.model.config, self.model.generator.mean.names
-        self._chosen, self._setting = folder / CHOSEN, None
+        self._chosen = folder / CHOSEN
         self._head, called = load_image_classifier_head(config.backbone, self.stage.head)
         self._head.to(self.model.device)
         known = known_names(called, self.stage.known_embeddings)
