@@ -48,6 +48,7 @@ class Prototypes(Method):
     parts = {"generator": "prototypes"}
     recipe_class = PrototypesRecipe
     prepared = (CHOSEN,)
+    _setting: Setting | None = None
 
     @classmethod
     def check(cls, name, stage, model):
@@ -72,7 +73,7 @@ class Prototypes(Method):
 
     def prepare(self, label_maps: Iterable, folder: Path) -> None:
         """Load the head of the image classifier, and tell the generator what its classes are called."""
-        self._chosen, self._setting = folder / CHOSEN, None
+        self._chosen = folder / CHOSEN
         self._head = load_known_names(self.model, self.model.generator.mean, self.stage)
 
     @torch.no_grad()
