@@ -4,9 +4,7 @@ import json
 
 import pytest
 from conftest import REPOSITORY
-from tiny import new_model, tiny_recipe
 
-from cagnet_hf import CaGNetImageProcessor
 from cagnet_hf.weights.backbones import PACKAGES
 from cagnet_hf.weights.folders import load_model
 
@@ -17,6 +15,7 @@ CODE = [cell for cell in CELLS if cell["cell_type"] == "code"]
 def test_the_notebook_runs(tmp_path, monkeypatch, capsys):
     pytest.importorskip(PACKAGES["efficientnet_lite0"][0])
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr("cagnet_hf.apps.fitting.BATCH", 1)  # what the cost is estimated from: seconds less
     names: dict = {"__name__": "__main__"}
     for cell in CODE[:-1]:
         exec(compile("".join(cell["source"]), "quickstart.ipynb", "exec"), names)
@@ -31,16 +30,14 @@ def test_the_notebook_runs(tmp_path, monkeypatch, capsys):
         exec(export, names)
     assert "pip install 'cagnet-hf[onnx]'" in capsys.readouterr().out
     assert load_model(names["work"] / "model")[0].config.id2label[4] == "stop sign"
-    assert not (names["work"] / "model.onnx").exists()
-
-    pytest.importorskip("onnxscript", reason="needs the extra `onnx`")
-    names |= {
-        "model": new_model(tiny_recipe("spnet"))[0].eval(),
-        "processor": CaGNetImageProcessor(),
-    }  # a quick export
+    monkeypatch.setattr("cagnet_hf.apps.export.export_onnx", write_instead)  # test_export exports, for many seconds
     exec(export, names)
-    assert "model.onnx has" in capsys.readouterr().out
-    assert (names["work"] / "model.onnx").exists()
+    assert "model.onnx has 2.0 MB; its logits differ from PyTorch's by 1e-06" in capsys.readouterr().out
+
+
+def write_instead(model, processor, path) -> float:
+    path.write_bytes(bytes(2_000_000))
+    return 1e-6
 
 
 def test_the_notebook_is_committed_without_outputs():
