@@ -1,14 +1,20 @@
 """The scripts under scripts/ablations: what they measure."""
 
 import json
+import shutil
 
+import numpy as np
 import pytest
 import torch
 from tiny import new_model, noise_batch, tiny_recipe
+from tiny_encoders import write_bert, write_clip, write_clipseg
+from transformers import AutoImageProcessor, AutoTokenizer, CLIPSegForImageSegmentation
 
 from cagnet_hf import CaGNetForSemanticSegmentation, CaGNetImageProcessor
+from cagnet_hf.data.benchmarks import format_class_table, load_benchmark
 from cagnet_hf.data.sources import open_dataset
 from cagnet_hf.evaluation.scoring import score
+from cagnet_hf.evaluation.zero_shot_segmentation.confusion_matrix import ConfusionMatrix
 
 # Patch layouts
 
@@ -100,3 +106,54 @@ def test_a_model_without_contextual_module_is_refused(load_script, tiny_dataset,
     arguments = ["--model", str(tmp_path / "model"), "--dataset", str(tiny_dataset), "--output", str(tmp_path / "l")]
     assert load_script("ablations/context_latent").main(arguments) == 2
     assert "has no contextual module" in capsys.readouterr().err
+
+
+# CLIPSeg
+
+
+@pytest.fixture
+def named_dataset(tiny_dataset, tmp_path):
+    """The tiny dataset, with a table of its classes."""
+    folder = shutil.copytree(tiny_dataset, tmp_path / "named")
+    (folder / "classes.yaml").write_text(format_class_table(load_benchmark("scenes")))
+    return folder
+
+
+def test_a_clipseg_is_scored_by_the_masks_of_the_names(load_script, named_dataset, tmp_path):
+    scenes = load_benchmark("scenes")
+    names = scenes.class_names
+    folder = write_clipseg(tmp_path / "clipseg", sorted({word for name in names for word in name.split()}))
+    output = tmp_path / "clipseg.json"
+    arguments = ["--model", str(folder), "--dataset", str(named_dataset), "--output", str(output)]
+    assert load_script("ablations/clipseg").main(arguments) == 0
+    metrics = json.loads(output.read_text())
+
+    # As transformers documents the model: one copy of the image for every text.
+    model = CLIPSegForImageSegmentation.from_pretrained(folder).eval()
+    prepare, tokenizer = AutoImageProcessor.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    tokens = tokenizer([f"a photo of a {name}." for name in names], padding=True, return_tensors="pt")
+    texts = {key: tokens[key] for key in ("input_ids", "attention_mask")}
+    matrix = ConfusionMatrix(16, range(12), range(12, 16), dict(enumerate(names)))
+    rows = open_dataset(str(named_dataset), "test")
+    for image, labels, _ in rows:
+        pixel_values = prepare([image.permute(1, 2, 0).numpy()] * len(names), return_tensors="pt").pixel_values
+        with torch.no_grad():
+            logits = model(pixel_values=pixel_values, **texts).logits
+        masks = torch.nn.functional.interpolate(logits[None], labels.shape, mode="bilinear")[0]
+        matrix.add(masks.argmax(0), scenes.label_space.to_model_order(labels))
+    assert len(np.unique(matrix.counts.nonzero()[1])) > 2  # several classes are predicted
+    expected = {"protocol": "full", "num_images": len(rows)} | matrix.scores()
+    assert {key: metrics[key] for key in expected} == expected
+
+
+def test_a_model_that_is_no_clipseg_is_refused(load_script, named_dataset, tmp_path, capsys):
+    for folder, kind in ((write_bert(tmp_path / "bert"), "BertModel"), (write_clip(tmp_path / "clip"), "CLIPModel")):
+        arguments = ["--model", str(folder), "--dataset", str(named_dataset), "--output", str(tmp_path / "scores")]
+        assert load_script("ablations/clipseg").main(arguments) == 2
+        assert f"{folder}: a {kind}, not a CLIPSegForImageSegmentation" in capsys.readouterr().err
+
+
+def test_a_dataset_without_names_is_refused(load_script, tiny_dataset, tmp_path, capsys):
+    arguments = ["--model", "none", "--dataset", str(tiny_dataset), "--output", str(tmp_path / "scores")]
+    assert load_script("ablations/clipseg").main(arguments) == 2
+    assert "no class table says what the classes are called" in capsys.readouterr().err
