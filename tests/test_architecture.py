@@ -171,7 +171,9 @@ def test_no_other_program_is_started(path):
     starters = {"subprocess", "multiprocessing", "pty"}
     module = module_name(path).removeprefix("cagnet_hf.")
     assert not {name.partition(".")[0] for name in imported_modules(path)} & starters or module in MAY_START_PROGRAMS
-    assert not [call for call in calls(path) if ast.unparse(call.func).startswith(("os.exec", "os.spawn", "os.fork"))]
+    started = [ast.unparse(call.func) for call in calls(path)]
+    assert not [name for name in started if name.startswith(("os.exec", "os.spawn"))]
+    assert "os.fork" not in started or module == "cli"  # which speaks once more below a launcher's traceback
 
 
 @every_file

@@ -662,7 +662,7 @@ CASES = [
         "a mask of another size",
         "prepare_data",
         lambda place: photographs(place, lambda f: write_png(f / "masks" / "two.png", IDS[:3])),
-        "two.png: the mask's size 5x3 differs from the 5x4",
+        "two.jpg): the mask's size 5x3 differs from the 5x4",
     ),
     Case(
         "a mask of 16 bits",
@@ -682,7 +682,7 @@ CASES = [
         "a mask with a turned image",
         "prepare_data",
         lambda place: photographs(place, lambda f: _turn(f / "images" / "one.jpg")),
-        "one.png: the mask's size 5x4 differs from the 4x5",
+        "one.jpg): the mask's size 5x4 differs from the 4x5",
     ),
     Case(
         "a truncated photograph",

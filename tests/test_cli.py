@@ -161,7 +161,7 @@ def test_below_a_launcher_s_traceback_the_last_line_is_the_command_s(arguments, 
     (tmp_path / "accelerate").write_text(
         "import subprocess, sys\n"
         "subprocess.run([sys.executable, *sys.argv[-2:]])\n"
-        "sys.exit('' if '--quiet' in sys.argv else 'Traceback of the launcher')\n"
+        "sys.exit(1 if '--quiet' in sys.argv else 'Traceback of the launcher')\n"
     )
     command = [sys.executable, tmp_path / "accelerate", "launch", *options, REPOSITORY / "scripts/recipes.py"]
     finished = subprocess.run([*command, *arguments], capture_output=True, text=True)

@@ -107,7 +107,7 @@ def test_all_broken_files_are_listed(one_of_a_hundred, load_script, capsys):
     assert [line.partition(": ")[0] for line in listed] == [str(voc.image(name)) for name in broken]
     last = printed.err.splitlines()[-1]
     assert last.startswith("error: 6 bad pairs of image and mask, repair them or pass skip_broken: ")
-    assert last.endswith("; and 1 more")
+    assert f"6 files (first: {voc.image(broken[0])}): truncated or damaged" in last
     assert not (voc.folder.parent / "out").exists()
 
 

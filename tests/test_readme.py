@@ -95,7 +95,8 @@ def shortened(sandbox: Sandbox, script: str, arguments: list[str]) -> list[str]:
     """The arguments of a command, and what makes it short: two images an iteration, one iteration a stage; and a few
     images of the synthetic benchmark where the command scores on all of them."""
     if script != "train":
-        return [str(sandbox.tiny_dataset) if re.fullmatch(r"scenes:\d+", word) else word for word in arguments]
+        short = [str(sandbox.tiny_dataset) if re.fullmatch(r"scenes:\d+", word) else word for word in arguments]
+        return [*short, "--benchmark", "scenes"] if "min_score" in short else short
     given = sandbox.load_script("train").build_parser().parse_intermixed_args(arguments)
     recipe = load_recipe(given.recipe, getattr(given, "overrides", []))
     keys = [f"stages.{stage}.{key}" for stage in recipe.stages for key in ("iterations=1", "batch_size=2")]

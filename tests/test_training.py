@@ -19,7 +19,20 @@ from trained import FINETUNE, PRETRAIN, arguments
 from cagnet_hf.data.benchmarks import format_class_table, load_benchmark
 from cagnet_hf.data.scenes import scenes_class_embeddings
 
-CONTRACT = {"hIoU", "mIoU", "PA", "MA", "S-mIoU", "U-mIoU", "U-PA", "U-MA", "protocol", "num_images", "per_class"}
+CONTRACT = {
+    "hIoU",
+    "mIoU",
+    "PA",
+    "MA",
+    "S-mIoU",
+    "U-mIoU",
+    "U-PA",
+    "U-MA",
+    "protocol",
+    "num_images",
+    "per_class",
+    "calibration",
+}
 ONE_ITERATION = ["stages.pretrain.iterations=1", "stages.finetune.iterations=0"]
 
 

@@ -113,7 +113,7 @@ class Properties:
     def test_what_transformers_asks_of_the_classes(self):
         model = self.model(calibration=0.3)
         assert model.accepts_loss_kwargs is False
-        assert model.config.keys_to_ignore_at_inference == ["calibration"]
+        assert model.config.keys_to_ignore_at_inference == ["calibration", "min_score"]
         assert model.config.get_text_config() is model.config
 
 

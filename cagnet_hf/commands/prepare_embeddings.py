@@ -19,7 +19,7 @@ def prepare_embeddings(
     license: str = "unknown",
     overwrite: bool = False,
 ) -> None:
-    """Make class embeddings from word vectors, encoders or images.
+    """Make class embeddings from word vectors, encoders, images.
 
     Class names are looked up or encoded; the table is a .safetensors file. Several --word_vectors, --encoder and
     --prototypes are joined in the order in which they are given. Give one of --benchmark, --names and --names_file.
@@ -61,7 +61,9 @@ def prepare_embeddings(
     kinds = [kind for kind, _ in sources]
     num_tables, num_encoders = kinds.count("word_vectors"), kinds.count("encoder")
     if not kinds:
-        raise ValueError("nothing to make vectors from; give --word_vectors FILE, --encoder or --prototypes DIR_OR_ID")
+        raise ValueError(
+            "nothing to make vectors from; give --word_vectors FILE or --encoder DIR_OR_ID or --prototypes DIR_OR_ID"
+        )
     if output.suffix != ".safetensors":
         raise ValueError(f"--output {output}: the name of a table ends in .safetensors")
     given = [split_archive(source)[0] for _, source in sources]

@@ -110,6 +110,7 @@ def score_with_background(
     return pixels.over_classes().scores() | {
         "protocol": options.get("protocol", "full"),
         "num_images": num_images,
+        "calibration": model.config.calibration,
         "with_background": {"min_score": min_score, **scores},
     }
 
