@@ -54,7 +54,7 @@ def rows_of(folder: Path) -> dict[str, dict[str, list[dict]]]:
 
 
 def results_of(folder: Path) -> dict[str, dict[str, list[dict]]]:
-    """The same by the title of the row."""
+    """The measured scores by the title of a row instead of its name."""
     return {title_of(row): results for row, results in rows_of(folder).items()}
 
 

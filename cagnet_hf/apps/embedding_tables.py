@@ -15,6 +15,7 @@ from ..hub.models import load_model
 from ..model.configuration_cagnet import plain_name
 from ..model.prototypes_cagnet import PrototypeMeans
 from ..vectors.class_embeddings import check_vectors, join_parts, save_embedding_table
+from ..vectors.imagenet_names import warn_of_strangers
 from ..vectors.new_classes import embed_names
 from ..vectors.text_encoders import encode_names, encoder_files, encoder_name
 from ..vectors.word_names import Synonyms, look_up_names
@@ -121,7 +122,10 @@ def seen_by_classifier(source: str, names: Sequence[str]) -> tuple[dict[str, np.
             f"{source}: no model of prototypes; `cagnet-hf train --recipe pascal_voc_edge/prototypes` makes one"
         )
     texts = torch.from_numpy(embed_names(names))
-    means.names.warn_of_strangers(texts, names)
+    own_size = means.names.vectors.shape[1]
+    if own_size != texts.shape[1]:
+        raise ValueError(f"{source}: its names have vectors of {own_size} numbers, the bundled ones {texts.shape[1]}")
+    warn_of_strangers(names, texts.numpy())
     vectors = (means.prototypes(texts).mean(0) - means.mass @ means.means / means.mass.sum()).numpy()
     check_vectors(source, names, vectors)
     record = {"prototypes": Path(source).resolve().name, "backbone": model.config.backbone}

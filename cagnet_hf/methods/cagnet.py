@@ -14,7 +14,6 @@ from ..patches.layouts import PatchSource
 from ..patches.pixel_cnn import PatchPixelCNNConfig
 from . import register
 from .base import Method, RealStep, StepResult
-from .known_names import check_anchor
 from .losses import (
     content_loss,
     critic_loss,
@@ -119,7 +118,6 @@ class CaGNet(Method):
     @classmethod
     def check(cls, name, stage, model):
         super().check(name, stage, model)
-        check_anchor(name, stage, model)
         if not stage.synthetic_block:
             return
         if model.generator is None or stage.classifier is None:

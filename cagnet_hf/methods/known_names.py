@@ -11,7 +11,7 @@ from ..model.modeling_cagnet import CaGNetForSemanticSegmentation, CaGNetModelOu
 from ..model.prototypes_cagnet import DenseHead, PrototypeMeans
 from ..vectors.imagenet_names import known_names
 from ..weights.classifier_heads import load_image_classifier_head
-from .options import AnchorRecipe, GeneratingStageRecipe, KnownNamesRecipe, RecipeError
+from .options import AnchorRecipe, KnownNamesRecipe, Recipe, RecipeError
 from .pseudo_labels import network_inputs
 
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"
@@ -76,18 +76,34 @@ def observe_known_classes(means: PrototypeMeans, head: DenseHead, maps: CaGNetMo
     means.observe(to_pixel_list(maps.features, unlabelled)[0, :, 0].t().float(), posteriors)
 
 
-def check_anchor(name: str, stage: GeneratingStageRecipe, model: CaGNetForSemanticSegmentation) -> None:
-    """Refuse a stage that fits an anchor which the model lacks, or while the network learns.
+def check_anchors(recipe: Recipe, models: dict[str, CaGNetForSemanticSegmentation]) -> None:
+    """Refuse stages whose generator would add to the means of an anchor that cannot be fitted, or that nothing fits.
+
+    Args:
+        models: The model of every stage; stages of one model share the anchor.
 
     Raises:
-        RecipeError: The stage cannot be run.
+        RecipeError: A stage cannot be run.
     """
-    if stage.anchor is None:
-        return
-    if model.config.generator_anchor is None:
-        raise RecipeError(f"stages.{name}.anchor needs model.generator_anchor")
-    if stage.network is not None:
-        raise RecipeError(f"stages.{name}.anchor: the features of a learning network do not stay: leave out network")
+    fitted = None  # the model whose anchor a stage so far fits
+    for name, stage in recipe.stages.items():
+        model, options = models[name], getattr(stage, "anchor", None)
+        anchor = getattr(model.generator, "anchor", None)
+        if options is not None:
+            if anchor is None:
+                raise RecipeError(f"stages.{name}.anchor needs model.generator_anchor")
+            if stage.network is not None:
+                raise RecipeError(
+                    f"stages.{name}.anchor: the features of a learning network do not stay: leave out network"
+                )
+            if model.config.generator_anchor == "prototypes":
+                load_known_names(model, anchor.closed_form.mean, options)
+            fitted = model
+        generates = stage.generator is not None or getattr(stage, "synthetic_block", 0)
+        if anchor is not None and generates and fitted is not model:
+            raise RecipeError(
+                f"stages.{name}: no stage so far fits the generator's anchor: set stages.{name}.anchor={{}}"
+            )
 
 
 @torch.no_grad()

@@ -9,7 +9,6 @@ from pydantic import Field
 from ..model.maps_cagnet import mean_cross_entropy, resize_labels, to_pixel_list
 from . import register
 from .base import Batch, Learner, Method
-from .known_names import check_anchor
 from .losses import moment_matching_loss
 from .options import GeneratingStageRecipe, Options, Recipe, RecipeError
 from .pseudo_labels import network_inputs
@@ -48,7 +47,6 @@ class ZS3Net(Method):
     @classmethod
     def check(cls, name, stage, model):
         super().check(name, stage, model)
-        check_anchor(name, stage, model)
         if stage.moment_matching is None:
             return
         if stage.network is not None:

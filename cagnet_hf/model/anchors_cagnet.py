@@ -37,11 +37,6 @@ class Anchor(nn.Module):
     def start_weights(self):
         init.zeros_(self.keys)
 
-    @property
-    def fitted(self) -> bool:
-        """Whether `fit` was called."""
-        return bool(self.keys.any())
-
     @torch.no_grad()
     def forward(self, embeddings):
         """Class vectors `(B, E, h, w)` -> mean features `(B, D, h, w)`."""

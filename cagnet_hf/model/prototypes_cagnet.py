@@ -70,18 +70,12 @@ class NameWeights(nn.Module):
         scores = (self.cosines(embeddings) / temperature).masked_fill(self.known == 0, -torch.inf)
         return scores.softmax(dim=1)
 
-    def warn_of_strangers(self, embeddings, names=None) -> None:
-        """Warn of class vectors that are near no known class: what is made of them is a guess.
-
-        Args:
-            embeddings: `(n, E)`.
-            names: What to call the classes; by their position when None.
-        """
+    def warn_of_strangers(self, embeddings) -> None:
+        """Warn of class vectors that are near no known class: what is made of them is a guess."""
         for position, cosine in enumerate(self.cosines(embeddings).amax(dim=1).tolist()):
             if cosine < NEAREST_COSINE:
-                called = f"new class {position + 1}" if names is None else repr(names[position])
                 warnings.warn(
-                    f"{called}: the image classifier knows nothing near this name (cosine "
+                    f"new class {position + 1}: the image classifier knows nothing near this name (cosine "
                     f"{cosine:.2f} < {NEAREST_COSINE}); what the model makes of it is a guess",
                     stacklevel=4,
                 )

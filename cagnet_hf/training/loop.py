@@ -19,7 +19,7 @@ from ..data.stream import LabelledImages, check_training_labels
 from ..evaluation.scoring import score
 from ..methods import method_of
 from ..methods.base import Method
-from ..methods.known_names import fit_anchor
+from ..methods.known_names import check_anchors, fit_anchor
 from ..methods.options import PassRecipe, Recipe, RecipeError, StageRecipe
 from ..model.backbones_cagnet import freeze_batch_norm
 from .batches import FeatureBatches, StageBatches
@@ -88,6 +88,7 @@ class Trainer:
         self.train_images = LabelledImages(self.train_set, labels, hide_unseen=not recipe.supervised)
         check_training_labels(self.train_images, self.train_set)
         check_feature_cache(recipe, self.models)
+        check_anchors(recipe, self.models)
         if recipe.in_memory and recipe.feature_cache is None:
             self.train_images = hold(self.train_images, self.accelerator.device)
         if self.accelerator.process_index:  # the model starts equal everywhere; noise and label maps must differ
@@ -181,7 +182,6 @@ class StageRun:
         if state.iteration == 0:
             self._reinitialize()
             self._fit_anchor()
-        self._check_anchor()
         self.batches = self._new_batches(self.stage)
         with closing(self.batches.start(state.iteration)) as batches:
             with accelerator.main_process_first():
@@ -205,15 +205,6 @@ class StageRun:
         if options is not None:
             images = self._new_batches(PassRecipe())
             fit_anchor(self.model, options, images.take(images, 0))
-
-    def _check_anchor(self) -> None:
-        """Refuse a generator that adds to the means of an anchor which nothing was fitted to."""
-        anchor = getattr(self.model.generator, "anchor", None)
-        generates = self.stage.generator is not None or getattr(self.stage, "synthetic_block", 0)
-        if anchor is not None and generates and self.state.iteration == 0 and not anchor.fitted:
-            raise RecipeError(
-                f"stages.{self.name}: no stage so far fits the generator's anchor: set stages.{self.name}.anchor={{}}"
-            )
 
     def _new_batches(self, stage: StageRecipe) -> StageBatches | WholePass:
         trainer, recipe, config = self.trainer, self.recipe, self.model.config
