@@ -17,7 +17,6 @@ from cagnet_hf import CaGNetForSemanticSegmentation
 from cagnet_hf.apps import comparison
 from cagnet_hf.apps.comparison import (
     common_starts,
-    comparison_table,
     continues,
     published_results,
     published_rows,
@@ -25,6 +24,7 @@ from cagnet_hf.apps.comparison import (
     recipes_of,
     run_rows,
 )
+from cagnet_hf.apps.comparison_tables import COLUMNS, comparison_table, differences_table
 from cagnet_hf.data.benchmarks import format_class_table, load_benchmark
 from cagnet_hf.data.sources import open_dataset
 from cagnet_hf.evaluation.scoring import score
@@ -330,25 +330,49 @@ def test_published_numbers_are_fractions_of_every_row():
         assert list(rows) == sorted(rows, key=ROWS.index)
         assert rows.keys() == set(ROWS) - {"gaussian", "spnet_st"}
         for row in rows.values():
-            assert set(row) == set(comparison.COLUMNS)
+            assert set(row) == set(COLUMNS)
             assert all(0 <= value <= 1 for value in row.values())
 
 
 def result(**values) -> dict:
     facts = {"seconds": 60.0, "protocol": "full", "num_images": 6}
-    return dict.fromkeys(comparison.COLUMNS, 0.5) | facts | values
+    return dict.fromkeys(COLUMNS, 0.5) | facts | values
 
 
-def test_the_table_gives_mean_and_range_beside_the_published_numbers():
+def test_the_table_gives_mean_and_interval_beside_the_published_numbers():
     rows = {"spnet": {"0": result(hIoU=0.1), "1": result(hIoU=0.3)}, "mine": {"0": result(hIoU=None)}}
     published = published_rows(load_recipe("pascal_voc_edge/spnet"))
     lines = comparison_table("pascal_voc_edge", rows, published).splitlines()
     assert lines[0].startswith(
         "| pascal_voc_edge, protocol full, 6 images | hIoU | mIoU | PA | MA | S-mIoU | U-mIoU |"
     )
-    assert lines[2].startswith("| SPNet | 20.0 (10.0–30.0) | 50.0 (50.0–50.0) |")
+    assert lines[2].startswith("| SPNet | 20.0 ± 127.1 | 50.0 ± 0.0 |")
     assert lines[3].startswith("| *published, full benchmark* | *0.0* | *56.9* |")
     assert lines[4].startswith("| mine | – |")
+
+
+def test_differences_are_paired_by_seed_and_those_that_are_resolved_are_bold():
+    def rows(seeds):
+        own = {str(seed): result(hIoU=0.2 + 0.01 * seed) for seed in range(seeds)}
+        better = {seed: result(hIoU=scores["hIoU"] + 0.05 + 0.002 * int(seed)) for seed, scores in own.items()}
+        either = {seed: result(hIoU=scores["hIoU"] + 0.1 * (-1) ** int(seed)) for seed, scores in own.items()}
+        return {"spnet": own, "zs3net": better, "mine": either}
+
+    lines = differences_table(rows(8)).splitlines()
+    assert lines[0] == "| hIoU: row less column | SPNet | ZS3Net |"
+    assert lines[2] == "| ZS3Net | **+5.7 ± 0.4, p 0.008** |  |"
+    assert lines[3].startswith("| mine | +0.0 ± 8.9, p 1.000 | −5.7 ± 9.0, p 0.")
+    assert lines[5].startswith("Bold: p below 0.05") and "1 of 3 differences are resolved" in lines[5]
+    few = differences_table(rows(5)).splitlines()
+    assert few[2].startswith("| ZS3Net | +5.4 ± 0.4, p 0.062") and "cannot give a p value below 0.062" in few[5]
+    assert not differences_table(rows(1))
+
+
+def test_seeds_that_a_row_lacks_are_left_out_of_its_differences():
+    rows = {"spnet": {str(seed): result(hIoU=0.1) for seed in range(3)}, "mine": {"2": result(hIoU=0.2)}}
+    assert not differences_table(rows)
+    rows["mine"] |= {"0": result(hIoU=None), "1": result(hIoU=0.3)}
+    assert "| mine | +15.0 ± 63.5, p 0.500 |" in differences_table(rows)
 
 
 @pytest.mark.parametrize("key", ["split=tuning", "supervised=true"])
@@ -392,13 +416,13 @@ def test_a_benchmark_of_one_s_own_is_compared_and_gives_the_table_its_name(
     monkeypatch.setattr(comparison, "run_rows", lambda recipes, _: compared.update(recipes) or {"spnet": result()})
     benchmark = {
         "folder": ["--benchmark", str(tmp_path / "data")],
-        "key": ["--benchmark", "pascal_voc_edge", "--set", f"benchmark={tmp_path / 'data'}"],
+        "key": ["--benchmark", "pascal_voc_frozen", "--set", f"benchmark={tmp_path / 'data'}"],
     }
     arguments = [*benchmark[given], "--rows", "spnet", "--output_dir", str(tmp_path / "out")]
     (tmp_path / "out").mkdir()
     assert load_script("compare").main(arguments) == 0
-    assert compared["spnet"] == load_recipe("pascal_voc_edge/spnet", [f"benchmark={tmp_path / 'data'}"])
-    title = "fa|rm with recipes of pascal_voc_edge"
+    assert compared["spnet"] == load_recipe("pascal_voc_frozen/spnet", [f"benchmark={tmp_path / 'data'}"])
+    title = "fa|rm with recipes of pascal_voc_frozen"
     assert capsys.readouterr().out.startswith("| " + title.replace("|", r"\|") + ", protocol full, 6 images | hIoU")
     assert json.loads((tmp_path / "out/comparison.json").read_text())["benchmark"] == title
 

@@ -14,9 +14,9 @@ import yaml
 from accelerate import Accelerator
 
 from ..data.benchmarks import CLASS_TABLE, load_benchmark
-from ..data.names import did_you_mean, markdown
-from ..files import check_output, holds, made_by, parse_yaml, write_text_whole, write_whole
-from ..methods import method_of, title_of
+from ..data.names import did_you_mean
+from ..files import check_output, holds, made_by, parse_yaml, write_whole
+from ..methods import method_of
 from ..methods.options import ForeignOption, Recipe, RecipeError, changed_keys
 from ..training.checkpoints import checkpoints, forget_scores, load_run_state
 from ..training.loop import Trainer
@@ -26,8 +26,7 @@ from .report import write_report
 
 logger = getLogger(__name__)
 
-NETWORK = "pascal_voc_edge"  # recipes of a network for laptops, for a benchmark of one's own
-COLUMNS = ("hIoU", "mIoU", "PA", "MA", "S-mIoU", "U-mIoU", "U-PA", "U-MA")
+NETWORK = "pascal_voc_frozen"  # recipes that take minutes on a laptop, for a benchmark of one's own
 
 
 def recipes_for(benchmark: str) -> tuple[str, list[str]]:
@@ -256,70 +255,3 @@ def published_rows(recipe: Recipe) -> dict[str, dict[str, float]]:
     """What was published for the recipe's benchmark: row -> column -> fraction; empty where it cannot be compared."""
     comparable = recipe.split == "test" and not recipe.supervised
     return published_results().get(recipe.benchmark, {}) if comparable else {}
-
-
-def write_comparison(
-    benchmark: str,
-    runs: dict[int, dict[str, dict]],
-    folder: Path,
-    published: dict[str, dict[str, float]],
-    variants: dict[str, list[str]] | None = None,
-) -> str:
-    """Write `comparison.json` and `comparison.md`; returns the table.
-
-    Args:
-        runs: seed -> row -> metrics.
-        published: From `published_rows`.
-        variants: Where changed rows are compared: name -> row and the keys that were changed.
-    """
-    rows = {row: {str(seed): _summary(run[row]) for seed, run in runs.items()} for row in next(iter(runs.values()))}
-    compared = (
-        {"made_by": made_by("compare"), "benchmark": benchmark}
-        | ({"variants": variants} if variants else {})
-        | {"rows": rows}
-    )
-    write_text_whole(folder / "comparison.json", json.dumps(compared, indent=1) + "\n")
-    table = comparison_table(benchmark, rows, published)
-    write_text_whole(folder / "comparison.md", table)
-    return table
-
-
-def _summary(metrics: dict) -> dict:
-    kept = {column: metrics[column] for column in COLUMNS}
-    return kept | {key: metrics[key] for key in ("protocol", "num_images", "seconds")}
-
-
-def comparison_table(benchmark: str, rows: dict[str, dict[str, dict]], published: dict[str, dict[str, float]]) -> str:
-    """Markdown: the published columns in percent, mean (lowest–highest) over seeds, the published numbers below.
-
-    These were measured by protocol `paper` on the full benchmark with a ResNet-101, whatever the rows above them are.
-    """
-    run = next(iter(next(iter(rows.values())).values()))
-    title = f"{markdown(benchmark)}, protocol {run['protocol']}, {run['num_images']} images"
-    lines = [f"| {title} | " + " | ".join(COLUMNS) + " | seconds |", "|---" * (2 + len(COLUMNS)) + "|"]
-    for row, runs in rows.items():
-        cells = [_cell([run[column] for run in runs.values()]) for column in COLUMNS]
-        seconds = [run["seconds"] for run in runs.values()]
-        cells.append(f"{sum(seconds) / len(seconds):.0f}")
-        lines.append(f"| {title_of(row)} | " + " | ".join(cells) + " |")
-        if row in published:
-            cells = [f"*{100 * published[row][column]:.1f}*" for column in COLUMNS]
-            lines.append("| *published, full benchmark* | " + " | ".join(cells) + " | |")
-    return "\n".join(lines) + "\n"
-
-
-def _cell(values: Sequence[float | None]) -> str:
-    defined = [100 * value for value in values if value is not None]
-    if not defined:
-        return "–"
-    mean = f"{sum(defined) / len(defined):.1f}"
-    return mean if len(defined) == 1 else f"{mean} ({min(defined):.1f}–{max(defined):.1f})"
-
-
-def points(runs: Iterable[dict[str, dict]]) -> dict[str, list[tuple[float, float]]]:
-    """title -> (S-mIoU, U-mIoU) of every seed, for the figure."""
-    found: dict[str, list[tuple[float, float]]] = {}
-    for run in runs:
-        for row, metrics in run.items():
-            found.setdefault(title_of(row), []).append((metrics["S-mIoU"], metrics["U-mIoU"]))
-    return found

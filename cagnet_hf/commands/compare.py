@@ -17,13 +17,14 @@ def compare(
 ) -> None:
     """Train and score several systems on one benchmark.
 
-    The scores are put into one table. Rows share the first stages that they have in common, finished rows are kept,
-    and the same command resumes after an interruption. The command writes OUTPUT_DIR/seed_N/ROW (as `cagnet-hf train`
-    does), comparison.json, comparison.md and comparison.png.
+    The scores are put into one table, over several seeds with intervals of 95 %. A second table has the paired
+    differences of rows and says which of the differences are resolved. Rows share the first stages that they have in
+    common, finished rows are kept, and the same command resumes after an interruption. The command writes
+    OUTPUT_DIR/seed_N/ROW (as `cagnet-hf train` does), comparison.json, comparison.md and comparison.png.
 
     Args:
         benchmark: A folder of recipes, such as scenes or pascal_voc_edge; or a prepared folder of your own, on which
-            the recipes of pascal_voc_edge are compared.
+            the recipes of pascal_voc_frozen are compared.
         rows (ROW): Methods such as cagnet_pi_st (default: all there are).
         variants (YAML): A file of changed rows to compare instead: NAME: [ROW, key=value, ...].
         seeds (SEED): One run of every row for each of these seeds.
@@ -41,14 +42,13 @@ def compare(
     from ..apps.comparison import (
         check_comparison,
         name_of_comparison,
-        points,
         published_rows,
         recipes_for,
         recipes_of,
         run_rows,
         variants_of,
-        write_comparison,
     )
+    from ..apps.comparison_tables import points, write_comparison
 
     if rows and variants:
         raise ValueError("--rows and --variants exclude each other: leave out one")

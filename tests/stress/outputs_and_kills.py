@@ -2,8 +2,8 @@
 
     python tests/stress/outputs_and_kills.py --kills 12
 
-A run is killed with SIGKILL while it writes the model folder, the figures or the card. After every kill the folder
-holds no half-written model, and the same command with `--resume` finishes the run in the same bytes. While a run is
+A run is killed with SIGKILL while it writes the features of its resting backbone, the model folder, the figures or the
+card. After every kill the folder holds no half-written model, and the same command with `--resume` finishes the run in the same bytes. While a run is
 alive, a second run that starts in the folder is refused.
 
 Then every command is given an output that exists, is a file in place of a folder or a folder in place of a file, is a
@@ -38,12 +38,19 @@ from trained import arguments, assert_equal_runs, write_dataset  # noqa: E402
 
 from cagnet_hf.cli import main as run_command  # noqa: E402
 
+FEATURES = "the feature cache"
 # What is being written -> whether it has come. Whatever else a run comes to write gets a line here.
 MOMENTS: dict[str, Callable[[Path], bool]] = {
+    FEATURES: lambda run: any(cells.stat().st_size for cells in run.glob("features/*/cells.bin")),
     "the model folder": lambda run: (run / ".model.partial").exists() or (run / "model").exists(),
     "the figures": lambda run: (run / "figures").exists(),
     "the card": lambda run: (run / "figures" / "predictions.png").exists(),
 }
+CACHED = [
+    *("feature_cache={}", "augmentation={scale_range: [1, 1], flip_probability: 0.5}"),
+    *("stages.pretrain.scales=[1.0]", "stages.finetune.scales=[1.0]"),
+    "stages.pretrain.network.multipliers.backbone=0",
+]
 NOBODY = 65534  # the user who owns nothing
 MINE = "mine"  # what the files of the user hold
 
@@ -52,7 +59,8 @@ MINE = "mine"  # what the files of the user hold
 
 
 def start(dataset: Path, run: Path):
-    process = FORK.Process(target=train, args=(arguments(dataset, run, resume=True), run.with_suffix(".log"), {}))
+    keys = arguments(dataset, run, *CACHED, resume=True)
+    process = FORK.Process(target=train, args=(keys, run.with_suffix(".log"), {}))
     process.start()
     return process
 
@@ -63,18 +71,19 @@ def finished(process) -> int:
 
 
 def kill_while_writing(dataset: Path, expected: Path, run: Path, what: str, pause: float) -> bool:
-    """Let a run that lacks only its report write the report, kill it, and finish it; whether it was hit."""
-    shutil.copytree(expected, run)
-    for name in ("model", "figures"):
-        shutil.rmtree(run / name)
-    (run / "metrics.json").unlink()
+    """Kill a run that begins, or that lacks only its report, while it writes something, and finish it; whether the run
+    was hit."""
+    if what != FEATURES:
+        without_report(expected, run)
     first = start(dataset, run)
     while first.is_alive() and not MOMENTS[what](run):
         time.sleep(0.0005)
-    time.sleep(pause)
+    time.sleep(pause / 10 if what == FEATURES else pause)
     hit = first.is_alive()
     first.kill()
     finished(first)
+    if what == FEATURES:
+        hit &= any('"images"' not in index.read_text() for index in run.glob("features/*/index.jsonl"))
     if (run / "model").exists():  # whole, or not there
         weights = "model/model.safetensors"
         assert (run / weights).read_bytes() == (expected / weights).read_bytes()
@@ -86,11 +95,16 @@ def kill_while_writing(dataset: Path, expected: Path, run: Path, what: str, paus
     return hit
 
 
+def without_report(expected: Path, run: Path) -> None:
+    shutil.copytree(expected, run)
+    for name in ("model", "figures"):
+        shutil.rmtree(run / name)
+    (run / "metrics.json").unlink()
+
+
 def two_at_once(dataset: Path, expected: Path, run: Path) -> None:
     """A second run in a folder is kept out while the first one lives, and gets in once the first one is dead."""
-    shutil.copytree(expected, run)
-    shutil.rmtree(run / "model")
-    (run / "metrics.json").unlink()
+    without_report(expected, run)
     first = start(dataset, run)
     while first.is_alive() and not MOMENTS["the model folder"](run):
         time.sleep(0.0005)
@@ -112,7 +126,7 @@ def kills(dataset: Path, expected: Path, folder: Path, number: int, rng: random.
         what = min(hit, key=hit.get)
         if kill_while_writing(dataset, expected, folder / "run", what, rng.uniform(0, 0.2)):
             hit[what] += 1
-            print(f"kill {sum(hit.values())}, while it wrote {what}: finished in the same bytes", flush=True)
+            print(f"kill {sum(hit.values())} while it wrote {what}: finished in the same bytes", flush=True)
     print(f"{sum(hit.values())} kills survived: {', '.join(f'{what} {times}' for what, times in hit.items())}")
 
 

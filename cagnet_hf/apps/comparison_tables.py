@@ -1,0 +1,138 @@
+"""What a comparison leaves: its numbers, and tables that say how sure they are."""
+
+import json
+from collections.abc import Iterable, Sequence
+from itertools import combinations
+from pathlib import Path
+
+from ..data.names import markdown
+from ..evaluation.uncertainty import LEVEL, interval, sign_flip_test
+from ..files import made_by, write_text_whole
+from ..methods import title_of
+
+COLUMNS = ("hIoU", "mIoU", "PA", "MA", "S-mIoU", "U-mIoU", "U-PA", "U-MA")
+COMPARED = "hIoU"  # the score that rows are compared by
+
+Rows = dict[str, dict[str, dict]]  # row -> seed -> scores
+
+
+def write_comparison(
+    benchmark: str,
+    runs: dict[int, dict[str, dict]],
+    folder: Path,
+    published: dict[str, dict[str, float]],
+    variants: dict[str, list[str]] | None = None,
+) -> str:
+    """Write `comparison.json` and `comparison.md`; returns the tables.
+
+    Args:
+        runs: seed -> row -> metrics.
+        published: From `published_rows`.
+        variants: Where changed rows are compared: name -> row and the keys that were changed.
+    """
+    rows = {row: {str(seed): _summary(run[row]) for seed, run in runs.items()} for row in next(iter(runs.values()))}
+    compared = (
+        {"made_by": made_by("compare"), "benchmark": benchmark}
+        | ({"variants": variants} if variants else {})
+        | {"rows": rows}
+    )
+    write_text_whole(folder / "comparison.json", json.dumps(compared, indent=1) + "\n")
+    table = comparison_table(benchmark, rows, published)
+    if differences := differences_table(rows):
+        table += f"\n{differences}"
+    write_text_whole(folder / "comparison.md", table)
+    return table
+
+
+def _summary(metrics: dict) -> dict:
+    kept = {column: metrics[column] for column in COLUMNS}
+    return kept | {key: metrics[key] for key in ("protocol", "num_images", "seconds")}
+
+
+def comparison_table(benchmark: str, rows: Rows, published: dict[str, dict[str, float]]) -> str:
+    """Markdown: the published columns in percent, over several seeds the mean ± half its interval of level 95 %, and
+    the published numbers below.
+
+    These were measured by protocol `paper` on the full benchmark with a ResNet-101, whatever the rows above them are.
+    """
+    run = next(iter(next(iter(rows.values())).values()))
+    title = f"{markdown(benchmark)}, protocol {run['protocol']}, {run['num_images']} images"
+    lines = [f"| {title} | " + " | ".join(COLUMNS) + " | seconds |", "|---" * (2 + len(COLUMNS)) + "|"]
+    for row, runs in rows.items():
+        cells = [_cell([run[column] for run in runs.values()]) for column in COLUMNS]
+        seconds = [run["seconds"] for run in runs.values()]
+        cells.append(f"{sum(seconds) / len(seconds):.0f}")
+        lines.append(f"| {title_of(row)} | " + " | ".join(cells) + " |")
+        if row in published:
+            cells = [f"*{100 * published[row][column]:.1f}*" for column in COLUMNS]
+            lines.append("| *published, full benchmark* | " + " | ".join(cells) + " | |")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(values: Sequence[float | None]) -> str:
+    defined = [100 * value for value in values if value is not None]
+    return _with_interval(defined, "") if defined else "–"
+
+
+def _with_interval(values: Sequence[float], sign: str) -> str:
+    mean, half_width = interval(values)
+    shown = f"{mean:{sign}.1f}".replace("-", "−")
+    return shown if len(values) == 1 else f"{shown} ± {half_width:.1f}"
+
+
+def differences_table(rows: Rows) -> str:
+    """Markdown: hIoU of each row less that of the rows above, on the same seeds; empty where there are no two seeds.
+
+    Differences are in points, with the interval of their mean and the p value of `sign_flip_test`. What this test
+    resolves is bold.
+    """
+    pairs = {(row, other): _differences(rows[row], rows[other]) for other, row in combinations(rows, 2)}
+    most = max(map(len, pairs.values()), default=0)
+    if most < 2:
+        return ""
+    *columns, _ = rows
+    lines = [
+        f"| {COMPARED}: row less column | {' | '.join(title_of(column) for column in columns)} |",
+        "|---" * (1 + len(columns)) + "|",
+    ]
+    for row in list(rows)[1:]:
+        cells = [_difference(pairs.get((row, column), [])) for column in columns]
+        lines.append(f"| {title_of(row)} | {' | '.join(cells)} |")
+    return "\n".join(lines) + f"\n\n{_what_is_resolved(pairs.values(), most)}\n"
+
+
+def _differences(row: dict[str, dict], other: dict[str, dict]) -> list[float]:
+    common = [(row[seed][COMPARED], other[seed][COMPARED]) for seed in row if seed in other]
+    return [100 * (one - two) for one, two in common if one is not None and two is not None]
+
+
+def _difference(values: Sequence[float]) -> str:
+    if len(values) < 2:
+        return ""
+    p = sign_flip_test(values)
+    shown = f"{_with_interval(values, '+')}, p {p:.3f}"
+    return f"**{shown}**" if p < 1 - LEVEL else shown
+
+
+def _what_is_resolved(pairs: Iterable[Sequence[float]], most: int) -> str:
+    tested = [sign_flip_test(values) for values in pairs if len(values) > 1]
+    smallest, share = 2 / 2**most, f"{1 - LEVEL:.2f}"
+    if smallest >= 1 - LEVEL:
+        return (
+            f"Nothing is resolved: {most} seeds cannot give a p value below {smallest:.3f} by flips of the signs of "
+            "paired differences."
+        )
+    resolved = sum(p < 1 - LEVEL for p in tested)
+    return (
+        f"Bold: p below {share} by flips of the signs of paired differences. {resolved} of {len(tested)} differences "
+        f"are resolved so; of {len(tested)} that are none, {len(tested) * (1 - LEVEL):.1f} would seem so by chance."
+    )
+
+
+def points(runs: Iterable[dict[str, dict]]) -> dict[str, list[tuple[float, float]]]:
+    """title -> (S-mIoU, U-mIoU) of every seed, for the figure."""
+    found: dict[str, list[tuple[float, float]]] = {}
+    for run in runs:
+        for row, metrics in run.items():
+            found.setdefault(title_of(row), []).append((metrics["S-mIoU"], metrics["U-mIoU"]))
+    return found
