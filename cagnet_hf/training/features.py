@@ -7,6 +7,7 @@ import shutil
 import time
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain, islice
 from pathlib import Path
 from typing import IO, NamedTuple
 
@@ -32,6 +33,9 @@ logger = logging.getLogger(__name__)
 FEATURES = "features"  # the folder of the caches, in the folder of a run
 FORMAT = 1
 BATCH = 8
+# Images whose batches are formed together. Of these a killed run leaves all or none, so that the batches after a kill
+# are those of a run that nobody killed: what else is in a batch moves the last digits of a map.
+TOGETHER = 256
 WAIT_SECONDS = 0.5
 ID_BYTES = 2  # of a stored id
 
@@ -58,8 +62,8 @@ class FeatureCache:
     """Maps of a resting backbone, one for each image of this process, and the labels of their cells.
 
     The folder holds `cells.bin`, a record for each image: the map `(F, h, w, C)` and the stored ids `(h, w)` at the
-    centres of the cells; and `index.jsonl`, whose first line says what the features depend on, and
-    whose other lines say where the records are. What a killed run has computed is kept.
+    centres of the cells; and `index.jsonl`, whose first line says what the features depend on, and whose other lines
+    say where the records are. What a killed run has computed is kept, but for the last images (see `TOGETHER`).
 
     Args:
         folder: The folder of this cache; see `cache_folder`.
@@ -161,6 +165,10 @@ class FeatureCache:
             if self._end() > size:
                 raise ValueError("cells are missing")
             self._memory = np.memmap(self.cells, np.uint8, "r") if self.records else None
+            if not ended:
+                del self.records[len(self.records) // TOGETHER * TOGETHER :]
+                if {record.row for record in self.records} != set(range(len(self.records))):
+                    raise ValueError("other batches")
             for record in self.records:
                 data = self._memory[record.start : record.start + self._bytes(record.shape)]
                 if zlib.crc32(data) != record.checksum:
@@ -276,19 +284,20 @@ def cached_features(
     process, processes = accelerator.process_index, accelerator.num_processes
     total = len(range(process, len(rows), processes)) if isinstance(rows, Rows) else None
     _check_size(cache, total, maps, processes)
-    known = {record.row for record in cache.records}
-    bar = tqdm(total=total, initial=len(known), desc="features", unit="image", disable=not accelerator.is_main_process)
+    known = len(cache)
+    bar = tqdm(total=total, initial=known, desc="features", unit="image", disable=not accelerator.is_main_process)
     with bar:
         cache.fill(index, maps.of(_numbered(rows, process, processes, known), bar, accelerator.device))
     return cache
 
 
-def _numbered(rows: Rows | StreamedRows, process: int, processes: int, known: set[int]) -> Iterator[tuple]:
-    """(number, sample) of a process's share, without those that are known."""
+def _numbered(rows: Rows | StreamedRows, process: int, processes: int, known: int) -> Iterator[tuple]:
+    """(number, sample) of a process's share, without the first ones, which are known."""
     if isinstance(rows, Rows):  # what is known need not be decoded
-        yield from ((i, rows[row]) for i, row in enumerate(range(process, len(rows), processes)) if i not in known)
+        shares = range(process, len(rows), processes)
+        yield from ((number, rows[shares[number]]) for number in range(known, len(shares)))
     else:
-        yield from ((i, sample) for i, sample in enumerate(rows.share(process, processes)) if i not in known)
+        yield from islice(enumerate(rows.share(process, processes)), known, None)
 
 
 class FeatureMaps:
@@ -313,7 +322,7 @@ class FeatureMaps:
         backbone.eval()
         prepared = ((self.processor.prepare(sample.image.to(device)), number, sample) for number, sample in samples)
         try:
-            for batch in batches_of_equal_size(prepared, BATCH):
+            for batch in _batches(prepared):
                 pixels = torch.stack([example[0] for example in batch]).to(memory_format=torch.channels_last)
                 copies = [backbone(pixels)] + ([backbone(pixels.flip(-1))] if self.flips else [])
                 maps = torch.stack(copies, dim=1).permute(0, 1, 3, 4, 2).cpu().numpy()  # (B, F, h, w, C)
@@ -329,6 +338,11 @@ class FeatureMaps:
             return maps, stored
         order = np.random.default_rng(number).permutation(stored.size)[: self.cells_per_image]
         return maps.reshape(len(maps), 1, -1, maps.shape[-1])[:, :, order], stored.reshape(1, -1)[:, order]
+
+
+def _batches(examples: Iterator[tuple]) -> Iterator[list]:
+    for first in examples:
+        yield from batches_of_equal_size(chain([first], islice(examples, TOGETHER - 1)), BATCH)
 
 
 def _dependencies(maps: FeatureMaps, rows: Rows | StreamedRows, accelerator: Accelerator) -> dict:

@@ -3,8 +3,8 @@
     python tests/stress/outputs_and_kills.py --kills 12
 
 A run is killed with SIGKILL while it writes the features of its resting backbone, the model folder, the figures or the
-card. After every kill the folder holds no half-written model, and the same command with `--resume` finishes the run in the same bytes. While a run is
-alive, a second run that starts in the folder is refused.
+card. After every kill the folder holds no half-written model, and the same command with `--resume` finishes the run in
+the same bytes. While a run is alive, a second run that starts in the folder is refused.
 
 Then every command is given an output that exists, is a file in place of a folder or a folder in place of a file, is a
 link, may not be written, or holds what the command reads. Every such command ends with exit code 2 and one line, and
@@ -245,7 +245,7 @@ OUTPUTS = (
     Output(
         "from_names",
         True,
-        lambda p, out: ["from_names", "cat", "sky", "--output", str(out)],
+        lambda p, out: ["from_names", "cat", "dog", "--output", str(out)],
     ),
 )
 
