@@ -314,6 +314,10 @@ def folder_of_the_user_for_an_edited_model(place):
     return ["add_classes", "--model", str(place.model), "--remove", "zebra", "--output", output]
 
 
+def model_of_names_below_a_file(place):
+    return ["from_names", "dog", "--output", str(place.write("taken", "mine") / "model")]
+
+
 def vectors_in_place_of_their_source(place):
     words = place.write("words.safetensors", "red 1 2\n")
     given = ["--word_vectors", str(words), "--names", "red", "--output", str(words), "--overwrite"]
@@ -370,6 +374,7 @@ COMMANDS = [
     scores_in_the_model_to_come,
     notes_for_scores_of_new_classes,
     folder_of_the_user_for_an_edited_model,
+    model_of_names_below_a_file,
     vectors_in_place_of_their_source,
     weights_for_a_table,
     table_of_the_user_for_a_comparison,

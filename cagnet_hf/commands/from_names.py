@@ -35,11 +35,13 @@ def from_names(
     """
     from ..apps.names import from_names as build
     from ..data.benchmarks import load_benchmark
+    from ..files import MODEL_FOLDER, check_output
     from ..hub.cards.named import named_model_card
     from ..weights.folders import save_model_folder
 
     if output.exists():
         raise FileExistsError(f"--output {output} exists; choose another")
+    check_output(output, MODEL_FOLDER)
     wanted = [*names, *class_]
     if bool(wanted) == (benchmark is not None):
         raise ValueError("give the names of the classes, or --benchmark")
