@@ -37,6 +37,7 @@ sys.path.insert(0, str(TESTS))
 from trained import arguments, assert_equal_runs, write_dataset  # noqa: E402
 
 from cagnet_hf.cli import main as run_command  # noqa: E402
+from cagnet_hf.training import features  # noqa: E402
 
 FEATURES = "the feature cache"
 # What is being written -> whether it has come. Whatever else a run comes to write gets a line here.
@@ -83,7 +84,7 @@ def kill_while_writing(dataset: Path, expected: Path, run: Path, what: str, paus
     first.kill()
     finished(first)
     if what == FEATURES:
-        hit &= any('"images"' not in index.read_text() for index in run.glob("features/*/index.jsonl"))
+        hit &= any('\n{"images"' not in index.read_text() for index in run.glob("features/*/index.jsonl"))
     if (run / "model").exists():  # whole, or not there
         weights = "model/model.safetensors"
         assert (run / weights).read_bytes() == (expected / weights).read_bytes()
@@ -406,6 +407,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     args = parser.parse_args()
     torch.set_num_threads(1)
+    features.TOGETHER = 4  # so that a kill leaves some of a dozen images
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         folder.chmod(0o755)  # for the other user
