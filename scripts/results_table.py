@@ -14,7 +14,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 CARDS = REPOSITORY / "model_cards"
 MEASURED = REPOSITORY / "cagnet_hf" / "apps" / "measured_results.json"
 # Rows in the order of the published tables; any other row comes after them.
-ROWS = "spnet spnet_c zs3net cagnet_pi cagnet_pa zs3net_st cagnet_pi_st cagnet_pa_st gaussian".split()
+ROWS = "spnet spnet_c zs3net cagnet_pi cagnet_pa spnet_st zs3net_st cagnet_pi_st cagnet_pa_st gaussian".split()
 SCORES = ("S-mIoU", "U-mIoU", "hIoU")
 FIGURES = ("seen_unseen.png", "per_class.png")
 _RUN = re.compile(r"(?P<row>.+?)_(?P<kind>seed\d+|seed\d+_paper|tuning)")
@@ -22,10 +22,12 @@ _RUN = re.compile(r"(?P<row>.+?)_(?P<kind>seed\d+|seed\d+_paper|tuning)")
 
 def build_parser() -> argparse.ArgumentParser:
     return argparse.ArgumentParser(
-        description="Write the tables of README.md and model_cards/README.md and the figures of each benchmark from "
+        description="Write the tables of model_cards/README.md and the figures of each benchmark from "
         "model_cards/BENCHMARK/ROW_seedN.json, which are the metrics.json files of train.py, ROW_seedN_paper.json, "
         "which are those of evaluate.py --protocol paper, and ROW_tuning.json, of a run with split=tuning; of the "
-        "ablations from model_cards/BENCHMARK/ablations.json, the comparison.json of compare.py --variants. Where "
+        "ablations from model_cards/BENCHMARK/ablations.json, the comparison.json of compare.py --variants; and those "
+        "of model_cards/frozen.md and README.md from model_cards/frozen/BENCHMARK.json, which are a comparison.json, "
+        "too. Where "
         "ROW_seedN.yaml holds the recipe of the run, its card ROW_seedN.md is written, too. The package gets "
         "the numbers that `cagnet-hf recipes` lists."
     )
@@ -67,6 +69,11 @@ def measured(cards: Path) -> dict[str, dict[str, float]]:
         columns |= {"minutes": [run["seconds"] / 60 for run in from_scratch(runs)]}
         means = {key: sum(values) / len(values) for key, values in columns.items() if values}
         results[f"{folder.name}/{row}"] = {key: round(mean, 3) for key, mean in means.items()}
+    for row, runs in comparisons(cards)["pascal_voc"]["rows"].items():
+        columns = (*SCORES, "seconds")
+        means = [sum(run[column] for run in runs.values()) / len(runs) for column in columns]
+        found = dict(zip((*SCORES, "minutes"), [*means[:-1], means[-1] / 60], strict=True))
+        results[f"pascal_voc_frozen/{row}"] = {key: round(mean, 3) for key, mean in found.items()}
     return results
 
 
@@ -102,16 +109,49 @@ def differences(values: list[float]) -> str:
     return mean if len(each) == 1 else f"{mean} ({', '.join(each)})"
 
 
+def comparisons(cards: Path) -> dict[str, dict]:
+    """The comparisons on cached features by their benchmark; Pascal-VOC comes first."""
+    paths = sorted((cards / "frozen").glob("*.json"), key=lambda path: (path.stem != "pascal_voc", path.stem))
+    found = {path.stem: json.loads(path.read_text("utf-8")) for path in paths}
+    order = [*ROWS]
+    for compared in found.values():
+        rows = compared["rows"]
+        compared["rows"] = {row: rows[row] for row in sorted(rows, key=[*order, *rows].index)}
+    return found
+
+
+def comparison_block(name: str, compared: dict) -> str:
+    """The tables of a comparison: all scores with their intervals, and the paired differences."""
+    from cagnet_hf.apps.comparison_tables import comparison_table, differences_table
+
+    rows = compared["rows"]
+    return "\n".join(filter(None, [comparison_table(name, rows, {}), differences_table(rows)]))
+
+
 def results_table(cards: Path) -> str:
     """The table of README.md: a line per system, three columns per benchmark."""
-    found = {folder.name: results_of(folder) for folder in benchmarks(cards)}
-    head = ["system", *(f"`{name}`: {score}" if score == SCORES[0] else score for name in found for score in SCORES)]
-    names = dict.fromkeys(title for results in found.values() for title in results)
-    return table(head, ([title, *_on_every_benchmark(found, title)] for title in names))
+    found = comparisons(cards)
+    head = ["system"]
+    for name, compared in found.items():
+        seeds = max(map(len, compared["rows"].values()))
+        head += [f"`{name}` ({seeds} seeds): {SCORES[0]}", *SCORES[1:]]
+    names = sorted({row for compared in found.values() for row in compared["rows"]}, key=ROWS.index)
+    return table(head, ([title_of(row), *_on_every_benchmark(found, row)] for row in names))
 
 
-def _on_every_benchmark(found: dict, title: str) -> list[str]:
-    return [cell for results in found.values() for cell in scores_of(results.get(title, {"full": []})["full"])]
+def _on_every_benchmark(found: dict[str, dict], row: str) -> list[str]:
+    runs = [list(compared["rows"].get(row, {}).values()) for compared in found.values()]
+    return [with_interval([run[score] for run in of_row]) for of_row in runs for score in SCORES]
+
+
+def with_interval(values: list[float]) -> str:
+    """The mean of seeds and half its interval of level 95 %."""
+    from cagnet_hf.evaluation.uncertainty import interval
+
+    if not values:
+        return "–"
+    mean, half_width = interval(values)
+    return f"{mean:.3f}" if len(values) == 1 else f"{mean:.3f} ± {half_width:.3f}"
 
 
 def study_table(folder: Path) -> str:
@@ -227,6 +267,7 @@ def main(argv: list[str] | None = None) -> int:
     study = {folder.name: study_table(folder) for folder in benchmarks(CARDS)}
     study |= {f"{path.parent.name} ablations": ablation_table(path) for path in CARDS.glob("*/ablations.json")}
     tables["model_cards/README.md"] = study | {"self-training": self_training_table(CARDS)}
+    tables["model_cards/frozen.md"] = {name: comparison_block(name, c) for name, c in comparisons(CARDS).items()}
     MEASURED.write_text(json.dumps(measured(CARDS)).replace("}, ", "},\n ") + "\n", encoding="utf-8")
     texts = cards_of_runs(CARDS)
     check_outputs(texts, benchmarks(CARDS))
