@@ -20,6 +20,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -157,10 +158,13 @@ def kill(attempt: Attempt, rng: random.Random) -> str | None:
             process.terminate()
             process.join(30)
     for process in attempt.processes:
-        for worker in psutil.Process(process.pid).children() if process.is_alive() else ():
-            worker.kill()
+        with suppress(psutil.NoSuchProcess):  # it ended meanwhile
+            for worker in psutil.Process(process.pid).children():
+                worker.kill()
         process.kill()
         process.join(PATIENCE)
+    if any(process.exitcode == 0 for process in attempt.processes):
+        return None
     return ("one process" if alone else "all") + (", a checkpoint half-written" if saving else "")
 
 
