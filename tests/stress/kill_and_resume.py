@@ -163,7 +163,7 @@ def kill(attempt: Attempt, rng: random.Random) -> str | None:
                 worker.kill()
         process.kill()
         process.join(PATIENCE)
-    if any(process.exitcode == 0 for process in attempt.processes):
+    if all(process.exitcode == 0 for process in attempt.processes):
         return None
     return ("one process" if alone else "all") + (", a checkpoint half-written" if saving else "")
 
