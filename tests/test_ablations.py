@@ -157,3 +157,56 @@ def test_a_dataset_without_names_is_refused(load_script, tiny_dataset, tmp_path,
     arguments = ["--model", "none", "--dataset", str(tiny_dataset), "--output", str(tmp_path / "scores")]
     assert load_script("ablations/clipseg").main(arguments) == 2
     assert "no class table says what the classes are called" in capsys.readouterr().err
+
+
+# Made features
+
+
+def test_a_probe_tells_what_can_be_told_and_nothing_else(load_script):
+    probe = load_script("ablations/made_features").probe_accuracy
+    noise = torch.randn(4, 400, 12, generator=torch.Generator().manual_seed(0))
+    assert probe(*noise) == pytest.approx(0.5, abs=0.06)
+    assert probe(noise[0] + 3, noise[1] + 3, noise[2], noise[3]) > 0.99
+    # A difference along one channel of two deviations: the best rule is right with probability Φ(1).
+    moved = torch.zeros(12).index_fill(0, torch.tensor([5]), 2.0)
+    assert probe(noise[0] + moved, noise[1] + moved, noise[2], noise[3]) == pytest.approx(0.841, abs=0.04)
+
+
+def test_spread_and_distance_are_those_of_the_features(load_script):
+    noise = torch.randn(2, 5000, 8, generator=torch.Generator().manual_seed(0))
+    real, made = [noise[0], 4 * noise[0]], [0.5 * noise[1], 2 * noise[1] + 4.0]
+    found = load_script("ablations/made_features").spread_and_distance(real, made)
+    assert found["variance_ratio"] == pytest.approx(0.25, rel=0.05)
+    # √8 · 4 apart beside a standard deviation of 4 √8 for the second class; nothing for the first.
+    assert found["distance_of_means"] == pytest.approx(0.5, abs=0.03)
+
+
+def test_every_made_feature_has_a_latent_of_its_own(load_script):
+    model, _ = new_model(tiny_recipe("cagnet_pa"))
+    made = load_script("ablations/made_features").make_features(model, 3, 7)
+    assert made.shape == (7, model.config.feature_size)
+    assert len(made.unique(dim=0)) == 7
+
+
+def test_made_features_of_a_run_are_compared_with_those_of_its_test_images(
+    load_script, trained_run, tiny_dataset, tmp_path, monkeypatch, capsys
+):
+    script, output = load_script("ablations/made_features"), tmp_path / "made.json"
+    monkeypatch.setattr(script, "SMALLEST", 2)
+    arguments = ["--dataset", str(tiny_dataset), "--split", "train", "--output", str(output)]
+    assert script.main(["--runs", str(trained_run), *arguments]) == 0
+    report = json.loads(output.read_text())["runs"]["run"]
+    assert report["hIoU"] == json.loads((trained_run / "metrics.json").read_text())["hIoU"]
+    assert report["seen"]["classes"] > 1 and 0 <= report["seen"]["probe_accuracy"] <= 1
+    capsys.readouterr()
+    assert script.main(["--runs", str(tmp_path), *arguments]) == 2
+    assert "is no finished run" in capsys.readouterr().err
+
+
+def test_real_features_are_those_of_labelled_cells(load_script, tiny_dataset):
+    model, _ = new_model(tiny_recipe("cagnet_pi"))
+    cells = model, CaGNetImageProcessor(), open_dataset(str(tiny_dataset), "train"), 8
+    features, classes, halves = load_script("ablations/made_features").real_cells(*cells)
+    assert len(features) == len(classes) == len(halves) and set(halves.tolist()) == {0, 1}
+    assert 0 <= classes.min() and classes.max() < model.config.num_labels  # unseen classes keep their labels here
+    assert classes.max() >= len(model.config.seen_ids)

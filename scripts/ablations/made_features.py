@@ -49,6 +49,8 @@ def main(argv: list[str] | None = None) -> int:
         dataset, classes = open_with_classes(args.dataset, args.split)
         found = {}
         for folder in args.runs:
+            if not (folder / "metrics.json").is_file():
+                raise FileNotFoundError(f"{folder} is no finished run: metrics.json is not there")
             scores = json.loads((folder / "metrics.json").read_text("utf-8"))
             model, processor = load_model(str(folder / "model"))
             check_classes(model.config, classes, args.dataset)
