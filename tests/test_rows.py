@@ -11,7 +11,7 @@ import torch
 from conftest import REPOSITORY
 from PIL import Image
 from safetensors.torch import load_file
-from tiny import tiny_recipe
+from tiny import new_model, tiny_recipe
 
 from cagnet_hf import CaGNetForSemanticSegmentation
 from cagnet_hf.apps import comparison
@@ -29,6 +29,7 @@ from cagnet_hf.data.benchmarks import format_class_table, load_benchmark
 from cagnet_hf.data.sources import open_dataset
 from cagnet_hf.evaluation.scoring import score
 from cagnet_hf.methods.options import Recipe
+from cagnet_hf.training.features import FeatureMaps
 from cagnet_hf.training.loop import StageRun
 from cagnet_hf.training.recipe_files import load_recipe
 from cagnet_hf.weights.folders import load_model
@@ -254,6 +255,25 @@ def test_variants_that_share_a_pretraining_give_the_weights_of_runs_of_their_own
     assert not all(torch.equal(plain[name], shared[name]) for name in shared)
 
 
+def test_rows_and_seeds_share_the_features_of_a_resting_backbone(tiny_dataset, tmp_path, monkeypatch):
+    frozen = ["feature_cache={}", "augmentation={scale_range: [1, 1], flip_probability: 0.5}"]
+    frozen += ["stages.pretrain.scales=[1.0]", "stages.pretrain.network.multipliers.backbone=0"]
+    computed, of = [], FeatureMaps.of
+
+    def counted(self, samples, *arguments):
+        return of(self, (computed.append(sample.id) or (number, sample) for number, sample in samples), *arguments)
+
+    monkeypatch.setattr(FeatureMaps, "of", counted)
+    new_model(tiny_recipe("spnet"))[0].save_pretrained(tmp_path / "weights")
+    for seed in (0, 1):
+        keys = [*frozen, f"seed={seed}", f"backbone_weights={tmp_path / 'weights'}", "stages.finetune.scales=[1.0]"]
+        recipes = {"zs3net": short_recipe("zs3net", tiny_dataset, *keys)}
+        recipes["spnet"] = short_recipe("spnet", tiny_dataset, *keys[:-1])
+        run_rows(recipes, tmp_path / f"seed_{seed}", tmp_path / "features")
+    assert len(computed) == len(set(computed)) == 18
+    assert not list(tmp_path.glob("seed_*/*/features"))
+
+
 def test_a_gaussian_generator_shares_the_network_of_cagnet(folder, tiny_dataset, tmp_path):
     run_rows({"gaussian": short_recipe("gaussian", tiny_dataset)}, tmp_path)
     assert len(list(folder.glob("pretrain_*"))) == 1
@@ -393,7 +413,7 @@ def test_a_key_of_a_stage_changes_the_rows_that_have_it():
 
 def test_the_command_writes_table_numbers_and_figure(folder, load_script, monkeypatch, capsys, charts):
     summaries = {row: json.loads((folder / row / "metrics.json").read_text()) for row in ("spnet", "cagnet_pi")}
-    monkeypatch.setattr(comparison, "run_rows", lambda recipes, folder: {row: summaries[row] for row in recipes})
+    monkeypatch.setattr(comparison, "run_rows", lambda recipes, *_: {row: summaries[row] for row in recipes})
     arguments = ["--benchmark", "scenes", "--rows", "spnet", "cagnet_pi", "--seeds", "10", "11"]
     output = folder / "table"
     output.mkdir()
@@ -413,7 +433,7 @@ def test_a_benchmark_of_one_s_own_is_compared_and_gives_the_table_its_name(
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "classes.yaml").write_text(table)
     compared = {}
-    monkeypatch.setattr(comparison, "run_rows", lambda recipes, _: compared.update(recipes) or {"spnet": result()})
+    monkeypatch.setattr(comparison, "run_rows", lambda recipes, *_: compared.update(recipes) or {"spnet": result()})
     benchmark = {
         "folder": ["--benchmark", str(tmp_path / "data")],
         "key": ["--benchmark", "pascal_voc_frozen", "--set", f"benchmark={tmp_path / 'data'}"],

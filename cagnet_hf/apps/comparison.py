@@ -19,6 +19,7 @@ from ..files import check_output, holds, made_by, parse_yaml, write_whole
 from ..methods import method_of
 from ..methods.options import ForeignOption, Recipe, RecipeError, changed_keys
 from ..training.checkpoints import checkpoints, forget_scores, load_run_state
+from ..training.features import FEATURES
 from ..training.loop import Trainer
 from ..training.recipe_files import load_recipe, parse_recipe, recipe_names, stage_of_key
 from ..training.run_folder import RECIPE, RECORD, recipe_text
@@ -171,12 +172,15 @@ def common_starts(recipes: Iterable[Recipe]) -> dict[str, Recipe]:
     return starts
 
 
-def run_rows(recipes: dict[str, Recipe], folder: Path) -> dict[str, dict]:
+def run_rows(recipes: dict[str, Recipe], folder: Path, features: Path | None = None) -> dict[str, dict]:
     """Train and score every row in `folder/ROW`; a finished row is read, a started one resumed.
 
     A row whose stages begin with all of another finished row's goes on from that one's last checkpoint: to the same
     weights as a run of its own. First stages that rows share without one of them being just these are a run of their
     own, `folder/STAGE_DIGEST`.
+
+    Args:
+        features: Where the rows share features of a resting backbone; `folder/features` when None.
 
     Returns:
         The rows' metrics.
@@ -197,7 +201,7 @@ def run_rows(recipes: dict[str, Recipe], folder: Path) -> dict[str, dict]:
                 other_gamma = _gammas(recipe, last) != _gammas(recipes[start], last)
                 _start_from(folder / start, output, recipe, score_again=other_gamma)
         accelerator.wait_for_everyone()
-        trainer = Trainer(recipe, output, resume=True)
+        trainer = Trainer(recipe, output, resume=True, features=features or folder / FEATURES)
         if not (output / "metrics.json").is_file():
             if accelerator.is_main_process:
                 logger.info("%s -> %s", row, output)

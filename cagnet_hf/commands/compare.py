@@ -20,7 +20,8 @@ def compare(
     The scores are put into one table, over several seeds with intervals of 95 %. A second table has the paired
     differences of rows and says which of the differences are resolved. Rows share the first stages that they have in
     common, finished rows are kept, and the same command resumes after an interruption. The command writes
-    OUTPUT_DIR/seed_N/ROW (as `cagnet-hf train` does), comparison.json, comparison.md and comparison.png.
+    OUTPUT_DIR/seed_N/ROW (as `cagnet-hf train` does), comparison.json, comparison.md and comparison.png, and keeps
+    features of a backbone that rests in OUTPUT_DIR/features, once for all rows and seeds.
 
     Args:
         benchmark: A folder of recipes, such as scenes or pascal_voc_edge; or a prepared folder of your own, on which
@@ -49,6 +50,7 @@ def compare(
         variants_of,
     )
     from ..apps.comparison_tables import points, write_comparison
+    from ..training.features import FEATURES
 
     if rows and variants:
         raise ValueError("--rows and --variants exclude each other: leave out one")
@@ -58,7 +60,8 @@ def compare(
     check_drawing()
     # All recipes first: a typing error must not be found after hours.
     recipes = {seed: recipes_of(folder, changed, [*own, *set_, f"seed={seed}"]) for seed in seeds}
-    runs = {seed: run_rows(recipes[seed], output_dir / f"seed_{seed}") for seed in seeds}
+    features = output_dir / FEATURES
+    runs = {seed: run_rows(recipes[seed], output_dir / f"seed_{seed}", features) for seed in seeds}
     if PartialState().is_main_process:
         recipe = next(iter(recipes[seeds[0]].values()))
         published, title = published_rows(recipe), name_of_comparison(folder, recipe)

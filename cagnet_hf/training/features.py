@@ -244,7 +244,7 @@ def check_feature_cache(recipe: Recipe, models: dict[str, CaGNetForSemanticSegme
 
 def cached_features(
     recipe: Recipe,
-    run_folder: Path,
+    place: Path,
     rows: Rows | StreamedRows,
     model: CaGNetForSemanticSegmentation,
     processor: CaGNetImageProcessor,
@@ -255,6 +255,7 @@ def cached_features(
     """The features of this process's images; computed where they are not there yet.
 
     Args:
+        place: The folder of caches, unless the recipe names one.
         rows: The images.
         model: With the resting backbone.
         scored: The images are those that the model is scored on. Their maps are whole and exact, not mirrored, and
@@ -274,7 +275,7 @@ def cached_features(
     dtype = np.float32 if scored else np.float16
     depends_on = _dependencies(maps, rows, accelerator) | {"dtype": np.dtype(dtype).name}
     digest = hashlib.blake2b(json.dumps(depends_on, sort_keys=True).encode(), digest_size=8).hexdigest()
-    folder = Path(options.folder or run_folder / FEATURES) / digest
+    folder = Path(options.folder or place) / digest
     channels, labels = network.backbone.num_channels, LabelSpace.of(model.config)
     cache = FeatureCache(folder, channels, labels, hide_unseen=not recipe.supervised, dtype=dtype)
     index = cache.open(depends_on)

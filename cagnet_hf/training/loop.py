@@ -24,7 +24,7 @@ from ..methods.options import PassRecipe, Recipe, RecipeError, StageRecipe
 from ..model.backbones_cagnet import freeze_batch_norm
 from .batches import FeatureBatches, StageBatches
 from .checkpoints import RunState, record_scores, save_checkpoint
-from .features import FeatureCache, cached_features, check_feature_cache
+from .features import FEATURES, FeatureCache, cached_features, check_feature_cache
 from .interruption import Stopped, StopSignal
 from .learner import Learner, average_statistics
 from .measurements import Measurements, NotFinite, total_norm
@@ -47,10 +47,15 @@ logger = logging.getLogger(__name__)
 
 
 class Trainer:
-    """One training run in one output folder."""
+    """One training run in one output folder.
 
-    def __init__(self, recipe: Recipe, output_dir: str | Path, *, resume: bool = False):
+    Args:
+        features: Where features of a resting backbone lie, unless the recipe says so; in the output folder when None.
+    """
+
+    def __init__(self, recipe: Recipe, output_dir: str | Path, *, resume: bool = False, features: Path | None = None):
         self.recipe, self.output_dir = recipe, Path(output_dir)
+        self.features_folder = features or self.output_dir / FEATURES
         self.accelerator = Accelerator(
             log_with=recipe.trackers or None,
             project_config=ProjectConfiguration(str(self.output_dir), logging_dir=str(self.output_dir / "logs")),
@@ -131,7 +136,7 @@ class Trainer:
         computed by the first stage that trains on them."""
         if self._features is None:
             images, accelerator = self.train_set, self.accelerator
-            cache = cached_features(self.recipe, self.output_dir, images, self.model, self.processor, accelerator)
+            cache = cached_features(self.recipe, self.features_folder, images, self.model, self.processor, accelerator)
             self._features = hold(cache, accelerator.device) if self.recipe.in_memory else cache, cache
         return self._features
 
@@ -147,7 +152,7 @@ class Trainer:
             return None
         if self._test_features is None:
             parts = self.test_set, self.model, self.processor, self.accelerator
-            self._test_features = cached_features(recipe, self.output_dir, *parts, scored=True)
+            self._test_features = cached_features(recipe, self.features_folder, *parts, scored=True)
         return self._test_features
 
     def new_method(self, stage: StageRecipe, model) -> Method:
