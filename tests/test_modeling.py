@@ -10,6 +10,7 @@ from transformers import AutoBackbone, AutoConfig, ResNetForImageClassification
 from transformers.utils import is_timm_available
 
 from cagnet_hf import CaGNetConfig, CaGNetForSemanticSegmentation, CaGNetModel
+from cagnet_hf.model.backbones_cagnet import ConvNorm
 from cagnet_hf.model.contracts_cagnet import FeatureGenerator
 from cagnet_hf.model.maps_cagnet import resize_labels
 from cagnet_hf.model.parts_cagnet import CLASSIFIERS, GENERATORS, PYRAMIDS, ProjectionClassifier
@@ -547,3 +548,60 @@ def test_a_classifier_joins_its_table(parts_from_outside):
         build(**SPNET | {"classifier": "scaled", "embedding_size": 8})
     logits = build(**SPNET | {"classifier": "scaled"})(images()).logits
     torch.testing.assert_close(logits, 10 * build(**SPNET)(images()).logits)
+
+
+# Normalisations that rest are folded into their convolutions
+
+
+@pytest.fixture
+def normalised():
+    """A convolution with the statistics of a trained network, at rest."""
+    torch.manual_seed(0)
+    block = ConvNorm(6, 8, 3, stride=2, dilation=2, groups=2, activation=torch.nn.ReLU6(), eps=1e-3)
+    norm = block.normalization
+    torch.nn.init.uniform_(norm.weight, 0.5, 2)
+    for tensor in (norm.bias, norm.running_mean):
+        torch.nn.init.normal_(tensor)
+    torch.nn.init.uniform_(norm.running_var, 0.1, 3)
+    return block.eval()
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-13)])
+def test_without_gradients_a_normalisation_at_rest_changes_rounding_alone(normalised, dtype, tolerance):
+    block, image = normalised.to(dtype), torch.randn(2, 6, 15, 17, dtype=dtype)
+    expected = block(image).detach()
+    with torch.no_grad():
+        folded = block(image)
+    assert not torch.equal(folded, expected)  # folded, in truth
+    torch.testing.assert_close(folded, expected, rtol=tolerance, atol=tolerance)
+
+
+def test_a_normalisation_that_learns_takes_its_statistics_from_the_batch(normalised):
+    block, image = normalised.train(), torch.randn(2, 6, 15, 17)
+    before = block.normalization.running_mean.clone()
+    with torch.no_grad():
+        block(image)
+    assert not torch.equal(block.normalization.running_mean, before)
+
+
+@pytest.mark.parametrize("part", ["convolution", "normalization"])
+def test_a_part_that_is_hooked_or_replaced_is_called(normalised, part):
+    image, called = torch.randn(2, 6, 15, 17), []
+    expected, module = normalised(image).detach(), getattr(normalised, part)
+    hook = module.register_forward_hook(lambda *_: called.append(part))
+    with torch.no_grad():
+        assert torch.equal(normalised(image), expected) and called == [part]
+        hook.remove()
+        setattr(normalised, part, torch.nn.Sequential(module))
+        assert torch.equal(normalised(image), expected)
+
+
+def test_new_weights_are_folded_anew(normalised):
+    image = torch.randn(2, 6, 15, 17)
+    with torch.no_grad():
+        before = normalised(image)
+        normalised.normalization.bias.add_(1)
+        torch.testing.assert_close(
+            normalised(image), normalised.normalization(normalised.convolution(image)).clamp(0, 6)
+        )
+        assert not torch.equal(normalised(image), before)
