@@ -113,6 +113,7 @@ def comparisons(cards: Path) -> dict[str, dict]:
     """The comparisons on cached features by their benchmark; Pascal-VOC comes first."""
     paths = sorted((cards / "frozen").glob("*.json"), key=lambda path: (path.stem != "pascal_voc", path.stem))
     found = {path.stem: json.loads(path.read_text("utf-8")) for path in paths}
+    found = {name: compared for name, compared in found.items() if "rows" in compared}
     order = [*ROWS]
     for compared in found.values():
         rows = compared["rows"]
@@ -142,6 +143,19 @@ def results_table(cards: Path) -> str:
 def _on_every_benchmark(found: dict[str, dict], row: str) -> list[str]:
     runs = [list(compared["rows"].get(row, {}).values()) for compared in found.values()]
     return [with_interval([run[score] for run in of_row]) for of_row in runs for score in SCORES]
+
+
+def made_features_table(path: Path) -> str:
+    """What `made_features.py` found: what tells made features from real ones, beside the scores of the run."""
+    head = ["run", "probe: seen", "unseen", "variance of made over real: seen", "unseen", "distance of means: seen"]
+    rows = []
+    for name, found in json.loads(path.read_text("utf-8"))["runs"].items():
+        groups = [found["seen"], found["unseen"]]
+        cells = [f"{group['probe_accuracy']:.2f}" for group in groups]
+        cells += [f"{group['variance_ratio']:.3f}" for group in groups]
+        cells += [f"{group['distance_of_means']:.2f}" for group in groups]
+        rows.append([f"`{name}`", *cells, *(f"{found[score]:.3f}" for score in ("U-mIoU", "hIoU"))])
+    return table([*head, "unseen", "U-mIoU", "hIoU"], rows)
 
 
 def with_interval(values: list[float]) -> str:
@@ -267,7 +281,9 @@ def main(argv: list[str] | None = None) -> int:
     study = {folder.name: study_table(folder) for folder in benchmarks(CARDS)}
     study |= {f"{path.parent.name} ablations": ablation_table(path) for path in CARDS.glob("*/ablations.json")}
     tables["model_cards/README.md"] = study | {"self-training": self_training_table(CARDS)}
-    tables["model_cards/frozen.md"] = {name: comparison_block(name, c) for name, c in comparisons(CARDS).items()}
+    frozen = {name: comparison_block(name, compared) for name, compared in comparisons(CARDS).items()}
+    frozen["made features"] = made_features_table(CARDS / "frozen" / "made_features.json")
+    tables["model_cards/frozen.md"] = frozen
     MEASURED.write_text(json.dumps(measured(CARDS)).replace("}, ", "},\n ") + "\n", encoding="utf-8")
     texts = cards_of_runs(CARDS)
     check_outputs(texts, benchmarks(CARDS))

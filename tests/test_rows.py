@@ -421,6 +421,7 @@ def test_the_command_writes_table_numbers_and_figure(folder, load_script, monkey
     assert capsys.readouterr().out == (output / "comparison.md").read_text()
     written = json.loads((output / "comparison.json").read_text())
     assert written["rows"]["spnet"]["10"]["hIoU"] == summaries["spnet"]["hIoU"]
+    assert len((output / "comparison.json").read_text().splitlines()) == 14  # a line for each run
     with Image.open(output / "comparison.png") as picture:
         assert picture.width > 400
 

@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterable, Sequence
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 from ..data.names import markdown
 from ..evaluation.uncertainty import LEVEL, interval, sign_flip_test
@@ -36,12 +37,21 @@ def write_comparison(
         | ({"variants": variants} if variants else {})
         | {"rows": rows}
     )
-    write_text_whole(folder / "comparison.json", json.dumps(compared, indent=1) + "\n")
+    write_text_whole(folder / "comparison.json", _lines(compared, levels=3) + "\n")
     table = comparison_table(benchmark, rows, published)
     if differences := differences_table(rows):
         table += f"\n{differences}"
     write_text_whole(folder / "comparison.md", table)
     return table
+
+
+def _lines(value: Any, levels: int, line: str = "\n") -> str:
+    """JSON in which what is deeper than `levels` stands on one line: a line for each seed."""
+    if not (levels and isinstance(value, dict) and value):
+        return json.dumps(value)
+    inner = f"{line} "
+    entries = (f"{inner}{json.dumps(key)}: {_lines(entry, levels - 1, inner)}" for key, entry in value.items())
+    return f"{{{','.join(entries)}{line}}}"
 
 
 def _summary(metrics: dict) -> dict:
