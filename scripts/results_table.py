@@ -69,7 +69,7 @@ def measured(cards: Path) -> dict[str, dict[str, float]]:
         columns |= {"minutes": [run["seconds"] / 60 for run in from_scratch(runs)]}
         means = {key: sum(values) / len(values) for key, values in columns.items() if values}
         results[f"{folder.name}/{row}"] = {key: round(mean, 3) for key, mean in means.items()}
-    for row, runs in comparisons(cards)["pascal_voc"]["rows"].items():
+    for row, runs in comparisons(cards).get("pascal_voc", {"rows": {}})["rows"].items():
         columns = (*SCORES, "seconds")
         means = [sum(run[column] for run in runs.values()) / len(runs) for column in columns]
         found = dict(zip((*SCORES, "minutes"), [*means[:-1], means[-1] / 60], strict=True))
@@ -113,7 +113,7 @@ def comparisons(cards: Path) -> dict[str, dict]:
     """The comparisons on cached features by their benchmark; Pascal-VOC comes first."""
     paths = sorted((cards / "frozen").glob("*.json"), key=lambda path: (path.stem != "pascal_voc", path.stem))
     found = {path.stem: json.loads(path.read_text("utf-8")) for path in paths}
-    found = {name: compared for name, compared in found.items() if "rows" in compared}
+    found = {name: c for name, c in found.items() if "rows" in c and "variants" not in c}
     order = [*ROWS]
     for compared in found.values():
         rows = compared["rows"]
@@ -131,18 +131,23 @@ def comparison_block(name: str, compared: dict) -> str:
 
 def results_table(cards: Path) -> str:
     """The table of README.md: a line per system, three columns per benchmark."""
-    found = comparisons(cards)
+    found = {name: _runs_by_row(compared) for name, compared in comparisons(cards).items()}
+    found["scenes"] = {row: results["full"] for row, results in rows_of(cards / "scenes").items()}
     head = ["system"]
-    for name, compared in found.items():
-        seeds = max(map(len, compared["rows"].values()))
+    for name, rows in found.items():
+        seeds = max(map(len, rows.values()))
         head += [f"`{name}` ({seeds} seeds): {SCORES[0]}", *SCORES[1:]]
-    names = sorted({row for compared in found.values() for row in compared["rows"]}, key=ROWS.index)
+    order = [*ROWS, *(row for rows in found.values() for row in rows)]
+    names = sorted({row for rows in found.values() for row in rows}, key=order.index)
     return table(head, ([title_of(row), *_on_every_benchmark(found, row)] for row in names))
 
 
-def _on_every_benchmark(found: dict[str, dict], row: str) -> list[str]:
-    runs = [list(compared["rows"].get(row, {}).values()) for compared in found.values()]
-    return [with_interval([run[score] for run in of_row]) for of_row in runs for score in SCORES]
+def _runs_by_row(compared: dict) -> dict[str, list[dict]]:
+    return {row: list(runs.values()) for row, runs in compared["rows"].items()}
+
+
+def _on_every_benchmark(found: dict[str, dict[str, list[dict]]], row: str) -> list[str]:
+    return [with_interval([run[score] for run in rows.get(row, [])]) for rows in found.values() for score in SCORES]
 
 
 def made_features_table(path: Path) -> str:

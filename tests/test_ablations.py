@@ -183,9 +183,21 @@ def test_spread_and_distance_are_those_of_the_features(load_script):
 
 def test_every_made_feature_has_a_latent_of_its_own(load_script):
     model, _ = new_model(tiny_recipe("cagnet_pa"))
-    made = load_script("ablations/made_features").make_features(model, 3, 7)
+    make_features = load_script("ablations/made_features").make_features
+    made = make_features(model.eval(), 3, 7)
     assert made.shape == (7, model.config.feature_size)
     assert len(made.unique(dim=0)) == 7
+    assert not model.generator.training
+
+
+def test_features_are_made_with_the_dropout_that_training_has(load_script):
+    model, _ = new_model(tiny_recipe("cagnet_pi", "model.generator_dropout=[0.5, 0.5]"))
+    make_features = load_script("ablations/made_features").make_features
+    as_trained = make_features(model, 3, 500).var(0).sum()
+    for layer in model.generator.modules():
+        if isinstance(layer, torch.nn.Dropout):
+            layer.p = 0.0
+    assert as_trained > 1.2 * make_features(model, 3, 500).var(0).sum()
 
 
 def test_made_features_of_a_run_are_compared_with_those_of_its_test_images(
@@ -196,11 +208,14 @@ def test_made_features_of_a_run_are_compared_with_those_of_its_test_images(
     arguments = ["--dataset", str(tiny_dataset), "--split", "train", "--output", str(output)]
     assert script.main(["--runs", str(trained_run), *arguments]) == 0
     report = json.loads(output.read_text())["runs"]["run"]
-    assert report["hIoU"] == json.loads((trained_run / "metrics.json").read_text())["hIoU"]
+    scores = json.loads((trained_run / "metrics.json").read_text())
+    assert report["hIoU"] == pytest.approx(scores["hIoU"], abs=1e-4)
     assert report["seen"]["classes"] > 1 and 0 <= report["seen"]["probe_accuracy"] <= 1
     capsys.readouterr()
     assert script.main(["--runs", str(tmp_path), *arguments]) == 2
     assert "is no finished run" in capsys.readouterr().err
+    assert script.main(["--runs", str(trained_run), str(trained_run), *arguments]) == 2
+    assert "two runs of one name" in capsys.readouterr().err
 
 
 def test_real_features_are_those_of_labelled_cells(load_script, tiny_dataset):

@@ -605,3 +605,30 @@ def test_new_weights_are_folded_anew(normalised):
             normalised(image), normalised.normalization(normalised.convolution(image)).clamp(0, 6)
         )
         assert not torch.equal(normalised(image), before)
+
+
+def test_hooks_on_gradients_and_a_kept_output_of_the_normalisation_see_what_they_should(normalised):
+    image, kept = torch.randn(2, 6, 15, 17, requires_grad=True), []
+    normalised.activation.register_full_backward_hook(lambda *_: kept.append("backward"))
+    normalised.normalization.register_forward_hook(lambda module, inputs, output: kept.append(output))
+    normalised(image).sum().backward()
+    assert kept[1] == "backward" and kept[0].min() < 0  # what was kept is from before the activation
+    with torch.no_grad():
+        normalised(image)
+    assert kept[2].min() < 0
+
+
+@pytest.mark.parametrize("change", ["bias", "reflect", "forward", "no statistics"])
+def test_a_changed_convolution_or_normalisation_is_not_folded(normalised, change):
+    convolution, image = normalised.convolution, torch.randn(2, 6, 15, 17)
+    if change == "bias":
+        convolution.bias = torch.nn.Parameter(torch.randn(8))
+    elif change == "reflect":
+        convolution.padding_mode = "reflect"
+    elif change == "forward":
+        convolution.forward = lambda hidden: torch.nn.Conv2d.forward(convolution, hidden) + 1
+    else:
+        normalised.normalization.running_mean = normalised.normalization.running_var = None
+    expected = normalised(image).detach()
+    with torch.no_grad():
+        assert torch.equal(normalised(image), expected)

@@ -553,3 +553,9 @@ def test_every_key_of_every_method_has_a_meaning():
         assert {key for key, meaning in described_keys(kind, {}) if not meaning} <= plain
         kinds += [kind for kind in kind.__subclasses__() if kind.__module__.startswith("cagnet_hf.")]
     assert len(methods()) < len(kinds)  # every method's options were looked at
+
+
+@pytest.mark.parametrize("weight", [0, 2])
+def test_the_image_prior_of_the_frozen_gaussian_row_can_be_changed(weight):
+    recipe = load_recipe("pascal_voc_frozen/gaussian", [f"model.image_prior={weight}"])
+    assert recipe.model_of("fit")["image_prior"] == weight and recipe.model_of("pretrain")["image_prior"] == 0

@@ -24,6 +24,10 @@ def test_the_tables_are_made_from_the_metrics_files(load_script):
     for folder in (CARDS / "scenes", CARDS / "pascal_voc_edge"):
         assert block(CARDS / "README.md", folder.name) == script.study_table(folder)
     assert block(CARDS / "README.md", "self-training") == script.self_training_table(CARDS)
+    for name, compared in script.comparisons(CARDS).items():
+        assert block(CARDS / "frozen.md", name) == script.comparison_block(name, compared)
+    made = script.made_features_table(CARDS / "frozen" / "made_features.json")
+    assert block(CARDS / "frozen.md", "made features") == made
     assert json.loads(script.MEASURED.read_text("utf-8")) == script.measured(CARDS)
 
 

@@ -413,7 +413,13 @@ def test_a_key_of_a_stage_changes_the_rows_that_have_it():
 
 def test_the_command_writes_table_numbers_and_figure(folder, load_script, monkeypatch, capsys, charts):
     summaries = {row: json.loads((folder / row / "metrics.json").read_text()) for row in ("spnet", "cagnet_pi")}
-    monkeypatch.setattr(comparison, "run_rows", lambda recipes, *_: {row: summaries[row] for row in recipes})
+    places = []
+
+    def run(recipes, folder, features):
+        places.append((folder, features))
+        return {row: summaries[row] for row in recipes}
+
+    monkeypatch.setattr(comparison, "run_rows", run)
     arguments = ["--benchmark", "scenes", "--rows", "spnet", "cagnet_pi", "--seeds", "10", "11"]
     output = folder / "table"
     output.mkdir()
@@ -422,6 +428,7 @@ def test_the_command_writes_table_numbers_and_figure(folder, load_script, monkey
     written = json.loads((output / "comparison.json").read_text())
     assert written["rows"]["spnet"]["10"]["hIoU"] == summaries["spnet"]["hIoU"]
     assert len((output / "comparison.json").read_text().splitlines()) == 14  # a line for each run
+    assert places == [(output / f"seed_{seed}", output / "features") for seed in (10, 11)]
     with Image.open(output / "comparison.png") as picture:
         assert picture.width > 400
 

@@ -61,6 +61,10 @@ def test_of_many_pairs_a_sample_of_the_flips_is_drawn(monkeypatch):
     assert sign_flip_test(differences) == pytest.approx(exact, abs=0.01)
 
 
+def test_the_p_value_of_many_differences_of_one_sign_is_small_and_not_zero():
+    assert sign_flip_test([0.1] * 20) == 1 / (1 + uncertainty.DRAWS)
+
+
 def test_a_test_needs_a_pair():
     with pytest.raises(ValueError, match="needs a pair"):
         sign_flip_test([])

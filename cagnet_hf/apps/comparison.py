@@ -201,7 +201,9 @@ def run_rows(recipes: dict[str, Recipe], folder: Path, features: Path | None = N
                 other_gamma = _gammas(recipe, last) != _gammas(recipes[start], last)
                 _start_from(folder / start, output, recipe, score_again=other_gamma)
         accelerator.wait_for_everyone()
-        trainer = Trainer(recipe, output, resume=True, features=features or folder / FEATURES)
+        # A row that began with features of its own goes on with them.
+        own = output / FEATURES
+        trainer = Trainer(recipe, output, resume=True, features=own if own.is_dir() else features or folder / FEATURES)
         if not (output / "metrics.json").is_file():
             if accelerator.is_main_process:
                 logger.info("%s -> %s", row, output)

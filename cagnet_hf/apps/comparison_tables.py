@@ -135,7 +135,8 @@ def _what_is_resolved(pairs: Iterable[Sequence[float]], most: int) -> str:
     resolved = sum(p < 1 - LEVEL for p in tested)
     return (
         f"Bold: p below {share} by flips of the signs of paired differences. {resolved} of {len(tested)} differences "
-        f"are resolved so; of {len(tested)} that are none, {len(tested) * (1 - LEVEL):.1f} would seem so by chance."
+        f"are resolved so; of {len(tested)} that are none, at most {len(tested) * (1 - LEVEL):.1f} would seem so by "
+        "chance."
     )
 
 

@@ -104,7 +104,7 @@ class FeatureCacheRecipe(Options):
     Stages see whole images at one scale, mirrored with the probability of the augmentation, and crops of the maps.
     """
 
-    folder: str | None = Field(None, description="where the features are kept; in the run's folder when null")
+    folder: str | None = Field(None, description="where the features are kept; null: beside the run")
     cells_per_image: int | None = Field(
         None, ge=1, description="keep so many cells of an image, drawn at random; all when null"
     )

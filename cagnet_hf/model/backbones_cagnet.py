@@ -25,8 +25,8 @@ from .contracts_cagnet import PartTable
 class ConvNorm(nn.Module):
     """Convolution without bias, batch normalisation, optional activation.
 
-    Where no gradient is asked for and the statistics rest, the normalisation is folded into the convolution: one pass
-    over the map less, and equal values but for rounding.
+    Where no gradient is asked for and the statistics rest, the normalisation is folded into the convolution and the
+    activation works in place: two passes over the map less, and equal values but for rounding.
     """
 
     def __init__(
@@ -41,20 +41,28 @@ class ConvNorm(nn.Module):
         self.activation = activation
 
     def forward(self, hidden):
-        if self._may_fold():
-            hidden = F.conv2d(hidden, *self._folded(), **self._geometry())
-        else:
+        if not self._may_fold():
             hidden = self.normalization(self.convolution(hidden))
+            return hidden if self.activation is None else self.activation(hidden)
+        hidden = F.conv2d(hidden, *self._folded(), **self._geometry())
+        if _is_plain(self.activation, nn.ReLU):
+            return hidden.relu_()
+        if _is_plain(self.activation, nn.ReLU6):
+            return hidden.clamp_(0, 6)
         return hidden if self.activation is None else self.activation(hidden)
 
     def _may_fold(self) -> bool:
-        # A program that is traced folds by itself; what is hooked, replaced or elsewhere is to be called.
-        return not (
-            torch.is_grad_enabled()
-            or self.normalization.training
-            or torch.compiler.is_compiling()
-            or torch.jit.is_tracing()
-            or not (_is_plain(self.convolution, nn.Conv2d) and _is_plain(self.normalization, nn.BatchNorm2d))
+        # A traced program keeps both operations; what is hooked, replaced or kept elsewhere is to be called.
+        if torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing():
+            return False
+        convolution, norm = self.convolution, self.normalization
+        return (
+            _is_plain(convolution, nn.Conv2d)
+            and _is_plain(norm, nn.BatchNorm2d)
+            and not (norm.training or norm.running_mean is None or norm.weight is None)
+            and convolution.bias is None
+            and convolution.padding_mode == "zeros"
+            and not convolution.weight.is_meta
         )
 
     def _folded(self):
@@ -72,9 +80,20 @@ class ConvNorm(nn.Module):
         return {name: getattr(convolution, name) for name in ("stride", "padding", "dilation", "groups")}
 
 
-def _is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
-    hooked = module._forward_hooks or module._forward_pre_hooks or hasattr(module, "_hf_hook")
-    return type(module) is kind and not hooked and not next(module.parameters()).is_meta
+def _is_plain(module: nn.Module | None, kind: type[nn.Module]) -> bool:
+    """Whether calling the module is nothing else than the operation of its class."""
+    if type(module) is not kind or "forward" in vars(module):
+        return False
+    everywhere = nn.modules.module
+    return not (
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or hasattr(module, "_hf_hook")
+        or everywhere._global_forward_hooks
+        or everywhere._global_forward_pre_hooks
+    )
 
 
 def stage_strides(nominal_strides, output_stride: int, stem_stride: int):
@@ -97,7 +116,7 @@ class Bottleneck(GradientCheckpointingLayer):
         super().__init__()
         width = out_channels // 4
         first, second = (stride, 1) if stride_in_1x1 else (1, stride)
-        relu = nn.ReLU(inplace=True)
+        relu = nn.ReLU()
         self.reduce = ConvNorm(in_channels, width, 1, first, activation=relu)
         self.spatial = ConvNorm(width, width, 3, second, dilation, activation=relu)
         self.increase = ConvNorm(width, out_channels, 1)
@@ -127,7 +146,7 @@ class DeepLabResNet(nn.Module):
 
     def __init__(self, config):
         super().__init__()
-        self.stem = ConvNorm(3, config.stem_size, 7, stride=2, activation=nn.ReLU(inplace=True))
+        self.stem = ConvNorm(3, config.stem_size, 7, stride=2, activation=nn.ReLU())
         self.pool = nn.MaxPool2d(3, stride=2, padding=1, ceil_mode=True)
         plan = stage_strides((1, 2, 2, 2), config.output_stride, stem_stride=4)
         channels, stages, previous_dilation = config.stem_size, [], 1
@@ -159,7 +178,7 @@ class InvertedResidual(GradientCheckpointingLayer):
     def __init__(self, in_channels, out_channels, expansion, kernel_size, stride, dilation):
         super().__init__()
         width = in_channels * expansion
-        relu6, eps = nn.ReLU6(inplace=True), 1e-3
+        relu6, eps = nn.ReLU6(), 1e-3
         self.expand = ConvNorm(in_channels, width, 1, activation=relu6, eps=eps) if expansion > 1 else nn.Identity()
         self.depthwise = ConvNorm(width, width, kernel_size, stride, dilation, groups=width, activation=relu6, eps=eps)
         self.project = ConvNorm(width, out_channels, 1, eps=eps)
@@ -192,7 +211,7 @@ class EfficientNetLite0(nn.Module):
 
     def __init__(self, config):
         super().__init__()
-        self.stem = ConvNorm(3, 32, 3, stride=2, activation=nn.ReLU6(inplace=True), eps=1e-3)
+        self.stem = ConvNorm(3, 32, 3, stride=2, activation=nn.ReLU6(), eps=1e-3)
         plan = stage_strides([stage[-1] for stage in self.stages], config.output_stride, stem_stride=2)
         channels, blocks, previous_dilation = 32, [], 1
         for stage, (expansion, size, depth, kernel_size, _) in enumerate(self.stages):

@@ -30,8 +30,8 @@ from ..model.modeling_cagnet import CaGNetForSemanticSegmentation, CaGNetModel
 
 logger = logging.getLogger(__name__)
 
-FEATURES = "features"  # the folder of the caches, in the folder of a run
-FORMAT = 1
+FEATURES = "features"  # the folder of the caches, in the folder of a run or of a comparison
+FORMAT = 2
 BATCH = 8
 # Images whose batches are formed together. Of these a killed run leaves all or none, so that the batches after a kill
 # are those of a run that nobody killed: what else is in a batch moves the last digits of a map.
