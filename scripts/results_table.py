@@ -114,19 +114,17 @@ def comparisons(cards: Path) -> dict[str, dict]:
     paths = sorted((cards / "frozen").glob("*.json"), key=lambda path: (path.stem != "pascal_voc", path.stem))
     found = {path.stem: json.loads(path.read_text("utf-8")) for path in paths}
     found = {name: c for name, c in found.items() if "rows" in c and "variants" not in c}
-    order = [*ROWS]
     for compared in found.values():
         rows = compared["rows"]
-        compared["rows"] = {row: rows[row] for row in sorted(rows, key=[*order, *rows].index)}
+        compared["rows"] = {row: rows[row] for row in sorted(rows, key=[*ROWS, *rows].index)}
     return found
 
 
 def comparison_block(name: str, compared: dict) -> str:
     """The tables of a comparison: all scores with their intervals, and the paired differences."""
-    from cagnet_hf.apps.comparison_tables import comparison_table, differences_table
+    from cagnet_hf.apps.comparison_tables import comparison_tables
 
-    rows = compared["rows"]
-    return "\n".join(filter(None, [comparison_table(name, rows, {}), differences_table(rows)]))
+    return comparison_tables(name, compared["rows"], {})
 
 
 def results_table(cards: Path) -> str:
@@ -147,7 +145,10 @@ def _runs_by_row(compared: dict) -> dict[str, list[dict]]:
 
 
 def _on_every_benchmark(found: dict[str, dict[str, list[dict]]], row: str) -> list[str]:
-    return [with_interval([run[score] for run in rows.get(row, [])]) for rows in found.values() for score in SCORES]
+    from cagnet_hf.apps.comparison_tables import with_interval
+
+    runs = [rows.get(row, []) for rows in found.values()]
+    return [with_interval([run[s] for run in of_row], 3) if of_row else "–" for of_row in runs for s in SCORES]
 
 
 def made_features_table(path: Path) -> str:
@@ -161,16 +162,6 @@ def made_features_table(path: Path) -> str:
         cells += [f"{group['distance_of_means']:.2f}" for group in groups]
         rows.append([f"`{name}`", *cells, *(f"{found[score]:.3f}" for score in ("U-mIoU", "hIoU"))])
     return table([*head, "unseen", "U-mIoU", "hIoU"], rows)
-
-
-def with_interval(values: list[float]) -> str:
-    """The mean of seeds and half its interval of level 95 %."""
-    from cagnet_hf.evaluation.uncertainty import interval
-
-    if not values:
-        return "–"
-    mean, half_width = interval(values)
-    return f"{mean:.3f}" if len(values) == 1 else f"{mean:.3f} ± {half_width:.3f}"
 
 
 def study_table(folder: Path) -> str:

@@ -38,11 +38,14 @@ def write_comparison(
         | {"rows": rows}
     )
     write_text_whole(folder / "comparison.json", _lines(compared, levels=3) + "\n")
-    table = comparison_table(benchmark, rows, published)
-    if differences := differences_table(rows):
-        table += f"\n{differences}"
-    write_text_whole(folder / "comparison.md", table)
-    return table
+    tables = comparison_tables(benchmark, rows, published)
+    write_text_whole(folder / "comparison.md", tables)
+    return tables
+
+
+def comparison_tables(benchmark: str, rows: Rows, published: dict[str, dict[str, float]]) -> str:
+    """Both tables, the second one where there are two seeds or more."""
+    return "\n".join(filter(None, [comparison_table(benchmark, rows, published), differences_table(rows)]))
 
 
 def _lines(value: Any, levels: int, line: str = "\n") -> str:
@@ -81,13 +84,14 @@ def comparison_table(benchmark: str, rows: Rows, published: dict[str, dict[str, 
 
 def _cell(values: Sequence[float | None]) -> str:
     defined = [100 * value for value in values if value is not None]
-    return _with_interval(defined, "") if defined else "–"
+    return with_interval(defined) if defined else "–"
 
 
-def _with_interval(values: Sequence[float], sign: str) -> str:
+def with_interval(values: Sequence[float], digits: int = 1, sign: str = "") -> str:
+    """The mean and, of several values, half its interval."""
     mean, half_width = interval(values)
-    shown = f"{mean:{sign}.1f}".replace("-", "−")
-    return shown if len(values) == 1 else f"{shown} ± {half_width:.1f}"
+    shown = f"{mean:{sign}.{digits}f}".replace("-", "−")
+    return shown if len(values) == 1 else f"{shown} ± {half_width:.{digits}f}"
 
 
 def differences_table(rows: Rows) -> str:
@@ -97,8 +101,8 @@ def differences_table(rows: Rows) -> str:
     resolves is bold.
     """
     pairs = {(row, other): _differences(rows[row], rows[other]) for other, row in combinations(rows, 2)}
-    most = max(map(len, pairs.values()), default=0)
-    if most < 2:
+    tested = {pair: (values, sign_flip_test(values)) for pair, values in pairs.items() if len(values) > 1}
+    if not tested:
         return ""
     *columns, _ = rows
     lines = [
@@ -106,9 +110,10 @@ def differences_table(rows: Rows) -> str:
         "|---" * (1 + len(columns)) + "|",
     ]
     for row in list(rows)[1:]:
-        cells = [_difference(pairs.get((row, column), [])) for column in columns]
+        cells = [_difference(*tested[row, column]) if (row, column) in tested else "" for column in columns]
         lines.append(f"| {title_of(row)} | {' | '.join(cells)} |")
-    return "\n".join(lines) + f"\n\n{_what_is_resolved(pairs.values(), most)}\n"
+    most = max(len(values) for values, _ in tested.values())
+    return "\n".join(lines) + f"\n\n{_what_is_resolved([p for _, p in tested.values()], most)}\n"
 
 
 def _differences(row: dict[str, dict], other: dict[str, dict]) -> list[float]:
@@ -116,16 +121,12 @@ def _differences(row: dict[str, dict], other: dict[str, dict]) -> list[float]:
     return [100 * (one - two) for one, two in common if one is not None and two is not None]
 
 
-def _difference(values: Sequence[float]) -> str:
-    if len(values) < 2:
-        return ""
-    p = sign_flip_test(values)
-    shown = f"{_with_interval(values, '+')}, p {p:.3f}"
+def _difference(values: Sequence[float], p: float) -> str:
+    shown = f"{with_interval(values, sign='+')}, p {p:.3f}"
     return f"**{shown}**" if p < 1 - LEVEL else shown
 
 
-def _what_is_resolved(pairs: Iterable[Sequence[float]], most: int) -> str:
-    tested = [sign_flip_test(values) for values in pairs if len(values) > 1]
+def _what_is_resolved(tested: Sequence[float], most: int) -> str:
     smallest, share = 2 / 2**most, f"{1 - LEVEL:.2f}"
     if smallest >= 1 - LEVEL:
         return (
