@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from cagnet_hf.methods import cagnet
 from cagnet_hf.methods import zs3net as joint
-from cagnet_hf.methods.options import PseudoLabelRecipe, Recipe
+from cagnet_hf.methods.options import PseudoLabelRecipe, Recipe, RecipeError
 from cagnet_hf.methods.pseudo_labels import label_ignored_pixels
 from cagnet_hf.model.maps_cagnet import resize_labels, scale_maximum
 from cagnet_hf.patches.layouts import PatchSource
@@ -149,6 +149,20 @@ def test_the_generators_latent_is_the_context_or_as_an_ablation_noise(batch, lat
     of_pixels = made[0].movedim(1, -1)[labels != 255]
     assert torch.equal(given[0][0, :, 0].t(), of_pixels) == (latent == "context")
     assert not given[0].requires_grad
+
+
+@pytest.mark.parametrize("objective", ["released", "paper"])
+def test_the_generators_losses_teach_the_contextual_module_where_the_papers_text_is_followed(batch, objective):
+    options = f"objective={objective}", "content_loss=l2"
+    one, _ = run_real_step(batch, *options, *weights(generator_adversarial=0, generator_content=0))
+    other, _ = run_real_step(batch, *options, *weights(generator_adversarial=0, generator_content=10))
+    same = [torch.equal(gradients(other.cagnet)[name], gradient) for name, gradient in gradients(one.cagnet).items()]
+    assert all(same) == (objective == "released")
+
+
+def test_an_objective_that_trains_what_the_generator_does_not_hear_is_refused():
+    with pytest.raises(RecipeError, match="generator_latent"):
+        tiny_recipe("cagnet_pi", "objective=paper", "generator_latent=noise")
 
 
 def test_the_classifiers_weights_learn_again_after_a_step(batch):

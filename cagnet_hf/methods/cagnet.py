@@ -85,7 +85,15 @@ class CaGNetRecipe(Recipe):
     Ablations: `mmd_groups: runs` lets the MMD take runs of equal labels in raster order for classes, as the published
     release does. `generator_latent: noise` gives the generator standard normal noise in real steps, too, instead of
     the pixel's context.
+
+    `objective: paper` is the text of the papers instead of their release: contextual module, network, generator and
+    critic are optimised together, so that the losses of the generator reach the latent, too. The text's other choices
+    are options: `content_loss: l2`, `weights: {generator_content: 10}`, and `context_variance: free` of the model.
     """
+
+    objective: Literal["released", "paper"] = Field(
+        "released", description="paper: the generator's losses teach the contextual module, too; an ablation"
+    )
 
     content_loss: Literal["mmd", "l1", "l2"] = Field("mmd", description="how far made features are from real ones")
     adversarial_loss: Literal["lsgan", "l1", "bce", "wgan", "wgan-gp"] = Field(
@@ -98,6 +106,12 @@ class CaGNetRecipe(Recipe):
     )
     patches: PatchRecipe = Field(PatchRecipe(), description="the PixelCNN and its patches (CaGNet(pa))")
     stages: dict[str, CaGNetStage] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _check_objective(self) -> "CaGNetRecipe":
+        if self.objective == "paper" and self.generator_latent == "noise":
+            raise ValueError("objective: paper trains the latent that generator_latent: noise leaves out")
+        return self
 
 
 @register
@@ -177,7 +191,7 @@ class CaGNet(Method):
         if classes.numel() == 0:  # a crop without a labelled pixel
             return
         real = to_pixel_list(step.output.features, labelled).detach()
-        latent = step.output.latent.detach()
+        latent = step.output.latent if recipe.objective == "paper" else step.output.latent.detach()
         if recipe.generator_latent == "noise":
             latent = torch.randn_like(latent)
         if model.config.patch_size == 1:  # pixels stand alone: only the labelled ones are made

@@ -114,6 +114,7 @@ class CaGNetConfig(PreTrainedConfig):
         contextual: Whether features pass through the contextual module (CaGNet) or are the ASPP map (SPNet, ZS3Net).
         context_hidden_size: Channels of the three chained context convolutions.
         context_dilations: Their dilations.
+        context_variance: The variance of the latent in training: `"released"`, which is 1 or more, or `"free"`.
         classifier: `"convolutional"` (trunk and class head, trunk shared with the critic: CaGNet), `"linear"` (one 1x1
             convolution: ZS3Net), `"projection"` (onto the fixed class embeddings: SPNet) or `"names"` (the head of an
             image classifier at every pixel, whose classes are joined by what the names mean; nothing to train).
@@ -175,6 +176,7 @@ class CaGNetConfig(PreTrainedConfig):
     contextual: bool = True
     context_hidden_size: int = 256
     context_dilations: list[int] | tuple[int, ...] = (1, 2, 5)
+    context_variance: str = "released"
     classifier: str = "convolutional"
     classifier_hidden_size: int = 1024
     classifier_dropout: float | int = 0.5

@@ -103,6 +103,8 @@ class ContextualModule(nn.Module):
     def check(config):
         if len(config.context_dilations) != 3:
             raise ValueError(f"context_dilations needs three values, got {list(config.context_dilations)}")
+        if config.context_variance not in ("released", "free"):
+            raise ValueError(f"context_variance={config.context_variance!r}: choose one of 'released', 'free'")
 
     def __init__(self, config):
         super().__init__()
@@ -115,6 +117,12 @@ class ContextualModule(nn.Module):
         self.merge = nn.Conv2d(3 * hidden, size, 1, bias=False)
         self.mean = nn.Conv2d(size, size, 3, padding=1, bias=False)
         self.log_variance = nn.Conv2d(size, size, 3, padding=1, bias=False)
+        self.free_variance = config.context_variance == "free"
+
+    def log_variance_of(self, merged):
+        """Log variance of the latent, from what the mean is made of: as released never below that of the prior."""
+        log_variance = self.log_variance(merged)
+        return log_variance if self.free_variance else F.relu(log_variance)
 
     def forward(self, hidden, latent_noise=None):
         """`(B, D, h, w)` ASPP map -> (latent, mean, log variance), each `(B, D, h, w)`."""
@@ -128,7 +136,7 @@ class ContextualModule(nn.Module):
         mean = self.mean(merged)
         if not self.training:  # the variance is only ever used to sample and to regularise
             return mean, mean, None
-        log_variance = F.relu(self.log_variance(merged))
+        log_variance = self.log_variance_of(merged)
         if latent_noise is None:
             latent_noise = torch.randn_like(mean)
         return mean + latent_noise * torch.exp(0.5 * log_variance), mean, log_variance

@@ -74,12 +74,11 @@ def describe_latent(model, processor, dataset) -> dict:
 def watch_latent(context):
     """Gather statistics of the latent while a model in evaluation mode runs; the value returns them."""
     import torch
-    import torch.nn.functional as F
 
     totals = {"cells": 0, "per_channel": 0.0}
 
     def gather(convolution, inputs, mean):
-        log_variance = F.relu(context.log_variance(*inputs))  # evaluation has no use for it
+        log_variance = context.log_variance_of(*inputs)  # evaluation has no use for it
         mean, log_variance = (values.detach().cpu().double() for values in (mean, log_variance))
         square, variance = mean.square(), log_variance.exp()
         divergence = (square + variance - 1 - log_variance) / 2  # from the standard normal
