@@ -360,7 +360,10 @@ def _dependencies(maps: FeatureMaps, rows: Rows | StreamedRows, accelerator: Acc
         "weights": digest.hexdigest(),
         "backbone": {field: getattr(config, field) for field in fields}
         | {"backbone_config": config.backbone_config and config.backbone_config.to_dict()},
-        "processor": json.loads(maps.processor.to_json_string()),
+        # A processor that was saved says whose code opens it, which changes no pixel.
+        "processor": {
+            key: value for key, value in json.loads(maps.processor.to_json_string()).items() if key != "auto_map"
+        },
         "flips": maps.flips,
         "cells_per_image": maps.cells_per_image,
     }
