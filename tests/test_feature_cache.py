@@ -9,10 +9,14 @@ import torch
 from tiny import tiny_recipe
 from trained import write_dataset
 
+from cagnet_hf.apps.evaluation import evaluate
+from cagnet_hf.apps.other_scores import other_scores
+from cagnet_hf.apps.report import write_report
 from cagnet_hf.evaluation.scoring import score
 from cagnet_hf.methods.options import PassRecipe
+from cagnet_hf.model.image_processing_cagnet import CaGNetImageProcessor
 from cagnet_hf.model.maps_cagnet import centre_labels
-from cagnet_hf.training.features import FeatureMaps, check_feature_cache
+from cagnet_hf.training.features import FeatureMaps, cached_features, check_feature_cache
 from cagnet_hf.training.interruption import Stopped
 from cagnet_hf.training.loop import StageRun, Trainer
 from cagnet_hf.training.passes import WholeMaps
@@ -116,6 +120,24 @@ def test_scores_on_features_are_those_on_images(recipe, tmp_path):
     trainer = Trainer(recipe(), tmp_path / "run")
     scores = trainer.run()
     assert scores == score(trainer.model, trainer.processor, trainer.test_set, progress=False)
+
+
+def test_other_scores_on_features_are_those_of_the_command_on_images(recipe, tmp_path, tiny_dataset, computed):
+    chosen, run = recipe("processor={size: {longest_edge: 80}}"), tmp_path / "run"
+    trainer = Trainer(chosen, run)
+    trainer.run()
+    write_report(trainer)
+    computed.clear()
+    found = other_scores(chosen, run, run / "features")
+    assert len(computed) == len(trainer.test_set)  # warped to a square; those of the protocol full were there
+    given = {"benchmark": "scenes"}
+    on_images = evaluate(run / "model", tiny_dataset, protocol="paper", **given)
+    assert found["paper"] == {key: value for key, value in on_images.items() if key != "with_background"}
+    for min_score, scores in found["with_background"].items():
+        on_images = evaluate(run / "model", tiny_dataset, min_score=float(min_score), **given)["with_background"]
+        assert {"min_score": float(min_score), **scores} == on_images
+    assert other_scores(chosen, run, run / "features") == json.loads(json.dumps(found))
+    assert len(computed) == len(trainer.test_set)
 
 
 STAGES = {
@@ -335,6 +357,18 @@ def test_a_pass_over_images_without_unseen_classes_needs_the_images(tiny_dataset
     models = dict.fromkeys(recipe.stages)
     with pytest.raises(ValueError, match="images_without_unseen: cells do not tell"):
         check_feature_cache(recipe, models)
+
+
+def test_a_processor_that_was_saved_finds_the_features_of_one_that_was_not(recipe, tmp_path, computed):
+    trainer = Trainer(recipe(), tmp_path / "run")
+    cache = cache_of(trainer)
+    trainer.processor.save_pretrained(tmp_path / "saved")
+    processor = CaGNetImageProcessor.from_pretrained(tmp_path / "saved")
+    images = len(computed)
+    again = cached_features(
+        trainer.recipe, trainer.features_folder, trainer.train_set, trainer.model, processor, trainer.accelerator
+    )
+    assert again.folder == cache.folder and len(computed) == images
 
 
 def test_the_index_says_what_the_features_depend_on(recipe, tmp_path):

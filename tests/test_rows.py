@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from tiny import new_model, tiny_recipe
 
 from cagnet_hf import CaGNetForSemanticSegmentation
-from cagnet_hf.apps import comparison
+from cagnet_hf.apps import comparison, other_scores
 from cagnet_hf.apps.comparison import (
     common_starts,
     continues,
@@ -24,7 +24,7 @@ from cagnet_hf.apps.comparison import (
     recipes_of,
     run_rows,
 )
-from cagnet_hf.apps.comparison_tables import COLUMNS, comparison_table, differences_table
+from cagnet_hf.apps.comparison_tables import COLUMNS, WITH_BACKGROUND, comparison_table, differences_table
 from cagnet_hf.data.benchmarks import format_class_table, load_benchmark
 from cagnet_hf.data.sources import open_dataset
 from cagnet_hf.evaluation.scoring import score
@@ -431,6 +431,23 @@ def test_the_command_writes_table_numbers_and_figure(folder, load_script, monkey
     assert places == [(output / f"seed_{seed}", output / "features") for seed in (10, 11)]
     with Image.open(output / "comparison.png") as picture:
         assert picture.width > 400
+
+
+def test_the_other_scores_of_every_row_are_a_table_of_their_own(load_script, tmp_path, monkeypatch, capsys, charts):
+    background = dict.fromkeys(WITH_BACKGROUND, 0.25) | {"background_unlabelled": None}
+    scores = {"paper": dict.fromkeys(COLUMNS, 0.5), "with_background": {"0.0": background, "0.9": background}}
+    monkeypatch.setattr(comparison, "run_rows", lambda recipes, *_: {row: result() for row in recipes})
+    monkeypatch.setattr(other_scores, "_measure", lambda *_: scores)
+    (tmp_path / "seed_0" / "spnet").mkdir(parents=True)
+    arguments = ["--benchmark", "scenes", "--rows", "spnet", "--output_dir", str(tmp_path), "--all_scores"]
+    assert load_script("compare").main(arguments) == 0
+    lines = capsys.readouterr().out.splitlines()
+    with_background = "25.0 | 25.0 | 25.0 | 25.0 | –"
+    assert lines[-1] == f"| SPNet | 50.0 | 50.0 | 50.0 | {with_background} | {with_background} |"
+    assert lines[-3].count("|") == lines[-2].count("|") == lines[-1].count("|")
+    assert "with background, min_score 0.9: background_IoU" in lines[-3]
+    written = json.loads((tmp_path / "comparison.json").read_text())["other_scores"]["spnet"]["0"]
+    assert written == {"paper": scores["paper"], "with_background 0.0": background, "with_background 0.9": background}
 
 
 @pytest.mark.parametrize("given", ["folder", "key"])

@@ -12,6 +12,8 @@ from ..files import made_by, write_text_whole
 from ..methods import title_of
 
 COLUMNS = ("hIoU", "mIoU", "PA", "MA", "S-mIoU", "U-mIoU", "U-PA", "U-MA")
+SCORES = ("S-mIoU", "U-mIoU", "hIoU")
+WITH_BACKGROUND = (*SCORES, "background_IoU", "background_unlabelled")  # where background counts as a class
 COMPARED = "hIoU"  # the score that rows are compared by
 
 Rows = dict[str, dict[str, dict]]  # row -> seed -> scores
@@ -23,6 +25,7 @@ def write_comparison(
     folder: Path,
     published: dict[str, dict[str, float]],
     variants: dict[str, list[str]] | None = None,
+    others: dict[int, dict[str, dict]] | None = None,
 ) -> str:
     """Write `comparison.json` and `comparison.md`; returns the tables.
 
@@ -30,22 +33,28 @@ def write_comparison(
         runs: seed -> row -> metrics.
         published: From `published_rows`.
         variants: Where changed rows are compared: name -> row and the keys that were changed.
+        others: seed -> row -> what `other_scores` gave, where that was asked for.
     """
     rows = {row: {str(seed): _summary(run[row]) for seed, run in runs.items()} for row in next(iter(runs.values()))}
     compared = (
         {"made_by": made_by("compare"), "benchmark": benchmark}
         | ({"variants": variants} if variants else {})
         | {"rows": rows}
+        | ({"other_scores": _other_summaries(others)} if others else {})
     )
     write_text_whole(folder / "comparison.json", _lines(compared, levels=3) + "\n")
-    tables = comparison_tables(benchmark, rows, published)
+    tables = comparison_tables(benchmark, rows, published, compared.get("other_scores"))
     write_text_whole(folder / "comparison.md", tables)
     return tables
 
 
-def comparison_tables(benchmark: str, rows: Rows, published: dict[str, dict[str, float]]) -> str:
-    """Both tables, the second one where there are two seeds or more."""
-    return "\n".join(filter(None, [comparison_table(benchmark, rows, published), differences_table(rows)]))
+def comparison_tables(
+    benchmark: str, rows: Rows, published: dict[str, dict[str, float]], others: Rows | None = None
+) -> str:
+    """The table of the scores; that of the differences, where there are two seeds or more; and that of other scores,
+    where they were measured."""
+    tables = [comparison_table(benchmark, rows, published), differences_table(rows)]
+    return "\n".join(filter(None, [*tables, others_table(benchmark, others) if others else ""]))
 
 
 def _lines(value: Any, levels: int, line: str = "\n") -> str:
@@ -79,6 +88,38 @@ def comparison_table(benchmark: str, rows: Rows, published: dict[str, dict[str, 
         if row in published:
             cells = [f"*{100 * published[row][column]:.1f}*" for column in COLUMNS]
             lines.append("| *published, full benchmark* | " + " | ".join(cells) + " | |")
+    return "\n".join(lines) + "\n"
+
+
+def _other_summaries(others: dict[int, dict[str, dict]]) -> Rows:
+    """row -> seed -> scores by protocol `paper`, and with background by each probability."""
+    return {
+        row: {
+            str(seed): {"paper": _of(run[row]["paper"], COLUMNS)}
+            | {
+                f"with_background {min_score}": _of(scores, WITH_BACKGROUND)
+                for min_score, scores in run[row].get("with_background", {}).items()
+            }
+            for seed, run in others.items()
+        }
+        for row in next(iter(others.values()))
+    }
+
+
+def _of(scores: dict, columns: Iterable[str]) -> dict:
+    return {column: None if scores[column] is None else round(scores[column], 5) for column in columns}
+
+
+def others_table(benchmark: str, others: Rows) -> str:
+    """Markdown: scores by protocol `paper`, and with background as a class, whose columns name the probability below
+    which a pixel was left without a class."""
+    kinds = next(iter(next(iter(others.values())).values()))
+    columns = [(kind, column) for kind in kinds for column in (SCORES if kind == "paper" else WITH_BACKGROUND)]
+    heads = [f"{kind}: {column}".replace("with_background", "with background, min_score") for kind, column in columns]
+    lines = [f"| {markdown(benchmark)} | {' | '.join(heads)} |", "|---" * (1 + len(columns)) + "|"]
+    for row, runs in others.items():
+        cells = [_cell([run[kind][column] for run in runs.values()]) for kind, column in columns]
+        lines.append(f"| {title_of(row)} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 

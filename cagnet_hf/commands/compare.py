@@ -13,6 +13,7 @@ def compare(
     variants: Path | None = None,
     seeds: list[int] = (0,),
     output_dir: Path,
+    all_scores: bool = False,
     set_: list[str] = (),
 ) -> None:
     """Train and score several systems on one benchmark.
@@ -30,6 +31,8 @@ def compare(
         variants (YAML): A file of changed rows to compare instead: NAME: [ROW, key=value, ...].
         seeds (SEED): One run of every row for each of these seeds.
         output_dir: The folder that gets the runs, the table and the figure.
+        all_scores: Score every row by protocol paper, too, and, where the benchmark has a class called background,
+            with background counted as a class.
         set_ (key=value): Recipe keys to change in every row; the keys of a stage in the rows that have the stage.
 
     Examples:
@@ -50,6 +53,7 @@ def compare(
         variants_of,
     )
     from ..apps.comparison_tables import points, write_comparison
+    from ..apps.other_scores import other_scores
     from ..training.features import FEATURES
 
     if rows and variants:
@@ -62,9 +66,13 @@ def compare(
     recipes = {seed: recipes_of(folder, changed, [*own, *set_, f"seed={seed}"]) for seed in seeds}
     features = output_dir / FEATURES
     runs = {seed: run_rows(recipes[seed], output_dir / f"seed_{seed}", features) for seed in seeds}
+    others = {}
+    for seed in seeds if all_scores else ():
+        folders = {row: output_dir / f"seed_{seed}" / row for row in recipes[seed]}
+        others[seed] = {row: other_scores(recipe, folders[row], features) for row, recipe in recipes[seed].items()}
     if PartialState().is_main_process:
         recipe = next(iter(recipes[seeds[0]].values()))
         published, title = published_rows(recipe), name_of_comparison(folder, recipe)
-        table = write_comparison(title, runs, output_dir, published, changed if variants else None)
+        table = write_comparison(title, runs, output_dir, published, changed if variants else None, others)
         logger.info(table.rstrip("\n"))
         seen_unseen_scatter(points(runs.values()), output_dir / "comparison.png", title=title)

@@ -115,6 +115,21 @@ def score_with_background(
     }
 
 
+def curve_with_background(
+    model, processor, dataset, benchmark: Benchmark, *, min_scores: Sequence[float], **options
+) -> dict[float, dict]:
+    """The scores where background counts as a class by every `min_score`, in one pass; see `PixelCounts`.
+
+    Args:
+        benchmark: Says which stored id is background.
+        options: See `scored_batches`.
+    """
+    background = benchmark.background_id
+    pixels = PixelCounts(model.config, background, benchmark.label_names[background], min_scores)
+    _count(pixels, model, processor, dataset, **options)
+    return pixels.with_background()
+
+
 def min_score_curve(
     model, processor, dataset, benchmark: Benchmark, *, min_scores: Sequence[float] = MIN_SCORES, **options
 ) -> dict[float, dict]:

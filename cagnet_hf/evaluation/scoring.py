@@ -67,7 +67,7 @@ def score(
         accelerator: Shares the rows between its processes.
         progress: Whether to show a bar.
         maps: The backbone's maps `(C, h, w)` of this process's images, in their order, where they were computed
-            before; for protocol `full`. No image is decoded then.
+            before, by protocol `paper` of images of `square_size`. No image is decoded then.
 
     Returns:
         The scores (see `ConfusionMatrix.scores`) with `protocol`, `num_images` and the `calibration` that they were
@@ -132,10 +132,7 @@ def scored_batches(
     """
     if protocol not in PROTOCOLS:
         raise ValueError(f"unknown protocol {protocol!r}: choose one of {', '.join(PROTOCOLS)}")
-    square = None
-    if protocol == "paper":
-        side = processor.size.get("height") or processor.size["longest_edge"]
-        square = {"height": side, "width": side}
+    square = square_size(processor) if protocol == "paper" else None
     process, processes = accelerator.process_index, accelerator.num_processes
     total = len(range(process, len(dataset), processes)) if isinstance(dataset, Rows) else None
     labels, device = labels or LabelSpace.of(model.config), accelerator.device
@@ -144,7 +141,7 @@ def scored_batches(
         forward, examples = model, _examples(samples, labels, processor, square, device)
     else:
         samples = dataset.without_images().share(process, processes)
-        forward, examples = _of_maps(model), _with_maps(samples, labels, maps, device)
+        forward, examples = _of_maps(model), _with_maps(samples, labels, maps, square, device)
     training = model.training
     model.eval()
     hidden = not (progress and accelerator.is_main_process)
@@ -177,17 +174,24 @@ def _examples(
             yield pixels, resize_labels(stored, tuple(square.values()))
 
 
+def square_size(processor) -> dict[str, int]:
+    """The `size` that protocol `paper` warps images to."""
+    side = processor.size.get("height") or processor.size["longest_edge"]
+    return {"height": side, "width": side}
+
+
 def _of_maps(model):
     """The model as a function of maps of its backbone."""
     return lambda maps, **options: model(backbone_features=maps, **options)
 
 
 def _with_maps(
-    samples: Iterable[Sample], labels: LabelSpace, maps: Iterable[torch.Tensor], device
+    samples: Iterable[Sample], labels: LabelSpace, maps: Iterable[torch.Tensor], square: dict | None, device
 ) -> Iterator[tuple[torch.Tensor, np.ndarray]]:
-    """(the backbone's map on the device, labels in model order)."""
+    """(the backbone's map on the device, labels in model order, of an image warped to a square in its size)."""
     for sample, features in zip(samples, maps, strict=True):
-        yield features.to(device), labels.to_model_order(sample.labels, source=f"mask of {sample.id}")
+        stored = labels.to_model_order(sample.labels, source=f"mask of {sample.id}")
+        yield features.to(device), stored if square is None else resize_labels(stored, tuple(square.values()))
 
 
 def batches_of_equal_size(examples, batch_size: int):

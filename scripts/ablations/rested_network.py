@@ -1,20 +1,19 @@
-"""What contexts of the generator, and schedules of its fine-tuning, are worth: CaGNet(pi) on cells of a rested network.
+"""What contexts of the generator and schedules of its fine-tuning are worth: CaGNet(pi) on cells of a rested network.
 
 python scripts/ablations/rested_network.py --study contexts --runs outputs/held_out/seed_0 outputs/held_out/seed_1 \
     --output contexts.json
 
-Every run is a pre-training (`train --recipe pascal_voc_frozen/cagnet_pi until=pretrain split=tuning seed=N`), whose network
-rests from here on. Its features of the labelled cells of all images are computed once, and the stages that follow,
-`fit_generator` and `finetune`, are repeated on these cells for every variant: without crops, and with the latent of the
-network at its mean, so that a variant takes seconds. Scores count cells, not pixels.
+Every run is a pre-training (`train --recipe pascal_voc_frozen/cagnet_pi until=pretrain split=tuning seed=N`), whose
+network rests from here on. The features of the labelled cells of all images are computed once. The stages that follow,
+`fit_generator` and `finetune`, are repeated on these cells for every variant: without crops, and with the latent of
+the network at its mean, so that a variant takes a minute. Scores count cells, not pixels.
 """
 
 import argparse
 import copy
 import json
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -53,6 +52,7 @@ class Schedule:
         falls: The classifier's rate falls to zero.
         averaged: The share of the last steps over which the classifier's weights are averaged.
         corrected: Synthetic logits are corrected for the odds that classes are drawn with, in training alone.
+        weight: Of the loss of synthetic steps; the recipe's when None.
     """
 
     block: int = 50
@@ -60,6 +60,7 @@ class Schedule:
     falls: bool = False
     averaged: float = 0.0
     corrected: bool = False
+    weight: float | None = None
 
 
 CONTEXTS = {
@@ -74,14 +75,16 @@ CONTEXTS = {
 }
 SCHEDULES = {
     "blocks of 50": Schedule(),
+    "blocks of 50, averaged": Schedule(averaged=0.5),
+    "blocks of 50, corrected": Schedule(corrected=True),
     "in turn": Schedule(block=1),
-    "together": Schedule(together=True),
-    "blocks, falling rate": Schedule(falls=True),
-    "in turn, falling rate": Schedule(block=1, falls=True),
-    "blocks, averaged over the last half": Schedule(averaged=0.5),
-    "in turn, averaged over the last half": Schedule(block=1, averaged=0.5),
-    "blocks, corrected": Schedule(corrected=True),
-    "in turn, falling rate, corrected": Schedule(block=1, falls=True, corrected=True),
+    "in turn, weight 1": Schedule(block=1, weight=1),
+    "in turn, weight 4": Schedule(block=1, weight=4),
+    "in turn, weight 1, falling rate": Schedule(block=1, weight=1, falls=True),
+    "in turn, weight 4, falling rate": Schedule(block=1, weight=4, falls=True),
+    "in turn, weight 1, averaged": Schedule(block=1, weight=1, averaged=0.5),
+    "together, weight 1": Schedule(together=True, weight=1),
+    "together, weight 4": Schedule(together=True, weight=4),
 }
 
 
@@ -115,7 +118,8 @@ def main(argv: list[str] | None = None) -> int:
         check_output(args.output, mark)
         for name in args.variants or ():
             if name not in known:
-                raise ValueError(f"--variants: no variant {name!r}{did_you_mean(name, known)}; known: {', '.join(known)}")
+                hint = did_you_mean(name, known)
+                raise ValueError(f"--variants: {args.study} has no {name!r}{hint}; known: {'; '.join(known)}")
         missing = [folder for folder in args.runs if not (folder / "metrics.json").is_file()]
         if missing:
             raise FileNotFoundError(f"{missing[0]} is no finished run: metrics.json is not there")
@@ -298,6 +302,7 @@ class Rested:
     def learnt_module(self, kl: float):
         """A contextual module that has learnt with a generator, by the papers' text."""
         import torch
+
         from cagnet_hf.methods.losses import kl_to_standard_normal
         from cagnet_hf.model.parts_cagnet import ContextualModule
 
@@ -342,6 +347,8 @@ class Rested:
             changes["classifier"] = stage.classifier.model_copy(update={"schedule": "poly"})
         if schedule.together:
             changes["iterations"] = stage.iterations // 2
+        if schedule.weight is not None:
+            changes["weights"] = stage.weights.model_copy(update={"synthetic_step": schedule.weight})
         stage = stage.model_copy(update=changes)
         recipe = recipe.model_copy(update={"stages": recipe.stages | {"finetune": stage}})
         method, learner, stage = self._stage("finetune", recipe)
