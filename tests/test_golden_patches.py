@@ -93,7 +93,9 @@ def test_a_training_step(tag, dtype):
         gradient = gradients.pop(our_key(original))
         if original.endswith(".0.weight"):
             layer = model.layers[int(original[4]) - 1].convolution
-            inputs, output = calls[layer]
+            inputs, embeddings, output = calls[layer]
+            if embeddings is not None:
+                inputs = torch.einsum("bnhw,ne->behw", inputs, embeddings)
             unmasked = torch.nn.grad.conv2d_weight(inputs, layer.weight.shape, output.grad, padding=layer.padding)
             torch.testing.assert_close(gradient, unmasked * (layer.visible_weight() != 0))
             assert gradient.norm() < unmasked.norm()

@@ -100,7 +100,7 @@ def test_a_normal_latent_is_no_nats_away_and_tells_nothing_of_the_image(script, 
     ("study", "variants"),
     [
         ("contexts", ["noise", "surroundings, whitened, bank", "learnt, KL 0.1, of class"]),
-        ("schedules", ["blocks of 50", "in turn, weight 4", "together, weight 1", "blocks of 50, averaged"]),
+        ("schedules", ["blocks of 50", "in turn, weight 4, averaged", "together, weight 4", "blocks of 50, averaged"]),
     ],
 )
 def test_a_study_has_a_line_for_every_variant_and_run_and_keeps_what_was_measured(

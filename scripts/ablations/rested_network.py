@@ -78,13 +78,11 @@ SCHEDULES = {
     "blocks of 50, averaged": Schedule(averaged=0.5),
     "blocks of 50, corrected": Schedule(corrected=True),
     "in turn": Schedule(block=1),
-    "in turn, weight 1": Schedule(block=1, weight=1),
-    "in turn, weight 4": Schedule(block=1, weight=4),
-    "in turn, weight 1, falling rate": Schedule(block=1, weight=1, falls=True),
     "in turn, weight 4, falling rate": Schedule(block=1, weight=4, falls=True),
-    "in turn, weight 1, averaged": Schedule(block=1, weight=1, averaged=0.5),
-    "together, weight 1": Schedule(together=True, weight=1),
+    "in turn, weight 16, falling rate": Schedule(block=1, weight=16, falls=True),
+    "in turn, weight 4, averaged": Schedule(block=1, weight=4, averaged=0.5),
     "together, weight 4": Schedule(together=True, weight=4),
+    "together, weight 16, falling rate": Schedule(together=True, weight=16, falls=True),
 }
 
 
