@@ -9,6 +9,7 @@ import re
 import sys
 from collections.abc import Iterable
 from pathlib import Path
+from statistics import stdev
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 CARDS = REPOSITORY / "model_cards"
@@ -17,6 +18,11 @@ MEASURED = REPOSITORY / "cagnet_hf" / "apps" / "measured_results.json"
 ROWS = "spnet spnet_c zs3net cagnet_pi cagnet_pa spnet_st zs3net_st cagnet_pi_st cagnet_pa_st gaussian".split()
 SCORES = ("S-mIoU", "U-mIoU", "hIoU")
 FIGURES = ("seen_unseen.png", "per_class.png")
+OF_LATENTS = {  # what `rested_network.py` measures of a latent, and its head
+    "nats_per_channel": "nats per channel",
+    "variance_from_image": "variance decided by the image",
+    "class_from_latent": "class read from the latent",
+}
 _RUN = re.compile(r"(?P<row>.+?)_(?P<kind>seed\d+|seed\d+_paper|tuning)")
 
 
@@ -164,6 +170,32 @@ def made_features_table(path: Path) -> str:
     return table([*head, "unseen", "U-mIoU", "hIoU"], rows)
 
 
+def rested_table(path: Path) -> str:
+    """What `rested_network.py` found: scores of every variant, and their differences from the first one."""
+    from cagnet_hf.apps.comparison_tables import paired_difference, with_interval
+
+    variants = {name: seeds for name, seeds in json.loads(path.read_text("utf-8"))["variants"].items() if seeds}
+    first = next(iter(variants))
+    of_latents, rows = [], []
+    for name, seeds in variants.items():
+        runs = list(seeds.values())
+        cells = [name, str(len(runs)), *(with_interval([run[score] for run in runs], 3) for score in SCORES)]
+        deviation = stdev(run["hIoU"] for run in runs) if len(runs) > 1 else None
+        cells.append("–" if deviation is None else f"{deviation:.3f}")
+        cells.append("–" if name == first else paired_difference(seeds, variants[first]))
+        of_latents = [column for column in OF_LATENTS if column in runs[0]]
+        for column in of_latents:
+            values = [run[column] for run in runs if run[column] is not None]
+            cells.append(f"{sum(values) / len(values):.2g}" if values else "–")
+        if of_latents:
+            probes = ([run[group]["probe_accuracy"] for run in runs] for group in ("seen", "unseen"))
+            cells += [f"{sum(values) / len(values):.2f}" for values in probes]
+        rows.append(cells)
+    head = ["variant", "seeds", *SCORES, "deviation of hIoU", f"hIoU − that of {first}, in points"]
+    head += [OF_LATENTS[column] for column in of_latents]
+    return table(head + (["probe of made features: seen", "unseen"] if of_latents else []), rows)
+
+
 def study_table(folder: Path) -> str:
     """A benchmark's table: every row by both protocols, what it took, and its score on held-out seen classes."""
     columns = ("S-mIoU", "U-mIoU", "hIoU", "PA", "MA")
@@ -279,6 +311,7 @@ def main(argv: list[str] | None = None) -> int:
     tables["model_cards/README.md"] = study | {"self-training": self_training_table(CARDS)}
     frozen = {name: comparison_block(name, compared) for name, compared in comparisons(CARDS).items()}
     frozen["made features"] = made_features_table(CARDS / "frozen" / "made_features.json")
+    frozen |= {name: rested_table(CARDS / "frozen" / f"{name}.json") for name in ("contexts", "schedules")}
     tables["model_cards/frozen.md"] = frozen
     MEASURED.write_text(json.dumps(measured(CARDS)).replace("}, ", "},\n ") + "\n", encoding="utf-8")
     texts = cards_of_runs(CARDS)

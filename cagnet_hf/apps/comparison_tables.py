@@ -162,6 +162,12 @@ def _differences(row: dict[str, dict], other: dict[str, dict]) -> list[float]:
     return [100 * (one - two) for one, two in common if one is not None and two is not None]
 
 
+def paired_difference(row: dict[str, dict], other: dict[str, dict]) -> str:
+    """hIoU of a row less that of another, in points, over their common seeds: mean, interval and p value."""
+    values = _differences(row, other)
+    return _difference(values, sign_flip_test(values)) if values else "–"
+
+
 def _difference(values: Sequence[float], p: float) -> str:
     shown = f"{with_interval(values, sign='+')}, p {p:.3f}"
     return f"**{shown}**" if p < 1 - LEVEL else shown

@@ -53,6 +53,7 @@ class Schedule:
         averaged: The share of the last steps over which the classifier's weights are averaged.
         corrected: Synthetic logits are corrected for the odds that classes are drawn with, in training alone.
         weight: Of the loss of synthetic steps; the recipe's when None.
+        image_prior: Of the configuration, when the model is scored.
     """
 
     block: int = 50
@@ -61,6 +62,7 @@ class Schedule:
     averaged: float = 0.0
     corrected: bool = False
     weight: float | None = None
+    image_prior: float = 0.0
 
 
 CONTEXTS = {
@@ -83,6 +85,9 @@ SCHEDULES = {
     "in turn, weight 4, averaged": Schedule(block=1, weight=4, averaged=0.5),
     "together, weight 4": Schedule(together=True, weight=4),
     "together, weight 16, falling rate": Schedule(together=True, weight=16, falls=True),
+    "blocks of 50, image prior 1": Schedule(image_prior=1),
+    "blocks of 50, image prior 2": Schedule(image_prior=2),
+    "blocks of 50, image prior 3": Schedule(image_prior=3),
 }
 
 
@@ -171,6 +176,7 @@ class Cells:
         images: `(P,)`, the number of the image, rising.
         surroundings: `(P, D)`, the mean feature of the image's cells that do not have the label of the cell.
         maps: The maps `(D, h, w)` that the contextual module hears, by image.
+        described: The features `(D, h, w)` of all cells, by image.
         places: `(h, w)` bool by image, where the cells are.
     """
 
@@ -178,7 +184,7 @@ class Cells:
         import torch
 
         ignore, found = model.config.ignore_index, []
-        self.maps, self.places = [], []
+        self.maps, self.described, self.places = [], [], []
         with torch.no_grad():
             for of_backbone, labels in zip(maps, label_maps, strict=True):
                 output = model.cagnet(backbone_features=of_backbone[None].float(), output_hidden_states=True)
@@ -187,6 +193,7 @@ class Cells:
                 around = surroundings(features, labels)
                 found.append([values[labelled] for values in (features, labels, number, around)])
                 self.maps.append(output.hidden_states[1][0].clone())
+                self.described.append(output.features[0])
                 self.places.append(labelled)
         self.features, self.classes, self.images, self.surroundings = (
             torch.cat(parts).clone() for parts in zip(*found, strict=True)
@@ -258,7 +265,7 @@ class Rested:
         if isinstance(variant, Schedule):
             self.fit(Context())
             self.fine_tune(variant)
-            return self.scores()
+            return self.scores(variant.image_prior)
         latents = self.fit(variant)
         self.fine_tune(Schedule())
         return self.scores() | latents.description() | self.made_features()
@@ -421,17 +428,21 @@ class Rested:
             logits = logits + method.class_odds().log()[None, :, None, None]
         return stage.weights.synthetic_step * torch.nn.functional.cross_entropy(logits, truth)
 
-    def scores(self) -> dict:
+    def scores(self, image_prior: float = 0.0) -> dict:
         """Scores of the labelled cells of the test images."""
         import torch
 
         from cagnet_hf.evaluation.zero_shot_segmentation.confusion_matrix import ConfusionMatrix
+        from cagnet_hf.model.maps_cagnet import with_image_prior
 
         self.model.eval()
+        predicted = []
         with torch.no_grad():
-            predicted = self.model.classifier(self.test.features.t()[None, :, None])[0, :, 0].argmax(0)
+            for features, labelled in zip(self.test.described, self.test.places, strict=True):
+                logits = with_image_prior(self.model.classifier(features[None]), image_prior)
+                predicted.append(logits[0].argmax(0)[labelled])
         matrix = ConfusionMatrix.of(self.model.config)
-        matrix.add(predicted[None], self.test.classes[None])
+        matrix.add(torch.cat(predicted)[None], self.test.classes[None])
         scores = matrix.scores()
         return {column: scores[column] for column in ("hIoU", "S-mIoU", "U-mIoU")}
 
