@@ -225,3 +225,26 @@ def test_real_features_are_those_of_labelled_cells(load_script, tiny_dataset):
     assert len(features) == len(classes) == len(halves) and set(halves.tolist()) == {0, 1}
     assert 0 <= classes.min() and classes.max() < model.config.num_labels  # unseen classes keep their labels here
     assert classes.max() >= len(model.config.seen_ids)
+
+
+# Image priors
+
+
+def test_finished_runs_are_scored_with_an_image_prior_and_once_alone(load_script, trained_run, tmp_path, capsys):
+    output = tmp_path / "priors.json"
+    arguments = ["--runs", str(trained_run), "--output", str(output), "--weights"]
+    assert load_script("ablations/image_prior").main([*arguments, "0"]) == 0
+    capsys.readouterr()
+    assert load_script("ablations/image_prior").main([*arguments, "0", "3"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 1
+    rows = json.loads(output.read_text())["rows"]
+    metrics = json.loads((trained_run / "metrics.json").read_text())
+    plain, prior = (rows[f"run, image prior {weight}"]["0"] for weight in (0, 3))
+    assert plain == {score: round(metrics[score], 5) for score in ("S-mIoU", "U-mIoU", "hIoU")}
+    assert prior != plain
+
+
+def test_a_run_that_is_not_finished_has_no_image_prior(load_script, tmp_path, capsys):
+    arguments = ["--runs", str(tmp_path), "--output", str(tmp_path / "priors.json")]
+    assert load_script("ablations/image_prior").main(arguments) == 2
+    assert f"{tmp_path} is no finished run" in capsys.readouterr().err
