@@ -237,7 +237,7 @@ def test_finished_runs_are_scored_with_an_image_prior_and_once_alone(load_script
     capsys.readouterr()
     assert load_script("ablations/image_prior").main([*arguments, "0", "3"]) == 0
     assert len(capsys.readouterr().out.splitlines()) == 1
-    rows = json.loads(output.read_text())["rows"]
+    rows = json.loads(output.read_text())["scores"]
     metrics = json.loads((trained_run / "metrics.json").read_text())
     plain, prior = (rows[f"run, image prior {weight}"]["0"] for weight in (0, 3))
     assert plain == {score: round(metrics[score], 5) for score in ("S-mIoU", "U-mIoU", "hIoU")}

@@ -37,13 +37,13 @@ def main(argv: list[str] | None = None) -> int:
         missing = [folder for folder in args.runs if not (folder / "metrics.json").is_file()]
         if missing:
             raise FileNotFoundError(f"{missing[0]} is no finished run: metrics.json is not there")
-        found = json.loads(args.output.read_text("utf-8"))["rows"] if args.output.exists() else {}
+        found = json.loads(args.output.read_text("utf-8"))["scores"] if args.output.exists() else {}
         for folder in args.runs:
             for name, seed, scores in scored(folder, args.weights, found):
                 found.setdefault(name, {})[seed] = scores
                 print(folder, name, json.dumps(scores), flush=True)
-                rows = ",\n".join(f"  {json.dumps(row)}: {json.dumps(seeds)}" for row, seeds in found.items())
-                write_text_whole(args.output, f'{{\n "made_by": {json.dumps(mark)},\n "rows": {{\n{rows}\n }}\n}}\n')
+                lines = ",\n".join(f"  {json.dumps(row)}: {json.dumps(seeds)}" for row, seeds in found.items())
+                write_text_whole(args.output, f'{{\n "made_by": {json.dumps(mark)},\n "scores": {{\n{lines}\n }}\n}}\n')
 
     return run(measure)
 
