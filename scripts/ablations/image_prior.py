@@ -43,7 +43,9 @@ def main(argv: list[str] | None = None) -> int:
                 found.setdefault(name, {})[seed] = scores
                 print(folder, name, json.dumps(scores), flush=True)
                 lines = ",\n".join(f"  {json.dumps(row)}: {json.dumps(seeds)}" for row, seeds in found.items())
-                write_text_whole(args.output, f'{{\n "made_by": {json.dumps(mark)},\n "scores": {{\n{lines}\n }}\n}}\n')
+                write_text_whole(
+                    args.output, f'{{\n "made_by": {json.dumps(mark)},\n "scores": {{\n{lines}\n }}\n}}\n'
+                )
 
     return run(measure)
 

@@ -101,8 +101,8 @@ def real_cells(model, processor, dataset, images: int):
     return [torch.cat(parts).clone() for parts in zip(*found, strict=True)]
 
 
-def compare_features(model, features, classes, halves) -> dict:
-    """What tells made features from real ones, of seen and of unseen classes."""
+def compare_features(model, features, classes, halves, synthesize=None) -> dict:
+    """What tells made features from real ones, of seen and unseen classes; made by the model, or by `synthesize`."""
     import torch
 
     unseen, report = set(model.config.unseen_ids), {}
@@ -114,7 +114,7 @@ def compare_features(model, features, classes, halves) -> dict:
             if min(map(len, of_class)) < SMALLEST:
                 continue
             drawn = [cells[torch.randperm(len(cells))[:CELLS]] for cells in of_class]
-            like = [make_features(model, class_id, len(cells)) for cells in drawn]
+            like = [make_features(model, class_id, len(cells), synthesize) for cells in drawn]
             accuracies.append(probe_accuracy(*drawn, *like))
             real.append(torch.cat(drawn))
             made.append(torch.cat(like))
@@ -124,14 +124,14 @@ def compare_features(model, features, classes, halves) -> dict:
     return report
 
 
-def make_features(model, class_id: int, count: int):
+def make_features(model, class_id: int, count: int, synthesize=None):
     """`(count, D)` features of a class, each with a latent of its own, as training makes them: with dropout."""
     import torch
 
     size = model.config.patch_size
     model.generator.train()
     with torch.no_grad():
-        made = model.synthesize_features(torch.full((1, size, count * size), class_id))
+        made = (synthesize or model.synthesize_features)(torch.full((1, size, count * size), class_id))
     model.generator.eval()
     return made[0, :, size // 2, size // 2 :: size].t().clone()
 

@@ -6,20 +6,21 @@ python scripts/ablations/rested_network.py --study contexts --runs outputs/held_
 Every run is a pre-training (`train --recipe pascal_voc_frozen/cagnet_pi until=pretrain split=tuning seed=N`), whose
 network rests from here on. The features of the labelled cells of all images are computed once. The stages that follow,
 `fit_generator` and `finetune`, are repeated on these cells for every variant: without crops, and with the latent of
-the network at its mean, so that a variant takes a minute. Scores count cells, not pixels.
+the network at its mean, so that a variant takes a minute. The features therefore do not depend on the latent that the
+generator hears. Scores count cells, not pixels.
 """
 
 import argparse
 import copy
 import json
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 
-IMAGES = 8  # of a step
 PROBED = 200  # cells of a class in either half of the images, for the probe that reads the class from the latent
 PENALTY = 1e-2  # on the squared weights of that probe
+OFFSETS = [step / 2 for step in range(-8, 13)]  # added to the logits of unseen classes; the best is chosen crosswise
 
 
 @dataclass(frozen=True)
@@ -28,18 +29,22 @@ class Context:
 
     Attributes:
         of: `"noise"`, which is what the latent of the released objective comes to; `"surroundings"`, the mean feature
-            of the image's other segments, so that a cell's own segment is not in it; `"learnt"`, the latent of a
-            contextual module that learns with the generator (`objective: paper`, L2 of weight 10, a free variance).
+            of the image's cells that do not have the label of the cell, those without a label included; `"learnt"`,
+            the latent of a contextual module of free variance that learns with a generator of its own by the papers'
+            text (L2 of weight 10). The generator of the variant is fitted anew.
         kl: Of `"learnt"`, the weight of the distance of the latent from a standard normal.
-        whitened: Give the latents of every class the mean 0 and one variance, so that no mean tells the class.
+        standardised: Give the latents of every class the mean 0 and the variance 1 in each channel.
         synthetic: What synthetic steps draw: `"normal"` latents; those of a `"bank"` of real contexts; or normal ones
             around a mean that is regressed from the class vector, `"of_class"`.
+        content: The content loss of the generator. The MMD compares the features of a class as a set, so that nothing
+            asks the generator to listen to the latent; `"l2"`, of weight 10, compares cell by cell.
     """
 
     of: str = "noise"
     kl: float = 0.0
-    whitened: bool = False
+    standardised: bool = False
     synthetic: str = "normal"
+    content: str = "mmd"
 
 
 @dataclass(frozen=True)
@@ -65,29 +70,34 @@ class Schedule:
     image_prior: float = 0.0
 
 
+LEARNT = Context("learnt", kl=0.1)
 CONTEXTS = {
     "noise": Context(),
-    "surroundings, bank": Context("surroundings", synthetic="bank"),
-    "surroundings, whitened, bank": Context("surroundings", whitened=True, synthetic="bank"),
-    "learnt, KL 100": Context("learnt", kl=100),
-    "learnt, KL 0.1": Context("learnt", kl=0.1),
-    "learnt, KL 0.1, bank": Context("learnt", kl=0.1, synthetic="bank"),
-    "learnt, KL 0.1, of class": Context("learnt", kl=0.1, synthetic="of_class"),
-    "learnt, KL 0.1, whitened, bank": Context("learnt", kl=0.1, whitened=True, synthetic="bank"),
+    "noise, L2": Context(content="l2"),
+    "surroundings, L2, bank": Context("surroundings", content="l2", synthetic="bank"),
+    "surroundings, standardised, L2, bank": Context("surroundings", 0, True, "bank", "l2"),
+    "learnt, L2": replace(LEARNT, content="l2"),
+    "learnt, L2, bank": replace(LEARNT, content="l2", synthetic="bank"),
+    "learnt, L2, of class": replace(LEARNT, content="l2", synthetic="of_class"),
+    "learnt, standardised, L2, bank": replace(LEARNT, standardised=True, content="l2", synthetic="bank"),
+    "learnt": LEARNT,
+    "learnt, of class": replace(LEARNT, synthetic="of_class"),
+    "learnt, standardised, bank": replace(LEARNT, standardised=True, synthetic="bank"),
 }
 SCHEDULES = {
     "blocks of 50": Schedule(),
-    "blocks of 50, averaged": Schedule(averaged=0.5),
-    "blocks of 50, corrected": Schedule(corrected=True),
-    "in turn": Schedule(block=1),
-    "in turn, weight 4, falling rate": Schedule(block=1, weight=4, falls=True),
-    "in turn, weight 16, falling rate": Schedule(block=1, weight=16, falls=True),
-    "in turn, weight 4, averaged": Schedule(block=1, weight=4, averaged=0.5),
-    "together, weight 4": Schedule(together=True, weight=4),
-    "together, weight 16, falling rate": Schedule(together=True, weight=16, falls=True),
     "blocks of 50, image prior 1": Schedule(image_prior=1),
     "blocks of 50, image prior 2": Schedule(image_prior=2),
     "blocks of 50, image prior 3": Schedule(image_prior=3),
+    "blocks of 50, weight 4": Schedule(weight=4),
+    "blocks of 50, falling rate": Schedule(falls=True),
+    "blocks of 50, averaged": Schedule(averaged=0.5),
+    "blocks of 50, corrected": Schedule(corrected=True),
+    "in turn": Schedule(block=1),
+    "in turn, weight 4": Schedule(block=1, weight=4),
+    "in turn, weight 4, falling rate": Schedule(block=1, weight=4, falls=True),
+    "in turn, weight 16, falling rate": Schedule(block=1, weight=16, falls=True),
+    "together, weight 4": Schedule(together=True, weight=4),
 }
 
 
@@ -95,15 +105,17 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description="Repeat the last stages of CaGNet(pi) on cells of a network that rests, once for every variant. "
         "contexts: what the generator hears beside the class; measured are how far the latent is from a standard "
-        "normal (nats per channel), the share of its variance that the image decides, how well a linear probe reads "
-        "the class from it (accuracy over classes), what tells made from real features, and scores of cells. "
-        "schedules: how the classifier is fine-tuned, with scores alone. Choose on runs with split=tuning.",
+        "normal (nats per channel), the share of its variance that the image decides, how well a probe reads the "
+        "class from it (accuracy over classes), what tells made from real features, and scores of cells. schedules: "
+        "how the classifier is fine-tuned, with scores alone. Choose on runs with split=tuning.",
     )
     parser.add_argument("--study", choices=["contexts", "schedules"], required=True)
     parser.add_argument("--runs", type=Path, nargs="+", required=True, help="folders of finished pre-trainings")
     parser.add_argument("--variants", nargs="+", metavar="NAME", help="of the study (default: all)")
     parser.add_argument("--recipe", default="pascal_voc_frozen/cagnet_pi", help="whose last stages are repeated")
-    parser.add_argument("--output", type=Path, required=True, help="JSON file")
+    parser.add_argument(
+        "--output", type=Path, required=True, help="JSON file; what stands in it is not measured again"
+    )
     return parser
 
 
@@ -115,40 +127,63 @@ def main(argv: list[str] | None = None) -> int:
     from cagnet_hf.data.names import did_you_mean
     from cagnet_hf.files import check_output, made_by, write_text_whole
 
-    mark, known = made_by("rested_network"), {"contexts": CONTEXTS, "schedules": SCHEDULES}[args.study]
+    known = {"contexts": CONTEXTS, "schedules": SCHEDULES}[args.study]
+    facts = {"made_by": made_by("rested_network"), "study": args.study, "recipe": args.recipe}
 
     def study():
-        check_output(args.output, mark)
+        check_output(args.output, facts["made_by"])
         for name in args.variants or ():
             if name not in known:
                 hint = did_you_mean(name, known)
                 raise ValueError(f"--variants: {args.study} has no {name!r}{hint}; known: {'; '.join(known)}")
-        missing = [folder for folder in args.runs if not (folder / "metrics.json").is_file()]
-        if missing:
-            raise FileNotFoundError(f"{missing[0]} is no finished run: metrics.json is not there")
-        found = {name: {} for name in args.variants or known}
-        if args.output.exists():  # variants that were measured before stay
-            found |= json.loads(args.output.read_text("utf-8"))["variants"]
-        for folder in args.runs:
-            rested = None
-            for name in args.variants or known:
-                if str(seed_of(folder)) in found[name]:
-                    continue
-                rested = rested or Rested(folder, args.recipe)
-                found[name][str(seed_of(folder))] = scores = rounded(rested.scores_of(known[name]))
+        runs = by_seed(args.runs)
+        found = {} if not args.output.exists() else read_study(args.output, facts, runs)
+        for seed, folder in runs.items():
+            left = [name for name in args.variants or known if seed not in found.get(name, {})]
+            rested = Rested(folder, args.recipe) if left else None
+            for name in left:
+                scores = {"run": run_of(folder)} | rounded(rested.scores_of(known[name]))
+                found.setdefault(name, {})[seed] = scores
                 print(folder, name, json.dumps(scores), flush=True)
-                write_text_whole(args.output, as_text(mark, args.study, found))
+                ordered = {name: found[name] for name in known if name in found}
+                write_text_whole(args.output, as_text(facts, ordered))
 
     return run(study)
 
 
-def seed_of(folder: Path) -> int:
+def by_seed(folders: list[Path]) -> dict[str, Path]:
+    """Finished runs by their seeds."""
     from cagnet_hf.training.recipe_files import load_recipe
 
-    return load_recipe(str(folder / "recipe.yaml")).seed
+    runs = {}
+    for folder in folders:
+        if not (folder / "metrics.json").is_file():
+            raise FileNotFoundError(f"{folder} is no finished run: metrics.json is not there")
+        seed = str(load_recipe(str(folder / "recipe.yaml")).seed)
+        if seed in runs:
+            raise ValueError(f"{folder} and {runs[seed]} both have seed {seed}: give one run a seed")
+        runs[seed] = folder
+    return runs
 
 
-def as_text(mark: str, study: str, found: dict) -> str:
+def run_of(folder: Path) -> str:
+    return json.loads((folder / "run.json").read_text("utf-8"))["run"]
+
+
+def read_study(path: Path, facts: dict, runs: dict[str, Path]) -> dict:
+    """What was measured before, if it is of the same study, recipe and runs."""
+    written = json.loads(path.read_text("utf-8"))
+    for key, value in facts.items():
+        if written.get(key) != value:
+            raise ValueError(f"{path} has {key} {written.get(key)!r}, not {value!r}: choose another --output")
+    for seeds in written["variants"].values():
+        for seed, scores in seeds.items():
+            if seed in runs and scores["run"] != run_of(runs[seed]):
+                raise ValueError(f"{path} has another run of seed {seed} than {runs[seed]}: choose another --output")
+    return written["variants"]
+
+
+def as_text(facts: dict, found: dict) -> str:
     """JSON with a line for every run."""
     variants = ",\n".join(
         f"  {json.dumps(name)}: {{\n"
@@ -156,8 +191,8 @@ def as_text(mark: str, study: str, found: dict) -> str:
         + "\n  }"
         for name, seeds in found.items()
     )
-    head = f' "made_by": {json.dumps(mark)},\n "study": {json.dumps(study)},\n "variants": {{\n'
-    return f"{{\n{head}{variants}\n }}\n}}\n"
+    head = "".join(f" {json.dumps(key)}: {json.dumps(value)},\n" for key, value in facts.items())
+    return f'{{\n{head} "variants": {{\n{variants}\n }}\n}}\n'
 
 
 def rounded(values: dict) -> dict:
@@ -175,9 +210,9 @@ class Cells:
         classes: `(P,)`.
         images: `(P,)`, the number of the image, rising.
         surroundings: `(P, D)`, the mean feature of the image's cells that do not have the label of the cell.
-        maps: The maps `(D, h, w)` that the contextual module hears, by image.
-        described: The features `(D, h, w)` of all cells, by image.
-        places: `(h, w)` bool by image, where the cells are.
+        maps: By image the map `(D, h, w)` that the contextual module hears.
+        described: By image the features `(D, h, w)` of all cells.
+        places: By image where the labelled cells are, `(h, w)` bool.
     """
 
     def __init__(self, model, maps, label_maps):
@@ -192,21 +227,21 @@ class Cells:
                 number = torch.full_like(labels, len(self.maps))
                 around = surroundings(features, labels)
                 found.append([values[labelled] for values in (features, labels, number, around)])
-                self.maps.append(output.hidden_states[1][0].clone())
+                self.maps.append(output.hidden_states[1][0])
                 self.described.append(output.features[0])
                 self.places.append(labelled)
         self.features, self.classes, self.images, self.surroundings = (
-            torch.cat(parts).clone() for parts in zip(*found, strict=True)
+            torch.cat(parts) for parts in zip(*found, strict=True)
         )
         counts = torch.bincount(self.images, minlength=len(self.maps))
         self.ends = counts.cumsum(0).tolist()
         self.labelled_images = counts.nonzero().flatten()
 
-    def draw(self):
-        """The positions of the cells of some images, and the numbers of these images."""
+    def draw(self, images: int):
+        """The positions of the cells of some images, and the numbers of these images, both rising."""
         import torch
 
-        chosen = self.labelled_images[torch.randperm(len(self.labelled_images))[:IMAGES]].tolist()
+        chosen = self.labelled_images[torch.randperm(len(self.labelled_images))[:images]].sort().values.tolist()
         starts = [0, *self.ends]
         return torch.cat([torch.arange(starts[image], self.ends[image]) for image in chosen]), chosen
 
@@ -245,19 +280,27 @@ class Rested:
         keys = [f"{key}={getattr(ran, key)}" for key in ("benchmark", "dataset", "class_embeddings", "seed", "split")]
         place = ran.feature_cache.folder or folder / "features"
         self.recipe = load_recipe(recipe, [*keys, f"feature_cache.folder={place}"])
+        missing = [name for name in ("fit_generator", "finetune") if name not in self.recipe.stages]
+        if missing:
+            raise ValueError(f"{recipe} has no stage {missing[0]}, which is to be repeated")
         self.model, processor = load_model(str(folder / "model"))
+        if self.model.config.patch_size > 1:
+            raise ValueError(f"{folder} looks at patches, and cells are looked at one by one: give runs of CaGNet(pi)")
         self.model.eval()
         self.start = copy.deepcopy(self.model.state_dict())
+        self.accelerator = Accelerator(cpu=True)
         rows = {split: dataset_of(ran, split) for split in (ran.train_split, ran.test_split)}
         caches = [
-            cached_features(ran, Path(place), images, self.model, processor, Accelerator(), scored=scored)
+            cached_features(ran, Path(place), images, self.model, processor, self.accelerator, scored=scored)
             for images, scored in zip(rows.values(), (False, True), strict=True)
         ]
-        labels = [labels.long() for _, labels in caches[0]]
-        self.cells = Cells(self.model, (maps[0] for maps, _ in caches[0]), labels)
         caches[1].hide_unseen = False
-        self.test = Cells(self.model, (maps[0] for maps, _ in caches[1]), (labels.long() for _, labels in caches[1]))
-        self._fitted: dict[Context, tuple[dict, Latents]] = {}
+        self.cells, self.test = (
+            Cells(self.model, (maps[0] for maps, _ in cache), (labels.long() for _, labels in cache))
+            for cache in caches
+        )
+        self._fitted: tuple[Context, dict, tuple] | None = None  # what was heard, weights, latents of cells
+        self._tuned: tuple[Schedule, dict] | None = None
         self._learnt: dict[float, tuple] = {}
 
     def scores_of(self, variant: Context | Schedule) -> dict:
@@ -274,35 +317,45 @@ class Rested:
         """Bring the model to where its generator has been fitted to a context."""
         import torch
 
-        if context not in self._fitted:
-            torch.manual_seed(self.recipe.seed)
-            latents = self.latents_of(context)
-            self.model.load_state_dict(self.start)
-            self.model.generator.apply(self.model._init_weights)
-            method, learner, step = self._stage("fit_generator", self.recipe)
-            for iteration in range(step.iterations):
-                self._step_rates(learner, step, iteration)
+        heard = replace(context, synthetic="normal")  # what synthetic steps draw comes later
+        if self._fitted is None or self._fitted[0] != heard:
+            mean, deviation = self.latents_of(context)
+            torch.manual_seed(self.recipe.seed)  # whatever was learnt for the latents
+            self._start()
+            method, learner, stage = self._stage("fit_generator", self.recipe, context.content)
+            latents = Latents(mean, deviation, self.cells, context)
+            for iteration in range(stage.iterations):
+                self._set_rates(learner, stage, iteration)
                 self._real(method, learner, latents)
                 learner.step(("classifier", "generator"))
-            self._fitted = {context: (copy.deepcopy(self.model.state_dict()), latents)}
-        weights, latents = self._fitted[context]
+            self._fitted = heard, copy.deepcopy(self.model.state_dict()), (mean, deviation)
+            self._tuned = None
+        _, weights, of_cells = self._fitted
         self.model.load_state_dict(weights)
-        self._latents = latents
-        return latents
+        self._latents = Latents(*of_cells, self.cells, context)
+        self._latents.regress(self.model.class_embeddings)
+        return self._latents
 
-    def latents_of(self, context: Context) -> "Latents":
-        """The latents of the training cells."""
+    def _start(self) -> None:
+        """The model as it was pre-trained, with a new generator."""
+        from cagnet_hf.model.parts_cagnet import GENERATORS
+
+        self.model.load_state_dict(self.start)
+        new = GENERATORS.build(self.model.config)  # weights that were loaded would not be drawn anew
+        new.apply(self.model._init_weights)
+        self.model.generator.load_state_dict(new.state_dict())
+
+    def latents_of(self, context: Context):
+        """Mean and deviation `(P, D)` of the latents of the training cells."""
         import torch
 
         cells = self.cells
         if context.of == "noise":
-            mean, deviation = torch.zeros_like(cells.features), torch.ones_like(cells.features)
-        elif context.of == "surroundings":
+            return torch.zeros_like(cells.features), torch.ones_like(cells.features)
+        if context.of == "surroundings":
             mean = cells.surroundings - cells.surroundings.mean(0)
-            mean, deviation = mean / mean.std(0).clamp_min(1e-6), torch.zeros_like(mean)
-        else:
-            mean, deviation = latent_of_cells(self.learnt_module(context.kl), cells)
-        return Latents(mean, deviation, cells, self.model, context)
+            return mean / mean.std(0).clamp_min(1e-6), torch.zeros_like(mean)
+        return latent_of_cells(self.learnt_module(context.kl), cells)
 
     def learnt_module(self, kl: float):
         """A contextual module that has learnt with a generator, by the papers' text."""
@@ -313,27 +366,25 @@ class Rested:
 
         if kl in self._learnt:
             return self._learnt[kl]
+        torch.manual_seed(self.recipe.seed)
         config = copy.deepcopy(self.model.config)
         config.context_variance = "free"
         module = ContextualModule(config)
         module.apply(self.model._init_weights)
-        options = {"objective": "paper", "content_loss": "l2"}
-        self.model.load_state_dict(self.start)
-        self.model.generator.apply(self.model._init_weights)
-        method, learner, stage = self._stage("fit_generator", self.recipe.model_copy(update=options))
-        weights = stage.weights.model_copy(update={"generator_content": 10.0})
-        method.stage = stage.model_copy(update={"weights": weights})
+        self._start()
+        recipe = self.recipe.model_copy(update={"objective": "paper"})
+        method, learner, stage = self._stage("fit_generator", recipe, "l2")
         learner.optimizers["network"] = torch.optim.AdamW(module.parameters(), lr=1e-3, weight_decay=5e-4)
         for iteration in range(stage.iterations):
-            self._step_rates(learner, stage, iteration)
-            where, images = self.cells.draw()
-            latents = [module(self.cells.maps[image][None]) for image in sorted(images)]
-            places = [self.cells.places[image] for image in sorted(images)]
+            self._set_rates(learner, stage, iteration)
+            where, images = self.cells.draw(stage.batch_size)
+            heard = [module(self.cells.maps[image][None]) for image in images]
+            places = [self.cells.places[image] for image in images]
             latent, mean, log_variance = (
                 torch.cat([values[0].movedim(0, -1)[place] for values, place in zip(parts, places, strict=True)])
-                for parts in zip(*latents, strict=True)
+                for parts in zip(*heard, strict=True)
             )
-            terms = self._terms(method, where.sort().values, latent)
+            terms = self._terms(method, where, latent)
             maps = (values.t()[None, :, None] for values in (mean, log_variance))
             terms.add("kl", kl, kl_to_standard_normal(*maps, torch.ones(1, 1, len(mean), dtype=torch.bool)))
             learner.backward(sum(terms.weighted))
@@ -345,6 +396,10 @@ class Rested:
         """The stage `finetune` on cells."""
         import torch
 
+        trained = replace(schedule, image_prior=0.0)
+        if self._tuned is not None and self._tuned[0] == trained and self._fitted[0] == Context():
+            self.model.load_state_dict(self._tuned[1])
+            return
         torch.manual_seed(self.recipe.seed)
         recipe, stage = self.recipe, self.recipe.stages["finetune"]
         changes = {"real_block": schedule.block, "synthetic_block": schedule.block}
@@ -356,10 +411,10 @@ class Rested:
             changes["weights"] = stage.weights.model_copy(update={"synthetic_step": schedule.weight})
         stage = stage.model_copy(update=changes)
         recipe = recipe.model_copy(update={"stages": recipe.stages | {"finetune": stage}})
-        method, learner, stage = self._stage("finetune", recipe)
+        method, learner, stage = self._stage("finetune", recipe, self._latents.context.content)
         averaged, count = copy.deepcopy(self.model.classifier), 0
         for iteration in range(stage.iterations):
-            self._step_rates(learner, stage, iteration)
+            self._set_rates(learner, stage, iteration)
             synthetic = stage.is_synthetic(iteration)
             if schedule.together or not synthetic:
                 self._real(method, learner, self._latents)
@@ -373,29 +428,32 @@ class Rested:
                         mean.lerp_(now, 1 / count)
         if schedule.averaged:
             self.model.classifier.load_state_dict(averaged.state_dict())
+        self._tuned = trained, copy.deepcopy(self.model.state_dict())
 
-    def _stage(self, name: str, recipe):
-        from accelerate import Accelerator
-
+    def _stage(self, name: str, recipe, content: str):
         from cagnet_hf.methods import method_of
         from cagnet_hf.training.learner import Learner
         from cagnet_hf.training.optimizers import build_optimizers
 
         stage = recipe.stages[name]
+        if content == "l2":
+            recipe = recipe.model_copy(update={"content_loss": "l2"})
+            weights = stage.weights.model_copy(update={"generator_content": 10.0})
+            stage = stage.model_copy(update={"weights": weights})
         method = method_of(recipe.method, recipe.model)(recipe, stage, self.model)
         self.model.classifier.train()
         self.model.generator.train()
-        return method, Learner(Accelerator(), build_optimizers(self.model, stage)), stage
+        return method, Learner(self.accelerator, build_optimizers(self.model, stage)), stage
 
     @staticmethod
-    def _step_rates(learner, stage, iteration: int) -> None:
+    def _set_rates(learner, stage, iteration: int) -> None:
         from cagnet_hf.training.optimizers import set_learning_rates
 
         parts = {part: optimizer for part, optimizer in learner.optimizers.items() if part != "network"}
         set_learning_rates(parts, stage, iteration)
 
     def _real(self, method, learner, latents: "Latents") -> None:
-        where, _ = self.cells.draw()
+        where, _ = self.cells.draw(method.stage.batch_size)
         learner.backward(sum(self._terms(method, where, latents.draw(where)).weighted))
 
     def _terms(self, method, where, latent):
@@ -429,22 +487,35 @@ class Rested:
         return stage.weights.synthetic_step * torch.nn.functional.cross_entropy(logits, truth)
 
     def scores(self, image_prior: float = 0.0) -> dict:
-        """Scores of the labelled cells of the test images."""
+        """Scores of the labelled cells of the test images; and hIoU where a number is added to the logits of unseen
+        classes, which is chosen on one half of the images for the other half."""
         import torch
 
-        from cagnet_hf.evaluation.zero_shot_segmentation.confusion_matrix import ConfusionMatrix
         from cagnet_hf.model.maps_cagnet import with_image_prior
 
+        config = self.model.config
         self.model.eval()
-        predicted = []
+        found = []
         with torch.no_grad():
             for features, labelled in zip(self.test.described, self.test.places, strict=True):
                 logits = with_image_prior(self.model.classifier(features[None]), image_prior)
-                predicted.append(logits[0].argmax(0)[labelled])
-        matrix = ConfusionMatrix.of(self.model.config)
-        matrix.add(torch.cat(predicted)[None], self.test.classes[None])
-        scores = matrix.scores()
-        return {column: scores[column] for column in ("hIoU", "S-mIoU", "U-mIoU")}
+                found.append(logits[0].movedim(0, -1)[labelled])
+        logits = torch.cat(found)
+        unseen = torch.isin(torch.arange(config.num_labels), torch.tensor(config.unseen_ids))
+
+        def counts(offset: float, half: int):
+            of_half = self.test.images % 2 == half
+            predicted = (logits[of_half] + offset * unseen).argmax(1)
+            cells = self.test.classes[of_half] * config.num_labels + predicted
+            return torch.bincount(cells, minlength=config.num_labels**2).view(config.num_labels, -1)
+
+        plain = scores_of_counts(config, counts(0.0, 0) + counts(0.0, 1))
+        best = [max(OFFSETS, key=lambda o: scores_of_counts(config, counts(o, half))["hIoU"]) for half in (0, 1)]
+        crossed = scores_of_counts(config, counts(best[1], 0) + counts(best[0], 1))
+        return {column: plain[column] for column in ("hIoU", "S-mIoU", "U-mIoU")} | {
+            "hIoU_at_best_offset": crossed["hIoU"],
+            "best_offset": sum(best) / 2,
+        }
 
     def made_features(self) -> dict:
         """What tells made features from those of test images."""
@@ -456,11 +527,16 @@ class Rested:
             latent = latents.draw_for(class_ids.flatten()).t()[None, :, None]
             return model.generator(model.embed_classes(class_ids), latent)
 
-        model.synthesize_features = synthesize  # with latents of the context
-        try:
-            return compare_features(model, self.test.features, self.test.classes, self.test.images % 2)
-        finally:
-            del model.synthesize_features
+        cells = self.test.features, self.test.classes, self.test.images % 2
+        return compare_features(model, *cells, synthesize=synthesize)
+
+
+def scores_of_counts(config, counts) -> dict:
+    from cagnet_hf.evaluation.zero_shot_segmentation.confusion_matrix import ConfusionMatrix
+
+    matrix = ConfusionMatrix.of(config)
+    matrix.merge(counts)
+    return matrix.scores()
 
 
 def latent_of_cells(module, cells: Cells):
@@ -483,34 +559,29 @@ class Latents:
     Args:
         mean, deviation: `(P, D)`.
         cells: The cells.
-        model: Whose class vectors a class's mean is regressed from.
         context: The variant.
     """
 
-    def __init__(self, mean, deviation, cells: Cells, model, context: Context):
-        import torch
-
+    def __init__(self, mean, deviation, cells: Cells, context: Context):
         self.cells, self.context = cells, context
-        self.divergence = (mean.square() + deviation.square() - 1) / 2 - deviation.clamp_min(1e-12).log()
-        self.from_image = mean.var(0).sum() / (mean.var(0).sum() + deviation.square().mean(0).sum())
-        if context.whitened:
-            classes, of_cell, counts = cells.classes.unique(return_inverse=True, return_counts=True)
-            sums = torch.zeros(len(classes), mean.shape[1]).index_add_(0, of_cell, mean)
-            mean = mean - (sums / counts[:, None])[of_cell]
-            spread = (mean.square() + deviation.square()).mean(0).sqrt().clamp_min(1e-6)
+        if context.standardised:
+            of_class, of_cell = means_by_class(mean, cells.classes)
+            mean = mean - of_class[of_cell]
+            squares, _ = means_by_class(mean.square() + deviation.square(), cells.classes)
+            spread = squares.sqrt().clamp_min(1e-6)[of_cell]
             mean, deviation = mean / spread, deviation / spread
         self.mean, self.deviation = mean, deviation
-        if context.synthetic == "of_class":
-            self._regress(model)
 
-    def _regress(self, model) -> None:
-        """The mean latent of every class, by ridge regression from its vector."""
+    def regress(self, class_embeddings) -> None:
+        """Fit the mean latent of every class, by ridge regression from its vector."""
         import torch
         import torch.nn.functional as F
 
-        present, of_cell, counts = self.cells.classes.unique(return_inverse=True, return_counts=True)
-        means = torch.zeros(len(present), self.mean.shape[1]).index_add_(0, of_cell, self.mean) / counts[:, None]
-        vectors = F.normalize(model.class_embeddings, dim=1)
+        if self.context.synthetic != "of_class":
+            return
+        present = self.cells.classes.unique()
+        means, of_cell = means_by_class(self.mean, self.cells.classes)
+        vectors = F.normalize(class_embeddings, dim=1)
         centre, gram = means.mean(0), vectors[present] @ vectors[present].t()
         weights = torch.linalg.solve(gram + 0.1 * torch.eye(len(present)), means - centre)
         self.of_class = centre + vectors @ vectors[present].t() @ weights
@@ -533,16 +604,19 @@ class Latents:
         return noise if self.context.synthetic == "normal" else self.of_class[classes] + self.within * noise
 
     def description(self) -> dict:
-        """What the latent says of image and class."""
-        finite = bool(self.divergence.isfinite().all()) and self.context.of != "surroundings"
+        """What the latent, as the generator hears it, says of image and class; nats where it has a variance."""
+        square, variance = self.mean.square(), self.deviation.square()
+        divergence = ((square + variance - 1) / 2 - self.deviation.clamp_min(1e-12).log()).mean().item()
+        of_image = self.mean.var(0).sum()
         return {
-            "nats_per_channel": self.divergence.mean().item() if finite else None,
-            "variance_from_image": self.from_image.item(),
+            "nats_per_channel": None if self.context.of == "surroundings" else divergence,
+            "variance_from_image": (of_image / (of_image + variance.mean(0).sum())).item(),
             "class_from_latent": self.leak(),
         }
 
     def leak(self) -> float:
-        """Accuracy, averaged over classes, of a linear probe that reads the class from the latent of other images."""
+        """Accuracy, averaged over classes, of a probe that reads the class of other images from the latent and its
+        squares."""
         import torch
         import torch.nn.functional as F
 
@@ -553,9 +627,13 @@ class Latents:
                 of_class = ((self.cells.classes == number) & (halves == half)).nonzero().flatten()
                 found.append(of_class[torch.randperm(len(of_class))[:PROBED]])
             drawn.append(torch.cat(found))
-        fitted, tested = ((self.draw(where), self.cells.classes[where]) for where in drawn)
+        latents = [self.draw(where) for where in drawn]
+        fitted, tested = (
+            (torch.cat([latent, latent.square()], dim=1), self.cells.classes[where])
+            for latent, where in zip(latents, drawn, strict=True)
+        )
         centre, spread = fitted[0].mean(0), fitted[0].std(0).clamp_min(1e-6)
-        weight = torch.zeros(self.mean.shape[1] + 1, int(self.cells.classes.max()) + 1, requires_grad=True)
+        weight = torch.zeros(fitted[0].shape[1] + 1, int(self.cells.classes.max()) + 1, requires_grad=True)
         optimizer = torch.optim.LBFGS([weight], max_iter=100, line_search_fn="strong_wolfe")
 
         def score(values):
@@ -572,6 +650,14 @@ class Latents:
             right = (score(tested[0]).argmax(1) == tested[1]).float()
         accuracies = [right[tested[1] == number].mean() for number in tested[1].unique()]
         return (sum(accuracies) / len(accuracies)).item()
+
+
+def means_by_class(values, classes):
+    """Means `(K, D)` of values `(P, D)` over the cells of each class that there is, and where a cell's class is."""
+    import torch
+
+    present, of_cell, counts = classes.unique(return_inverse=True, return_counts=True)
+    return torch.zeros(len(present), values.shape[1]).index_add_(0, of_cell, values) / counts[:, None], of_cell
 
 
 if __name__ == "__main__":
