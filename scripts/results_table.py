@@ -130,7 +130,7 @@ def comparison_block(name: str, compared: dict) -> str:
     """The tables of a comparison: all scores with their intervals, and the paired differences."""
     from cagnet_hf.apps.comparison_tables import comparison_tables
 
-    return comparison_tables(name, compared["rows"], {})
+    return comparison_tables(name, compared["rows"], {}, compared.get("other_scores"))
 
 
 def results_table(cards: Path) -> str:
@@ -172,28 +172,34 @@ def made_features_table(path: Path) -> str:
 
 def rested_table(path: Path) -> str:
     """What `rested_network.py` found: scores of every variant, and their differences from the first one."""
-    from cagnet_hf.apps.comparison_tables import paired_difference, with_interval
+    from cagnet_hf.apps.comparison_tables import differences_from, with_interval
 
-    variants = {name: seeds for name, seeds in json.loads(path.read_text("utf-8"))["variants"].items() if seeds}
-    first = next(iter(variants))
-    of_latents, rows = [], []
-    for name, seeds in variants.items():
+    (first, reference), *others = json.loads(path.read_text("utf-8"))["variants"].items()
+    differing, said = differences_from(reference, dict(others))
+    differing_at_best, _ = differences_from(reference, dict(others), "hIoU_at_best_offset")
+    of_latents, rows = [column for column in OF_LATENTS if column in next(iter(reference.values()))], []
+    for (name, seeds), *less in zip(
+        [(first, reference), *others], ["–", *differing], ["–", *differing_at_best], strict=True
+    ):
         runs = list(seeds.values())
-        cells = [name, str(len(runs)), *(with_interval([run[score] for run in runs], 3) for score in SCORES)]
-        deviation = stdev(run["hIoU"] for run in runs) if len(runs) > 1 else None
-        cells.append("–" if deviation is None else f"{deviation:.3f}")
-        cells.append("–" if name == first else paired_difference(seeds, variants[first]))
-        of_latents = [column for column in OF_LATENTS if column in runs[0]]
-        for column in of_latents:
-            values = [run[column] for run in runs if run[column] is not None]
-            cells.append(f"{sum(values) / len(values):.2g}" if values else "–")
+        cells = [name, str(len(runs))]
+        cells += [with_interval([run[score] for run in runs], 3) for score in (*SCORES, "hIoU_at_best_offset")]
+        cells += [f"{stdev(run['hIoU'] for run in runs):.3f}" if len(runs) > 1 else "–", *less]
+        cells += [_mean(run[column] for run in runs) for column in of_latents]
         if of_latents:
-            probes = ([run[group]["probe_accuracy"] for run in runs] for group in ("seen", "unseen"))
-            cells += [f"{sum(values) / len(values):.2f}" for values in probes]
+            groups = ("seen", "unseen")
+            cells += [_mean(run.get(group, {}).get("probe_accuracy") for run in runs) for group in groups]
         rows.append(cells)
-    head = ["variant", "seeds", *SCORES, "deviation of hIoU", f"hIoU − that of {first}, in points"]
+    head = ["variant", "seeds", *SCORES, "hIoU at the best offset", "deviation of hIoU"]
+    head += [f"hIoU − that of {first}, in points", "the same at the best offset"]
     head += [OF_LATENTS[column] for column in of_latents]
-    return table(head + (["probe of made features: seen", "unseen"] if of_latents else []), rows)
+    head += ["probe of made features: seen", "unseen"] if of_latents else []
+    return table(head, rows) + (f"\n{said}\n" if said else "")
+
+
+def _mean(values: Iterable[float | None]) -> str:
+    values = [value for value in values if value is not None]
+    return f"{sum(values) / len(values):.2g}" if values else "–"
 
 
 def study_table(folder: Path) -> str:

@@ -240,8 +240,13 @@ def test_finished_runs_are_scored_with_an_image_prior_and_once_alone(load_script
     rows = json.loads(output.read_text())["scores"]
     metrics = json.loads((trained_run / "metrics.json").read_text())
     plain, prior = (rows[f"run, image prior {weight}"]["0"] for weight in (0, 3))
-    assert plain == {score: round(metrics[score], 5) for score in ("S-mIoU", "U-mIoU", "hIoU")}
+    scores = {score: round(metrics[score], 5) for score in ("S-mIoU", "U-mIoU", "hIoU")}
+    assert plain == {"run": json.loads((trained_run / "run.json").read_text())["run"]} | scores
     assert prior != plain
+    other = shutil.copytree(trained_run, tmp_path / "other" / "run")
+    (other / "run.json").write_text((other / "run.json").read_text().replace(plain["run"], "another"))
+    assert load_script("ablations/image_prior").main(["--runs", str(other), *arguments[2:], "0"]) == 2
+    assert f"another run than {other}" in capsys.readouterr().err
 
 
 def test_a_run_that_is_not_finished_has_no_image_prior(load_script, tmp_path, capsys):

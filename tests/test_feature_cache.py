@@ -9,7 +9,7 @@ import torch
 from tiny import tiny_recipe
 from trained import write_dataset
 
-from cagnet_hf.apps.evaluation import evaluate
+from cagnet_hf.apps.evaluation import apply_calibration, evaluate
 from cagnet_hf.apps.other_scores import other_scores
 from cagnet_hf.apps.report import write_report
 from cagnet_hf.evaluation.scoring import score
@@ -138,6 +138,8 @@ def test_other_scores_on_features_are_those_of_the_command_on_images(recipe, tmp
         assert {"min_score": float(min_score), **scores} == on_images
     assert other_scores(chosen, run, run / "features") == json.loads(json.dumps(found))
     assert len(computed) == len(trainer.test_set)
+    apply_calibration(run / "model", 0.9)
+    assert other_scores(chosen, run, run / "features")["paper"]["calibration"] == 0.9
 
 
 STAGES = {

@@ -102,6 +102,33 @@ def test_given_the_first_pixel_probabilities_of_all_patches_sum_to_one():
     assert counted.sum().item() == 8 * len(patches)
 
 
+@pytest.mark.parametrize("side", [3, 5, 7])
+def test_a_layer_is_the_masked_convolution(side):
+    """Of classes, too, whose embeddings are folded into the weight."""
+    model = random_pixel_cnn(side)
+    patches = random_patches(7, side)
+    hidden = model.class_embeddings[patches].movedim(-1, 1)
+    one_hot = torch.nn.functional.one_hot(patches, 6).movedim(-1, 1).to(hidden)
+    for index, layer in enumerate(model.layers):
+        convolution = layer.convolution
+        expected = torch.nn.functional.conv2d(hidden, convolution.visible_weight(), padding=convolution.padding)
+        torch.testing.assert_close(convolution(hidden), expected)
+        if index == 0:
+            torch.testing.assert_close(convolution(one_hot, model.class_embeddings), expected)
+        hidden = expected
+
+
+def test_patches_of_any_number_and_integer_type_but_only_squares():
+    model = random_pixel_cnn().eval()
+    patches = random_patches(4, 3)
+    with torch.no_grad():
+        expected = model(patches).logits
+        assert torch.equal(model(patches.int()).logits, expected)
+        assert model(patches[:0]).logits.shape == (0, *expected.shape[1:])
+        with pytest.raises(ValueError, match="patches of 2 x 3: they must be square"):
+            model(patches[:, :2])
+
+
 def test_the_loss_leaves_out_the_first_and_ignored_pixels():
     model, patches = random_pixel_cnn(), random_patches(4, 3)
     labels = patches.clone()

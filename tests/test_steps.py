@@ -26,6 +26,7 @@ from cagnet_hf.methods.options import PseudoLabelRecipe, Recipe, RecipeError
 from cagnet_hf.methods.pseudo_labels import label_ignored_pixels
 from cagnet_hf.model.maps_cagnet import resize_labels, scale_maximum
 from cagnet_hf.patches.layouts import PatchSource
+from cagnet_hf.training.recipe_files import load_recipe
 
 
 @pytest.fixture
@@ -163,6 +164,9 @@ def test_the_generators_losses_teach_the_contextual_module_where_the_papers_text
 def test_an_objective_that_trains_what_the_generator_does_not_hear_is_refused():
     with pytest.raises(RecipeError, match="generator_latent"):
         tiny_recipe("cagnet_pi", "objective=paper", "generator_latent=noise")
+    with pytest.raises(RecipeError, match="trains network and generator together"):
+        load_recipe("pascal_voc_frozen/cagnet_pi", ["objective=paper"])
+    load_recipe("pascal_voc_frozen/cagnet_pi", ["objective=paper", "until=pretrain"])  # what variants share
 
 
 def test_the_classifiers_weights_learn_again_after_a_step(batch):

@@ -157,15 +157,19 @@ def differences_table(rows: Rows) -> str:
     return "\n".join(lines) + f"\n\n{_what_is_resolved([p for _, p in tested.values()], most)}\n"
 
 
-def _differences(row: dict[str, dict], other: dict[str, dict]) -> list[float]:
-    common = [(row[seed][COMPARED], other[seed][COMPARED]) for seed in row if seed in other]
+def _differences(row: dict[str, dict], other: dict[str, dict], column: str = COMPARED) -> list[float]:
+    common = [(row[seed][column], other[seed][column]) for seed in row if seed in other]
     return [100 * (one - two) for one, two in common if one is not None and two is not None]
 
 
-def paired_difference(row: dict[str, dict], other: dict[str, dict]) -> str:
-    """hIoU of a row less that of another, in points, over their common seeds: mean, interval and p value."""
-    values = _differences(row, other)
-    return _difference(values, sign_flip_test(values)) if values else "–"
+def differences_from(first: dict[str, dict], rows: Rows, column: str = COMPARED) -> tuple[list[str], str]:
+    """A score of every row less that of a first one, in points, over their common seeds: mean, interval and p value;
+    and the sentence on what is resolved."""
+    values = [_differences(row, first, column) for row in rows.values()]
+    tested = [(of_row, sign_flip_test(of_row)) if of_row else None for of_row in values]
+    ps = [pair[1] for pair in tested if pair]
+    said = _what_is_resolved(ps, max(map(len, values))) if ps else ""
+    return [_difference(*pair) if pair else "–" for pair in tested], said
 
 
 def _difference(values: Sequence[float], p: float) -> str:

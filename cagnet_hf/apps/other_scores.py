@@ -1,5 +1,6 @@
 """The other scores of finished rows: by protocol `paper`, and with background counted as a class."""
 
+import hashlib
 import json
 from contextlib import suppress
 from pathlib import Path
@@ -8,7 +9,7 @@ from accelerate import Accelerator
 
 from ..evaluation.none_of_these import curve_with_background
 from ..evaluation.scoring import score, square_size
-from ..files import write_text_whole
+from ..files import check_output, made_by, write_text_whole
 from ..methods.options import Recipe
 from ..training.features import cached_features
 from ..training.run_folder import MODEL
@@ -21,7 +22,7 @@ MIN_SCORES = (0.0, 0.5, 0.9)
 
 
 def other_scores(recipe: Recipe, folder: Path, features: Path) -> dict:
-    """What a finished run scores otherwise; kept in the folder of the run, and read from there another time.
+    """What a finished run scores otherwise; kept in the folder of the run, and read from there while the model stays.
 
     Args:
         recipe: Of the run.
@@ -32,15 +33,27 @@ def other_scores(recipe: Recipe, folder: Path, features: Path) -> dict:
         `paper`: the scores by protocol `paper`. `with_background`, where the benchmark has a class of this name: by
         the probability of `MIN_SCORES`, as text, the scores of `PixelCounts.with_background`.
     """
-    path = folder / OTHER_SCORES
-    with suppress(OSError, ValueError):
-        return json.loads(path.read_text(encoding="utf-8"))
+    path, mark = folder / OTHER_SCORES, made_by("compare")
+    check_output(path, mark)
+    of = {"made_by": mark, "of": _fingerprint(folder / MODEL), "min_scores": list(MIN_SCORES)}
+    with suppress(OSError, ValueError, KeyError):
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        if {key: kept[key] for key in of} == of:
+            return kept["scores"]
     accelerator = Accelerator()
     scores = _measure(recipe, folder, features, accelerator)
     if accelerator.is_main_process:
-        write_text_whole(path, json.dumps(scores) + "\n")
+        write_text_whole(path, json.dumps(of | {"scores": scores}) + "\n")
     accelerator.wait_for_everyone()
     return scores
+
+
+def _fingerprint(model: Path) -> str:
+    """Told by weights and configuration: a calibration that is applied later changes the scores."""
+    digest = hashlib.blake2b(digest_size=16)
+    for path in sorted([*model.glob("*.safetensors"), model / "config.json"]):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 def _measure(recipe: Recipe, folder: Path, features: Path, accelerator: Accelerator) -> dict:

@@ -111,6 +111,12 @@ class CaGNetRecipe(Recipe):
     def _check_objective(self) -> "CaGNetRecipe":
         if self.objective == "paper" and self.generator_latent == "noise":
             raise ValueError("objective: paper trains the latent that generator_latent: noise leaves out")
+        generating = [stage for stage in self.stages.values() if stage.generator is not None]
+        if self.objective == "paper" and generating and all(stage.network is None for stage in generating):
+            raise ValueError(
+                "objective: paper needs a stage that trains network and generator together; in this recipe, the "
+                "generator's losses would reach no network"
+            )
         return self
 
 

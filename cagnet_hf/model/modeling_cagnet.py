@@ -31,7 +31,7 @@ class CaGNetModelOutput(ModelOutput):
         features: `(B, D, h, w)`; sigmoid outputs in (0, 1) with a contextual module, the raw ASPP map without.
         latent: `(B, D, h, w)` contextual latent z: sampled in training mode, its mean in evaluation mode.
         latent_mean: `(B, D, h, w)` mean μ of the latent.
-        latent_log_variance: `(B, D, h, w)` log σ² of the latent, never negative.
+        latent_log_variance: `(B, D, h, w)` log σ² of the latent; not negative, unless the variance is free.
         last_hidden_state: The features by the name that transformers has for them.
         hidden_states: The maps of backbone and ASPP and, with a contextual module, the features; where asked for.
     """

@@ -95,8 +95,10 @@ class CausalConvolution(nn.Conv2d):
 
     def forward(self, hidden, class_embeddings=None):
         """`(B, C_in, k, k)` -> `(B, C_out, k, k)`; or from classes, `(B, N, k, k)` of ones and zeros, whose embeddings
-        `(N, C_in)` are folded into the weight: a patch has fewer classes than an embedding has numbers."""
-        batch, side = len(hidden), hidden.shape[-1]
+        `(N, C_in)` are folded into the weight: there are fewer classes than numbers in an embedding."""
+        batch, _, height, side = hidden.shape
+        if height != side:
+            raise ValueError(f"patches of {height} x {side}: they must be square")
         radius = self.padding[0]
         reach = min(radius, side - 1)  # a tap further out meets nothing but padding, and rows below see nothing
         weight = self.visible_weight(slice(radius - reach, radius + 1), slice(radius - reach, radius + reach + 1))
@@ -104,9 +106,9 @@ class CausalConvolution(nn.Conv2d):
             weight = torch.einsum("oehw,ne->onhw", weight, class_embeddings)
         # One product of matrices: on patches, which are nearly all rim, convolutions take four times as long.
         cells = F.pad(hidden.flatten(2).mT, (0, 0, 1, 0))  # (B, 1 + T, C_in), the first of which lies outside
-        seen = cells.index_select(1, _windows(side, reach, hidden.device)).view(batch * side * side, -1)
+        seen = cells.index_select(1, _windows(side, reach, hidden.device)).view(batch * side * side, weight[0].numel())
         made = seen @ weight.flatten(2).permute(2, 1, 0).reshape(-1, len(weight))
-        return made.view(batch, side, side, -1).movedim(-1, 1)
+        return made.view(batch, side, side, len(weight)).movedim(-1, 1)
 
 
 def _windows(side: int, reach: int, device) -> torch.Tensor:
@@ -178,7 +180,7 @@ class PatchPixelCNN(PreTrainedModel):
             condition_ids = patches[:, :1, :1] if self.config.condition == "first" else patches
         condition = self.class_embeddings[condition_ids]
         embeddings = self.class_embeddings
-        hidden = F.one_hot(patches, len(embeddings)).movedim(-1, 1).to(embeddings)  # (B, N, k, k)
+        hidden = F.one_hot(patches.long(), len(embeddings)).movedim(-1, 1).to(embeddings)  # (B, N, k, k)
         for layer in self.layers:
             hidden, embeddings = layer(hidden, condition, embeddings), None  # of the first layer alone
         logits = self.head(hidden)

@@ -1,4 +1,5 @@
-"""What an image prior is worth to finished runs: `model.image_prior` acts where a model is scored, and trains nothing.
+"""What an image prior is worth to finished runs: `model.image_prior` acts where a model is scored. (In self-training a
+model looks at images, too; runs with self-training are scored here with a prior that this stage did not know.)
 
 python scripts/ablations/image_prior.py --runs outputs/frozen/seed_0/cagnet_pi outputs/frozen/seed_1/cagnet_pi \
     --output image_prior.json
@@ -55,26 +56,33 @@ def scored(folder: Path, weights, found: dict):
     from accelerate import Accelerator
 
     from cagnet_hf.evaluation.scoring import score
-    from cagnet_hf.training.features import cached_features
+    from cagnet_hf.training.features import FEATURES, cached_features
     from cagnet_hf.training.recipe_files import load_recipe
     from cagnet_hf.training.setup import dataset_of
     from cagnet_hf.weights.folders import load_model
 
     recipe, accelerator = load_recipe(str(folder / "recipe.yaml")), Accelerator()
     names = {weight: f"{folder.name}, image prior {weight:g}" for weight in weights}
-    left = [weight for weight in weights if str(recipe.seed) not in found.get(names[weight], {})]
+    run = json.loads((folder / "run.json").read_text("utf-8"))["run"]
+    measured = {weight: found.get(names[weight], {}).get(str(recipe.seed)) for weight in weights}
+    if any(scores and scores["run"] != run for scores in measured.values()):
+        raise ValueError(f"--output has another run than {folder} of the same name and seed: choose another file")
+    left = [weight for weight in weights if not measured[weight]]
     if not left:
         return
     model, processor = load_model(str(folder / "model"))
     model.to(accelerator.device)
-    images, options = dataset_of(recipe, recipe.test_split), {"accelerator": accelerator}
+    images, cache = dataset_of(recipe, recipe.test_split), None
+    if recipe.feature_cache is not None and len(model.config.test_scales) == 1:
+        places = [folder / FEATURES, folder.parents[1] / FEATURES]  # of a run of its own, or of a comparison
+        place = next((place for place in places if place.is_dir()), places[0])
+        cache = cached_features(recipe, place, images, model, processor, accelerator, scored=True)
     for weight in left:
-        if recipe.feature_cache is not None and len(model.config.test_scales) == 1:
-            parts = recipe, folder / "features", images, model, processor, accelerator
-            options["maps"] = cached_features(*parts, scored=True).in_order()
         model.config.image_prior = weight
-        scores = score(model, processor, images, **options)
-        yield names[weight], str(recipe.seed), {c: round(scores[c], 5) for c in ("S-mIoU", "U-mIoU", "hIoU")}
+        maps = None if cache is None else cache.in_order()
+        scores = score(model, processor, images, accelerator=accelerator, maps=maps)
+        columns = {column: round(scores[column], 5) for column in ("S-mIoU", "U-mIoU", "hIoU")}
+        yield names[weight], str(recipe.seed), {"run": run} | columns
 
 
 if __name__ == "__main__":
