@@ -1,6 +1,8 @@
 """The study of contexts and schedules on cells of a rested network."""
 
 import json
+from importlib import import_module
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -22,8 +24,13 @@ FROZEN = [
 
 @pytest.fixture
 def script(load_script, monkeypatch):
-    monkeypatch.syspath_prepend(str(REPOSITORY / "scripts" / "ablations"))  # its neighbour made_features
-    return load_script("ablations/rested_network")
+    """The command, and what it is made of, which lies beside it."""
+    monkeypatch.syspath_prepend(str(REPOSITORY / "scripts" / "ablations"))
+    command = load_script("ablations/rested_network")
+    cells, network, variants = (import_module(f"rested.{name}") for name in ("cells", "network", "variants"))
+    parts = {"Cells": cells, "Latents": cells, "surroundings": cells, "Rested": network}
+    parts |= {"Context": variants, "Schedule": variants}
+    return SimpleNamespace(main=command.main, **{name: getattr(module, name) for name, module in parts.items()})
 
 
 @pytest.fixture(scope="module")
