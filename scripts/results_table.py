@@ -33,7 +33,7 @@ def build_parser() -> argparse.ArgumentParser:
         "which are those of evaluate.py --protocol paper, and ROW_tuning.json, of a run with split=tuning; of the "
         "ablations from model_cards/BENCHMARK/ablations.json, the comparison.json of compare.py --variants; and those "
         "of model_cards/frozen.md and README.md from model_cards/frozen/BENCHMARK.json, which are a comparison.json, "
-        "too. Where "
+        "too, and from what the scripts made_features, rested_network and image_prior wrote there. Where "
         "ROW_seedN.yaml holds the recipe of the run, its card ROW_seedN.md is written, too. The package gets "
         "the numbers that `cagnet-hf recipes` lists."
     )
@@ -197,6 +197,19 @@ def rested_table(path: Path) -> str:
     return table(head, rows) + (f"\n{said}\n" if said else "")
 
 
+def image_prior_table(path: Path, rows: dict[str, dict[str, dict]]) -> str:
+    """What `image_prior.py` found, beside the same rows without the prior."""
+    from cagnet_hf.apps.comparison_tables import differences_from, with_interval
+
+    lines = []
+    for name, seeds in json.loads(path.read_text("utf-8"))["scores"].items():
+        row, _, prior = name.partition(", ")
+        (difference,), _ = differences_from(rows[row], {name: seeds})
+        scores = [with_interval([run[score] for run in seeds.values()], 3) for score in SCORES]
+        lines.append([f"{title_of(row)}, {prior}", str(len(seeds)), *scores, difference])
+    return table(["system", "seeds", *SCORES, "hIoU − that without the prior, in points"], lines)
+
+
 def _mean(values: Iterable[float | None]) -> str:
     values = [value for value in values if value is not None]
     return f"{sum(values) / len(values):.2g}" if values else "–"
@@ -318,6 +331,8 @@ def main(argv: list[str] | None = None) -> int:
     frozen = {name: comparison_block(name, compared) for name, compared in comparisons(CARDS).items()}
     frozen["made features"] = made_features_table(CARDS / "frozen" / "made_features.json")
     frozen |= {name: rested_table(CARDS / "frozen" / f"{name}.json") for name in ("contexts", "schedules")}
+    rows = comparisons(CARDS)["pascal_voc"]["rows"]
+    frozen["image prior"] = image_prior_table(CARDS / "frozen" / "image_prior.json", rows)
     tables["model_cards/frozen.md"] = frozen
     MEASURED.write_text(json.dumps(measured(CARDS)).replace("}, ", "},\n ") + "\n", encoding="utf-8")
     texts = cards_of_runs(CARDS)

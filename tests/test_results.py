@@ -28,6 +28,9 @@ def test_the_tables_are_made_from_the_metrics_files(load_script):
         assert block(CARDS / "frozen.md", name) == script.comparison_block(name, compared)
     made = script.made_features_table(CARDS / "frozen" / "made_features.json")
     assert block(CARDS / "frozen.md", "made features") == made
+    rows = script.comparisons(CARDS)["pascal_voc"]["rows"]
+    prior = script.image_prior_table(CARDS / "frozen" / "image_prior.json", rows)
+    assert block(CARDS / "frozen.md", "image prior") == prior
     for study in ("contexts", "schedules"):
         assert block(CARDS / "frozen.md", study) == script.rested_table(CARDS / "frozen" / f"{study}.json")
     assert json.loads(script.MEASURED.read_text("utf-8")) == script.measured(CARDS)
