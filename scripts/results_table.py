@@ -281,6 +281,14 @@ def draw_figures(folder: Path) -> None:
     class_comparison(means, unseen, bars, title=folder.name)
 
 
+def draw_comparison(name: str, rows: dict[str, dict[str, dict]]) -> None:
+    """The figure of a comparison on cached features: a marker for every run."""
+    from cagnet_hf.apps.charts import seen_unseen_scatter
+
+    points = {title_of(row): [(run["S-mIoU"], run["U-mIoU"]) for run in seeds.values()] for row, seeds in rows.items()}
+    seen_unseen_scatter(points, CARDS / "frozen" / f"{name}.png", title=f"{name}, resting backbone")
+
+
 def _mean_iou(runs: list[dict], name: str) -> float | None:
     from cagnet_hf.evaluation import class_iou
 
@@ -346,6 +354,8 @@ def main(argv: list[str] | None = None) -> int:
         path.write_text(text, encoding="utf-8")
     for folder in benchmarks(CARDS):
         draw_figures(folder)
+    for name, compared in comparisons(CARDS).items():
+        draw_comparison(name, compared["rows"])
     return 0
 
 
