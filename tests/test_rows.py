@@ -438,7 +438,8 @@ def test_the_other_scores_of_every_row_are_a_table_of_their_own(load_script, tmp
     scores = {"paper": dict.fromkeys(COLUMNS, 0.5), "with_background": {"0.0": background, "0.9": background}}
     monkeypatch.setattr(comparison, "run_rows", lambda recipes, *_: {row: result() for row in recipes})
     monkeypatch.setattr(other_scores, "_measure", lambda *_: scores)
-    (tmp_path / "seed_0" / "spnet").mkdir(parents=True)
+    (tmp_path / "seed_0" / "spnet" / "model").mkdir(parents=True)
+    (tmp_path / "seed_0" / "spnet" / "model" / "config.json").write_text("{}")
     arguments = ["--benchmark", "scenes", "--rows", "spnet", "--output_dir", str(tmp_path), "--all_scores"]
     assert load_script("compare").main(arguments) == 0
     lines = capsys.readouterr().out.splitlines()
