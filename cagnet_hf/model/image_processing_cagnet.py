@@ -69,7 +69,7 @@ def label_bands(
         band = logits if rows_at_once >= height else _rows_between(logits, rows, height)
         band_size = (rows.stop - start, width)
         scores = F.interpolate(band[None], band_size, mode="bilinear", align_corners=False)[0]
-        labels = scores.max(dim=0).indices if offset is None else None  # argmax takes four times as long on CPUs
+        labels = scores.max(dim=0).indices if offset is None else None  # argmax takes three times as long on CPUs
         if offset is not None or with_scores or min_score:
             scores = scores.softmax(dim=0)
         if offset is not None:

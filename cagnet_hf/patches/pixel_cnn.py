@@ -104,7 +104,7 @@ class CausalConvolution(nn.Conv2d):
         weight = self.visible_weight(slice(radius - reach, radius + 1), slice(radius - reach, radius + reach + 1))
         if class_embeddings is not None:
             weight = torch.einsum("oehw,ne->onhw", weight, class_embeddings)
-        # One product of matrices: on patches, which are nearly all rim, convolutions take four times as long.
+        # One product of matrices: on patches, which are nearly all rim, convolutions take longer.
         cells = F.pad(hidden.flatten(2).mT, (0, 0, 1, 0))  # (B, 1 + T, C_in), the first of which lies outside
         seen = cells.index_select(1, _windows(side, reach, hidden.device)).view(batch * side * side, weight[0].numel())
         made = seen @ weight.flatten(2).permute(2, 1, 0).reshape(-1, len(weight))

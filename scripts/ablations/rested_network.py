@@ -48,6 +48,7 @@ def main(argv: list[str] | None = None) -> int:
     facts = {"made_by": made_by("rested_network"), "study": args.study, "recipe": args.recipe}
 
     def study():
+        from made_features import rounded
         from rested.network import Rested
 
         check_output(args.output, facts["made_by"])
@@ -112,13 +113,6 @@ def as_text(facts: dict, found: dict) -> str:
     )
     head = "".join(f" {json.dumps(key)}: {json.dumps(value)},\n" for key, value in facts.items())
     return f'{{\n{head} "variants": {{\n{variants}\n }}\n}}\n'
-
-
-def rounded(values: dict) -> dict:
-    return {
-        key: rounded(value) if isinstance(value, dict) else round(value, 4) if isinstance(value, float) else value
-        for key, value in values.items()
-    }
 
 
 if __name__ == "__main__":

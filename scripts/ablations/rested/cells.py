@@ -53,7 +53,10 @@ class Cells:
 
 
 def surroundings(features, labels):
-    """Of every cell the mean feature of the cells that have another label, or none: `(h, w, D)`, 0 where all agree."""
+    """The surroundings of every cell, `(h, w, D)`: the mean feature of the cells that have another label or none.
+
+    Where all cells have one label the surroundings are 0.
+    """
     classes, of_cell = labels.unique(return_inverse=True)
     members = F.one_hot(of_cell.flatten(), len(classes)).to(features.dtype)  # (P, S)
     flat = features.flatten(0, 1)
@@ -70,7 +73,7 @@ def latent_of_cells(module, cells: Cells):
             [values[0].movedim(0, -1)[place] for values in module(hidden[None])[1:]]
             for hidden, place in zip(cells.maps, cells.places, strict=True)
         ]
-    mean, log_variance = (torch.cat(parts).clone() for parts in zip(*found, strict=True))
+    mean, log_variance = (torch.cat(parts) for parts in zip(*found, strict=True))
     return mean, (0.5 * log_variance).exp()
 
 
