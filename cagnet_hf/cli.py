@@ -51,6 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise
     function = parsed.pop("function")
     use_every_core()
+    hide_gpus_from_cpu_training()
     with messages():
         return run(lambda: function(**arguments_of(function, parsed)), resumed_by=(name, arguments), launcher=launcher)
 
@@ -236,6 +237,14 @@ def use_every_core() -> None:
         import torch
 
         torch.set_num_threads(psutil.cpu_count(logical=False) or 1)
+
+
+def hide_gpus_from_cpu_training() -> None:
+    """Where ACCELERATE_USE_CPU asks for CPUs, let PyTorch see no GPU: processes that wait for each other would each
+    look for one of their own.
+    """
+    if os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "t", "yes", "y", "on"):
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
 def _leave_process_group() -> None:

@@ -9,7 +9,7 @@ import re
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from statistics import stdev
+from statistics import fmean, stdev
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 CARDS = REPOSITORY / "model_cards"
@@ -73,11 +73,11 @@ def measured(cards: Path) -> dict[str, dict[str, float]]:
     for folder, row, runs in rows:
         columns = {score: [run[score] for run in runs] for score in SCORES}
         columns |= {"minutes": [run["seconds"] / 60 for run in from_scratch(runs)]}
-        means = {key: sum(values) / len(values) for key, values in columns.items() if values}
+        means = {key: fmean(values) for key, values in columns.items() if values}
         results[f"{folder.name}/{row}"] = {key: round(mean, 3) for key, mean in means.items()}
     for row, runs in comparisons(cards).get("pascal_voc", {"rows": {}})["rows"].items():
         columns = (*SCORES, "seconds")
-        means = [sum(run[column] for run in runs.values()) / len(runs) for column in columns]
+        means = [fmean(run[column] for run in runs.values()) for column in columns]
         found = dict(zip((*SCORES, "minutes"), [*means[:-1], means[-1] / 60], strict=True))
         results[f"pascal_voc_frozen/{row}"] = {key: round(mean, 3) for key, mean in found.items()}
     return results
@@ -100,7 +100,7 @@ def spread(values: Iterable[float | None], digits: int = 3) -> str:
     values = [value for value in values if value is not None]
     if not values:
         return "–"
-    mean = f"{sum(values) / len(values):.{digits}f}"
+    mean = f"{fmean(values):.{digits}f}"
     return mean if len(values) == 1 else f"{mean} ({min(values):.{digits}f}–{max(values):.{digits}f})"
 
 
@@ -110,7 +110,7 @@ def scores_of(runs: Iterable[dict], columns: Iterable[str] = SCORES) -> list[str
 
 def differences(values: list[float]) -> str:
     """The mean and, of several, each difference, with its sign."""
-    rounded = (round(value, 3) + 0.0 for value in (sum(values) / len(values), *values))  # no −0.000
+    rounded = (round(value, 3) + 0.0 for value in (fmean(values), *values))  # no −0.000
     mean, *each = (f"{value:+.3f}".replace("-", "−") for value in rounded)
     return mean if len(each) == 1 else f"{mean} ({', '.join(each)})"
 
@@ -212,7 +212,7 @@ def image_prior_table(path: Path, rows: dict[str, dict[str, dict]]) -> str:
 
 def _mean(values: Iterable[float | None]) -> str:
     values = [value for value in values if value is not None]
-    return f"{sum(values) / len(values):.2g}" if values else "–"
+    return f"{fmean(values):.2g}" if values else "–"
 
 
 def study_table(folder: Path) -> str:
@@ -293,7 +293,7 @@ def _mean_iou(runs: list[dict], name: str) -> float | None:
     from cagnet_hf.evaluation import class_iou
 
     values = [iou for run in runs if (iou := class_iou(run["per_class"][name])) is not None]
-    return sum(values) / len(values) if values else None
+    return fmean(values) if values else None
 
 
 def with_block(text: str, name: str, table: str) -> str:

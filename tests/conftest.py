@@ -11,6 +11,8 @@ from types import ModuleType
 
 # Two workers share two cores: threads of their own would only wait for each other, here and in what a test starts.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Runs are compared bit by bit, which a GPU does not promise; CUDA_VISIBLE_DEVICES=0 runs the tests on one.
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 
 import pytest
 import torch

@@ -1,6 +1,7 @@
 """What the commands share: how one is found, what it says, and how a stopped one goes on."""
 
 import logging
+import os
 import subprocess
 import sys
 
@@ -139,6 +140,15 @@ def test_a_stopped_run_goes_on_by_the_command_that_started_it(program, parent, c
     assert (
         resuming_command("train", ["--resume", *ARGUMENTS], launcher) == f"{command} --resume --recipe scenes seed=1"
     )
+
+
+@pytest.mark.parametrize(("asked", "visible"), [("true", ""), ("1", ""), ("false", "0"), ("", "0")])
+def test_a_command_on_cpus_sees_no_gpu(asked, visible, started, monkeypatch):
+    """Of several processes on CPUs, each would look for a GPU of its own when they wait for each other."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    started("cagnet-hf", ACCELERATE_USE_CPU=asked)
+    assert main(["recipes", "scenes"]) == 0
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == visible
 
 
 def test_several_processes_on_cpus_go_on_there(started):

@@ -2,6 +2,7 @@
 
 import multiprocessing
 from itertools import islice
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,10 +15,34 @@ from cagnet_hf.data.rows import Rows
 from cagnet_hf.data.stream import EndlessBatches, LabelledImages, TrainingBatches, TrainingExamples
 from cagnet_hf.data.transforms import TrainingTransform
 from cagnet_hf.model.image_processing_cagnet import CaGNetImageProcessor
+from cagnet_hf.training.batches import workers
+from cagnet_hf.training.recipe_files import load_recipe
 
 SCENES = load_benchmark("scenes")
 NUM_SEEN = len(SCENES.seen_ids)
 SIZE = 32
+
+
+@pytest.mark.parametrize(
+    ("keys", "device", "processes", "expected"),
+    [
+        ([], "cpu", 1, 1),
+        ([], "cuda", 1, 8),
+        ([], "cuda", 4, 3),
+        ([], "cuda", 64, 1),
+        (["num_workers=2"], "cuda", 1, 2),
+        (["num_workers=0"], "cpu", 1, 0),
+        (["in_memory=true"], "cuda", 1, 0),
+        (["feature_cache={}"], "cpu", 1, 0),
+        (["feature_cache={}"], "cuda", 4, 3),
+    ],
+)
+def test_workers_prepare_what_must_be_decoded_and_what_a_gpu_would_wait_for(
+    keys, device, processes, expected, monkeypatch
+):
+    monkeypatch.setattr("os.sched_getaffinity", lambda _process: range(12), raising=False)
+    accelerator = SimpleNamespace(device=torch.device(device), num_processes=processes)
+    assert workers(load_recipe("scenes/cagnet_pi", keys), accelerator) == expected
 
 
 def take(batches, count: int) -> list:

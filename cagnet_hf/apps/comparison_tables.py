@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterable, Sequence
 from itertools import combinations
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from ..data.names import markdown
@@ -83,7 +84,7 @@ def comparison_table(benchmark: str, rows: Rows, published: dict[str, dict[str, 
     for row, runs in rows.items():
         cells = [_cell([run[column] for run in runs.values()]) for column in COLUMNS]
         seconds = [run["seconds"] for run in runs.values()]
-        cells.append(f"{sum(seconds) / len(seconds):.0f}")
+        cells.append(f"{fmean(seconds):.0f}")
         lines.append(f"| {title_of(row)} | " + " | ".join(cells) + " |")
         if row in published:
             cells = [f"*{100 * published[row][column]:.1f}*" for column in COLUMNS]

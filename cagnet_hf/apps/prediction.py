@@ -166,7 +166,8 @@ def _prediction(
     for rows, labels, band in label_bands(logits, size, offset, min_score=min_score, with_scores=True):
         label_map[rows], scores[rows] = labels.cpu().numpy(), band.cpu().numpy()
         pixels += labels.flatten().bincount(minlength=len(pixels))
-        totals += labels.flatten().bincount(band.flatten().double(), minlength=len(pixels))
+        # Not a bincount with weights, which PyTorch refuses on a GPU where algorithms must be deterministic.
+        totals.index_add_(0, labels.flatten().long(), band.flatten().double())
     found = []
     for i, (count, score) in enumerate(zip(pixels.tolist(), (totals / pixels).tolist(), strict=True)):
         if count:

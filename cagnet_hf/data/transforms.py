@@ -73,10 +73,9 @@ class TrainingTransform:
         pixels = self.processor.prepare(image)
         prepared_size, crop, scale = pixels.shape[1:], self.crop_size, augmentation.scale
         size = tuple(max(1, round(side * scale)) for side in prepared_size)
-        pixels = resize_image(pixels, size, scale)
-        labels = resize_labels(resize_labels(labels, prepared_size), size, scale)
 
-        # The crop of the padded image, without padding what lies outside of the crop.
+        # The crop of the padded image, without padding what lies outside of the crop, or finding what lies below or to
+        # the right of it.
         padded = [max(side, full, crop) for side, full in zip(size, prepared_size, strict=True)]
         shares = (augmentation.row, augmentation.column)
         starts = [int(share * (side - crop + 1)) for share, side in zip(shares, padded, strict=True)]
@@ -87,7 +86,9 @@ class TrainingTransform:
             last = max(first, min(start + crop, rim + side))
             window.append(slice(first - rim, last - rim))
             pads = [first - start, start + crop - last, *pads]  # the last axis comes first
-        pixels, labels = pixels[(..., *window)], labels[tuple(window)].long()
+        until = tuple(min(max(1, part.stop), side) for part, side in zip(window, size, strict=True))
+        pixels = resize_image(pixels, size, scale, until)[(..., *window)]
+        labels = resize_labels(resize_labels(labels, prepared_size), size, scale, until)[tuple(window)].long()
         example = {
             "pixel_values": F.pad(pixels, pads),
             "labels": F.pad(labels, pads, value=self.ignore_index),

@@ -135,7 +135,7 @@ def scored_batches(
     square = square_size(processor) if protocol == "paper" else None
     process, processes = accelerator.process_index, accelerator.num_processes
     total = len(range(process, len(dataset), processes)) if isinstance(dataset, Rows) else None
-    labels, device = labels or LabelSpace.of(model.config), accelerator.device
+    labels, device = labels or LabelSpace.of(model.config), model.device
     if maps is None:
         samples = dataset.share(process, processes)
         forward, examples = model, _examples(samples, labels, processor, square, device)

@@ -7,6 +7,7 @@ detached, and the network's share of the classification loss is a scale on its g
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
@@ -214,6 +215,10 @@ class Method:
 
     def class_odds(self) -> torch.Tensor:
         """The stage's prior of a drawn class, `(N,)`: 1 for seen and 1 + `unseen_rate` for unseen ones."""
+        return self._class_odds
+
+    @cached_property  # a step would wait until a GPU has got them
+    def _class_odds(self) -> torch.Tensor:
         config = self.model.config
         device = self.model.class_embeddings.device
         return class_odds(config.num_labels, config.unseen_ids, self.stage.unseen_rate, device)

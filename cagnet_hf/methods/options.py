@@ -240,7 +240,9 @@ class Recipe(Options):
         AugmentationRecipe(), description="how training images are scaled and flipped"
     )
     stages: dict[str, StageRecipe] = Field(min_length=1, description="what is trained, one after the other, by name")
-    num_workers: int = Field(2, ge=0, description="processes that prepare batches")
+    num_workers: int | None = Field(
+        None, ge=0, description="processes that prepare batches; null: 1, beside a GPU one for each core, at most 8"
+    )
     log_every: int = Field(20, ge=1, description="iterations between two entries of the log")
     checkpoint_every: int = Field(500, ge=1, description="iterations between two checkpoints")
     checkpoints_kept: int = Field(2, ge=1, description="how many checkpoints are left on disk")

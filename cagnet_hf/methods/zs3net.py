@@ -1,6 +1,7 @@
 """ZS3Net: a generator that matches moments (GMMN) makes features of a resting network's unseen classes."""
 
 from collections.abc import Sequence
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -93,13 +94,11 @@ class ZS3Net(Method):
 
         inputs, truth = self._real_and_made(features, labels)
         if truth.numel():
-            class_weights = torch.ones(config.num_labels, device=features.device)
-            class_weights[list(config.unseen_ids)] = rule.unseen_class_weight
             loss = mean_cross_entropy(
                 model.classify(inputs),
                 truth[None, None],
                 ignore_index=config.ignore_index,
-                class_weights=class_weights,
+                class_weights=self._class_weights,
             )
             terms["classification"] = loss.detach()
         else:
@@ -107,6 +106,14 @@ class ZS3Net(Method):
         learn.backward(loss)
         learn.step(("classifier",))
         return terms
+
+    @cached_property  # a step would wait until a GPU has got them
+    def _class_weights(self) -> torch.Tensor:
+        """Of the classifier's loss, `(N,)`."""
+        config = self.model.config
+        weights = torch.ones(config.num_labels)
+        weights[list(config.unseen_ids)] = self.stage.moment_matching.unseen_class_weight
+        return weights.to(self.model.class_embeddings.device)
 
     @torch.no_grad()
     def _real_and_made(self, features, labels) -> tuple[torch.Tensor, torch.Tensor]:

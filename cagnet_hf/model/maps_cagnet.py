@@ -7,32 +7,41 @@ import torch
 import torch.nn.functional as F
 
 
-def resize_image(image: torch.Tensor, size: tuple[int, int], scale: float | None = None) -> torch.Tensor:
+def resize_image(image: torch.Tensor, size: tuple[int, int], scale: float | None = None, until=None) -> torch.Tensor:
     """Bilinear without antialiasing (as OpenCV and the published pipeline): `(C, H, W)` -> float32 `(C, *size)`.
 
-    `scale`, when given, is the exact zoom that `size` was rounded from; pixel positions follow it.
+    Args:
+        scale: The exact zoom that `size` was rounded from, where it is not their ratio; pixel positions follow it.
+        until: With a scale: how many rows and columns of the result are wanted, `(rows, columns)`, of which one more
+            may come; all when None.
     """
     image = image.to(torch.float32, memory_format=torch.contiguous_format)
     if image.shape[1:] == tuple(size):
         return image
-    return torch.ops.aten.upsample_bilinear2d(image[None], list(size), False, scale, scale)[0]
+    # PyTorch copies a side that stays as long as it was, whatever the scale: it must do so for the whole size alone.
+    wanted = [
+        full if full == old else some + (some == old)
+        for some, full, old in zip(until or size, size, image.shape[1:], strict=True)
+    ]
+    return torch.ops.aten.upsample_bilinear2d(image[None], wanted, False, scale, scale)[0]
 
 
-def resize_labels(labels, size: tuple[int, int], scale: float | None = None):
+def resize_labels(labels, size: tuple[int, int], scale: float | None = None, until=None):
     """Nearest by source index floor(i * in / out), or floor(i / scale): `(..., H, W)` -> `(..., *size)`.
 
     Args:
         labels: An array or a tensor.
         scale: The exact zoom that `size` was rounded from, where it is not their ratio.
+        until: How many rows and columns of the result are wanted, `(rows, columns)`; all when None.
     """
     if scale is None and tuple(labels.shape[-2:]) == tuple(size):
         return labels
     device = labels.device if isinstance(labels, torch.Tensor) else "cpu"
     rows, columns = (
-        torch.arange(new, device=device) * old // new
+        torch.arange(wanted, device=device) * old // new
         if scale is None
-        else (torch.arange(new, device=device, dtype=torch.float64) / scale).long().clamp(max=old - 1)
-        for new, old in zip(size, labels.shape[-2:], strict=True)
+        else (torch.arange(wanted, device=device, dtype=torch.float64) / scale).long().clamp(max=old - 1)
+        for wanted, new, old in zip(until or size, size, labels.shape[-2:], strict=True)
     )
     if not isinstance(labels, torch.Tensor):
         rows, columns = rows.numpy(), columns.numpy()

@@ -211,7 +211,8 @@ class CaGNetModel(CaGNetPreTrainedModel):
         maps = [first.features]
         for scale in scales[1:]:
             part = Fraction(scale).limit_denominator(1000)  # whole numbers, which an export can keep as a formula
-            smaller = [torch.sym_max(1, side * part.numerator // part.denominator) for side in pixel_values.shape[-2:]]
+            smaller = [side * part.numerator // part.denominator for side in pixel_values.shape[-2:]]
+            smaller = [side + 1 // (side + 1) for side in smaller]  # 1 at least, in a way that every PyTorch can trace
             resized = F.interpolate(pixel_values, smaller, mode="bilinear", align_corners=False)
             maps.append(self(resized, return_dict=True).features)
         return first, maps

@@ -136,9 +136,9 @@ def assemble_patches(patches: torch.Tensor) -> torch.Tensor:
 
 def class_odds(num_classes: int, unseen_ids: Sequence[int], unseen_rate: float, device=None) -> torch.Tensor:
     """The prior of a synthetic pixel's class, unnormalised: 1 for seen and 1 + `unseen_rate` for unseen, `(N,)`."""
-    odds = torch.ones(num_classes, device=device)
+    odds = torch.ones(num_classes)
     odds[list(unseen_ids)] += unseen_rate
-    return odds
+    return odds.to(device)
 
 
 class PatchSource:

@@ -1,5 +1,6 @@
 """The training batches of each stage, in an order that a resumed run repeats."""
 
+import os
 from itertools import islice
 
 import torch
@@ -10,6 +11,8 @@ from ..data.stream import EndlessBatches, StreamedBatches, TrainingBatches, Trai
 from ..data.transforms import TrainingTransform
 from ..methods.options import Recipe, StageRecipe
 from .features import FeatureCache, FeatureTransform
+
+MOST_WORKERS = 8  # beside a GPU: more than the published networks can take from, at 25 milliseconds an image
 
 
 class StageBatches:
@@ -41,12 +44,9 @@ class StageBatches:
     def start(self, iteration: int) -> TrainingBatches:
         """The stream of batches from an iteration of the stage on."""
         recipe, device, transform = self.recipe, self.accelerator.device, self._transform()
-        # What need not be decoded needs no workers.
-        at_hand = recipe.in_memory or recipe.feature_cache is not None
-        num_workers = 0 if at_hand else recipe.num_workers
         pin_memory = device.type == "cuda" and not recipe.in_memory
         examples = TrainingExamples(self.images, transform, self.seed)
-        return TrainingBatches(examples, self._order(iteration), num_workers, pin_memory)
+        return TrainingBatches(examples, self._order(iteration), workers(recipe, self.accelerator), pin_memory)
 
     def take(self, batches: TrainingBatches, iteration: int) -> list[dict[str, torch.Tensor] | None]:
         """The batches of an iteration on the device; None for each that a synthetic iteration does without."""
@@ -82,6 +82,18 @@ class StageBatches:
             process=self.accelerator.process_index,
             processes=self.accelerator.num_processes,
         )
+
+
+def workers(recipe: Recipe, accelerator: Accelerator) -> int:
+    """How many processes prepare the batches of each process that trains."""
+    beside_gpu = accelerator.device.type == "cuda"
+    # What need not be decoded needs no workers, but where a GPU would wait for it.
+    if recipe.in_memory or (recipe.feature_cache is not None and not beside_gpu):
+        return 0
+    if recipe.num_workers is not None:
+        return recipe.num_workers
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(MOST_WORKERS, max(1, cores // accelerator.num_processes)) if beside_gpu else 1
 
 
 class FeatureBatches(StageBatches):

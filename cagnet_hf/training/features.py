@@ -288,7 +288,7 @@ def cached_features(
     known = len(cache)
     bar = tqdm(total=total, initial=known, desc="features", unit="image", disable=not accelerator.is_main_process)
     with bar:
-        cache.fill(index, maps.of(_numbered(rows, process, processes, known), bar, accelerator.device))
+        cache.fill(index, maps.of(_numbered(rows, process, processes, known), bar))
     return cache
 
 
@@ -315,10 +315,10 @@ class FeatureMaps:
         self.network, self.processor, self.cells_per_image, self.flips = network, processor, cells_per_image, flips
 
     @torch.no_grad()
-    def of(self, samples: Iterable, bar: tqdm, device) -> Iterator[tuple[int, str, np.ndarray, np.ndarray]]:
+    def of(self, samples: Iterable, bar: tqdm) -> Iterator[tuple[int, str, np.ndarray, np.ndarray]]:
         """(number, id, maps `(F, h, w, C)`, stored ids `(h, w)`) of (number, sample); drawn cells are a map of one
         row."""
-        backbone = self.network.backbone
+        backbone, device = self.network.backbone, self.network.device
         training = backbone.training
         backbone.eval()
         prepared = ((self.processor.prepare(sample.image.to(device)), number, sample) for number, sample in samples)

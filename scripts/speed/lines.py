@@ -22,7 +22,7 @@ from cagnet_hf.data.transforms import TrainingTransform
 from cagnet_hf.evaluation.zero_shot_segmentation.confusion_matrix import ConfusionMatrix
 from cagnet_hf.methods.losses import MMD_BANDWIDTHS, classwise_mmd
 from cagnet_hf.model.maps_cagnet import mean_cross_entropy
-from cagnet_hf.training.batches import FeatureBatches
+from cagnet_hf.training.batches import FeatureBatches, workers
 from cagnet_hf.training.features import FeatureCache
 from cagnet_hf.training.peak_memory import forget_peak_memory, peak_memory
 from cagnet_hf.training.recipe_files import load_recipe
@@ -42,7 +42,7 @@ def lines(setting: Setting) -> Iterator[Line]:
     yield from mmd_lines(setting)
     yield metric_line(setting)
     yield data_loader_line(setting)
-    yield cached_features_line()
+    yield cached_features_line(setting)
     yield from prediction_lines()
     yield from process_lines()
 
@@ -159,7 +159,8 @@ def data_loader_line(setting: Setting, num_images: int = 32) -> Line:
     transform = TrainingTransform(build_processor(stage.recipe), stage.stage.crop_size)
     examples = TrainingExamples(LabelledImages(rows, benchmark.label_space, hide_unseen=True), transform, seed=0)
     endless = EndlessBatches(num_images, stage.stage.batch_size, 0)
-    batches = TrainingBatches(examples, endless, stage.recipe.num_workers, pin_memory=setting.on_gpu)
+    num_workers = workers(stage.recipe, stage.learner.accelerator)
+    batches = TrainingBatches(examples, endless, num_workers, pin_memory=setting.on_gpu)
 
     def train():
         batch = next(batches)
@@ -169,10 +170,10 @@ def data_loader_line(setting: Setting, num_images: int = 32) -> Line:
     return Line(name, train, *bound, at_least=0.9, clock="wall")
 
 
-def cached_features_line(num_images: int = 32) -> Line:
-    """Pre-training on features that were computed once, read from their file, on the CPU."""
+def cached_features_line(setting: Setting, num_images: int = 32) -> Line:
+    """Pre-training on features that were computed once, read from their file."""
     rng, recipe = np.random.default_rng(0), load_recipe("pascal_voc_frozen/zs3net")
-    stage = Stage(Setting(), "zs3net", "pretrain", recipe=recipe)
+    stage = Stage(setting, "zs3net", "pretrain", recipe=recipe)
     labels, channels, side = load_benchmark("pascal_voc").label_space, stage.model.cagnet.backbone.num_channels, 20
     folder = tempfile.TemporaryDirectory()
     cache = FeatureCache(Path(folder.name), channels, labels, hide_unseen=True)
