@@ -241,7 +241,7 @@ def use_every_core() -> None:
 
 def hide_gpus_from_cpu_training() -> None:
     """Where ACCELERATE_USE_CPU asks for CPUs, let PyTorch see no GPU: processes that wait for each other would each
-    look for one of their own.
+    look for one of their own. This lasts until the process ends.
     """
     if os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "t", "yes", "y", "on"):
         os.environ["CUDA_VISIBLE_DEVICES"] = ""

@@ -1,6 +1,7 @@
 """Features of a resting backbone: computed once, kept, found again, and never taken for others."""
 
 import json
+import pickle
 from contextlib import closing
 
 import numpy as np
@@ -70,6 +71,16 @@ def test_a_record_holds_the_maps_of_the_image_and_of_its_mirror_image(recipe, tm
         stored = centre_labels(sample.labels, maps.shape[-2:])
         expected = trainer.benchmark.label_space.to_model_order(stored, hide_unseen=True)
         np.testing.assert_array_equal(labels, expected)
+
+
+def test_a_cache_reaches_another_process_without_its_bytes(recipe, tmp_path):
+    """A worker that is not forked gets a pickle of it; eight of them would hold the file eight times."""
+    cache = cache_of(Trainer(recipe(), tmp_path / "run"))
+    sent = pickle.dumps(cache)
+    assert len(sent) < cache.cells.stat().st_size / 10
+    for (maps, labels), (others, other_labels) in zip(cache, pickle.loads(sent), strict=True):
+        assert torch.equal(maps, others)
+        assert torch.equal(labels, other_labels)
 
 
 def test_examples_are_crops_of_the_maps_mirrored_with_their_labels(recipe, tmp_path):

@@ -233,3 +233,18 @@ def test_two_methods_of_one_row_are_refused(margin):
         register(Other)
     register(Margin)  # a cell of a notebook that is run again
     assert methods.methods().count(Margin) == 1
+
+
+def test_what_is_done_to_the_odds_of_classes_stays_with_the_caller():
+    recipe = tiny_recipe("cagnet_pi")
+    method = Method(recipe, recipe.stages["finetune"], new_model(recipe, "finetune")[0])
+    expected = method.class_odds().tolist()
+    method.class_odds().mul_(2)
+    assert method.class_odds().tolist() == expected
+    assert expected[0] == 1 < expected[-1]
+
+
+@pytest.mark.parametrize("before", [0, 1, 2])
+def test_a_run_goes_on_whoever_prepares_its_batches(before):
+    """So do runs whose recipe was written when the number of workers was always one."""
+    assert changed_keys(tiny_recipe("zs3net", f"num_workers={before}"), tiny_recipe("zs3net")) == []

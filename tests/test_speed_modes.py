@@ -1,5 +1,8 @@
 """Half precision, `device_map` and `torch.compile`, as PyTorch and transformers offer them."""
 
+from contextlib import nullcontext
+from types import SimpleNamespace
+
 import pytest
 import torch
 from accelerate import infer_auto_device_map
@@ -9,6 +12,8 @@ from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, p
 from cagnet_hf import CaGNetConfig, CaGNetForSemanticSegmentation, CaGNetImageProcessor
 from cagnet_hf.apps.prediction import segment
 from cagnet_hf.data.scenes import scenes_dataset
+from cagnet_hf.data.sources import open_dataset
+from cagnet_hf.evaluation.scoring import count, scored_batches
 from cagnet_hf.weights.folders import load_model
 
 HALVES = [torch.bfloat16, torch.float16]
@@ -93,6 +98,18 @@ def test_synthetic_features_in_half_precision():
 def test_device_map(folder, image, expected, device_map):
     model = AutoModelForSemanticSegmentation.from_pretrained(folder, device_map=device_map)
     assert (labels(model, CaGNetImageProcessor.from_pretrained(folder), image) == expected).all()
+
+
+def test_images_are_scored_on_the_device_of_the_model(folder, tiny_dataset):
+    """Not on the accelerator's, where the caller has not brought the model there."""
+    model, processor = load_model(str(folder))
+    elsewhere = SimpleNamespace(
+        device=torch.device("meta"), process_index=0, num_processes=1, is_main_process=False, autocast=nullcontext
+    )
+    rows = open_dataset(str(tiny_dataset), "test")
+    matrix, num_images = count(model.config, processor, scored_batches(model, processor, rows, accelerator=elsewhere))
+    assert num_images == len(rows)
+    assert matrix.counts.sum() > 0
 
 
 def test_a_part_that_only_training_needs_may_lie_on_the_disk(folder, image, expected, tmp_path):

@@ -41,8 +41,17 @@ def test_workers_prepare_what_must_be_decoded_and_what_a_gpu_would_wait_for(
     keys, device, processes, expected, monkeypatch
 ):
     monkeypatch.setattr("os.sched_getaffinity", lambda _process: range(12), raising=False)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
     accelerator = SimpleNamespace(device=torch.device(device), num_processes=processes)
     assert workers(load_recipe("scenes/cagnet_pi", keys), accelerator) == expected
+
+
+def test_workers_share_the_cores_of_their_own_machine(monkeypatch):
+    """Two machines of four GPUs: each has its own cores."""
+    monkeypatch.setattr("os.sched_getaffinity", lambda _process: range(24), raising=False)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    accelerator = SimpleNamespace(device=torch.device("cuda"), num_processes=8)
+    assert workers(load_recipe("scenes/cagnet_pi"), accelerator) == 6
 
 
 def take(batches, count: int) -> list:

@@ -49,7 +49,8 @@ def export_program(model: CaGNetForSemanticSegmentation) -> torch.export.Exporte
     """The graph of `torch.export`, `pixel_values` -> logits, for `torch.export.save` or AOTInductor.
 
     `program.module()(pixel_values)` runs it. Images must be a few pixels large at least: torch.export takes sides of
-    1 for a case of its own. With PyTorch 2.11 the program of a ResNet takes sides whose half, rounded up, is even.
+    1 for a case of its own. With PyTorch 2.5 and 2.11 the program of a ResNet takes only sides whose half, rounded up,
+    is even, such as 512 but not 513; with 2.13 any.
     """
     free = torch.export.Dim.DYNAMIC
     shapes = {"pixel_values": {0: free, 2: free, 3: free}}

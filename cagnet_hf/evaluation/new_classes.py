@@ -1,16 +1,19 @@
 """What new classes cost the old ones, and what they gain, on images with masks of both."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import numpy as np
 from accelerate import Accelerator
 
-from .scoring import count, score, scored_batches
+from .scoring import count, gathered_scores, score, scored_batches
 
 
 def score_before(model, processor, dataset) -> dict:
     """The metrics of the model that has yet to learn new classes (see `score`), protocol `full`."""
-    return score(model, processor, dataset, protocol="full")
+    accelerator = Accelerator()
+    with _on(accelerator.device, model):
+        return score(model, processor, dataset, protocol="full", accelerator=accelerator)
 
 
 def score_after(model, processor, dataset, before: dict) -> dict:
@@ -23,9 +26,10 @@ def score_after(model, processor, dataset, before: dict) -> dict:
         model: The model that has learnt classes since it was scored.
         before: From `score_before`, on the same dataset.
     """
-    batches = scored_batches(model, processor, dataset, accelerator=Accelerator())
-    matrix, _ = count(model.config, processor, batches)
-    everything = matrix.scores()
+    accelerator = Accelerator()
+    with _on(accelerator.device, model):
+        matrix, _ = count(model.config, processor, scored_batches(model, processor, dataset, accelerator=accelerator))
+    everything = gathered_scores(matrix, accelerator)
     new = [i for i, name in model.config.id2label.items() if name not in before["per_class"]]
     matrix.counts[new] = 0
     old = matrix.scores()["per_class"]
@@ -40,6 +44,17 @@ def score_after(model, processor, dataset, before: dict) -> dict:
         "old": {name: {"before": first, "after": second} for name, (first, second) in pairs.items()},
         "all": {key: value for key, value in everything.items() if key != "per_class"},
     }
+
+
+@contextmanager
+def _on(device, model) -> Iterator[None]:
+    """Keep a model on a device for a while."""
+    home = model.device
+    model.to(device)
+    try:
+        yield
+    finally:
+        model.to(home)
 
 
 def mean_ious(pairs: Iterable[tuple[float | None, float | None]]) -> tuple[float, float]:

@@ -215,7 +215,7 @@ class Method:
 
     def class_odds(self) -> torch.Tensor:
         """The stage's prior of a drawn class, `(N,)`: 1 for seen and 1 + `unseen_rate` for unseen ones."""
-        return self._class_odds
+        return self._class_odds.clone()
 
     @cached_property  # a step would wait until a GPU has got them
     def _class_odds(self) -> torch.Tensor:

@@ -283,8 +283,11 @@ class Recipe(Options):
         return self.model_copy(update={"model": model, "stages": stages})
 
 
+WITHOUT_EFFECT = ("num_workers",)  # what a resumed run may have otherwise: batches do not depend on who prepares them
+
+
 def changed_keys(old: Recipe, new: Recipe) -> list[str]:
-    """Dotted keys whose values differ between two recipes."""
+    """Dotted keys whose values differ between two recipes, but for those that change no number (`WITHOUT_EFFECT`)."""
 
     def flatten(value, prefix=""):
         if isinstance(value, dict):
@@ -294,7 +297,7 @@ def changed_keys(old: Recipe, new: Recipe) -> list[str]:
             yield prefix, value
 
     a, b = (dict(flatten(recipe.model_dump(mode="json"))) for recipe in (old, new))
-    return sorted(key for key in a.keys() | b.keys() if a.get(key) != b.get(key))
+    return sorted(key for key in a.keys() | b.keys() if a.get(key) != b.get(key) and key not in WITHOUT_EFFECT)
 
 
 def nested_options(options: type[Options], key: str) -> type[Options] | None:

@@ -12,18 +12,20 @@ def resize_image(image: torch.Tensor, size: tuple[int, int], scale: float | None
 
     Args:
         scale: The exact zoom that `size` was rounded from, where it is not their ratio; pixel positions follow it.
-        until: With a scale: how many rows and columns of the result are wanted, `(rows, columns)`, of which one more
-            may come; all when None.
+        until: With a scale: how many rows and columns of the result are wanted, `(rows, columns)`; all when None.
     """
     image = image.to(torch.float32, memory_format=torch.contiguous_format)
+    if until is not None and scale is None:
+        raise ValueError("until: a part of an image needs a scale")
+    rows, columns = until or size
     if image.shape[1:] == tuple(size):
-        return image
+        return image[:, :rows, :columns]
     # PyTorch copies a side that stays as long as it was, whatever the scale: it must do so for the whole size alone.
     wanted = [
         full if full == old else some + (some == old)
-        for some, full, old in zip(until or size, size, image.shape[1:], strict=True)
+        for some, full, old in zip((rows, columns), size, image.shape[1:], strict=True)
     ]
-    return torch.ops.aten.upsample_bilinear2d(image[None], wanted, False, scale, scale)[0]
+    return torch.ops.aten.upsample_bilinear2d(image[None], wanted, False, scale, scale)[0, :, :rows, :columns]
 
 
 def resize_labels(labels, size: tuple[int, int], scale: float | None = None, until=None):
@@ -35,7 +37,7 @@ def resize_labels(labels, size: tuple[int, int], scale: float | None = None, unt
         until: How many rows and columns of the result are wanted, `(rows, columns)`; all when None.
     """
     if scale is None and tuple(labels.shape[-2:]) == tuple(size):
-        return labels
+        return labels if until is None else labels[..., : until[0], : until[1]]
     device = labels.device if isinstance(labels, torch.Tensor) else "cpu"
     rows, columns = (
         torch.arange(wanted, device=device) * old // new

@@ -212,7 +212,7 @@ class CaGNetModel(CaGNetPreTrainedModel):
         for scale in scales[1:]:
             part = Fraction(scale).limit_denominator(1000)  # whole numbers, which an export can keep as a formula
             smaller = [side * part.numerator // part.denominator for side in pixel_values.shape[-2:]]
-            smaller = [side + 1 // (side + 1) for side in smaller]  # 1 at least, in a way that every PyTorch can trace
+            smaller = [side + 1 // (side + 1) for side in smaller]  # 1 at least, where a compiler knows no max
             resized = F.interpolate(pixel_values, smaller, mode="bilinear", align_corners=False)
             maps.append(self(resized, return_dict=True).features)
         return first, maps

@@ -86,14 +86,15 @@ class StageBatches:
 
 def workers(recipe: Recipe, accelerator: Accelerator) -> int:
     """How many processes prepare the batches of each process that trains."""
-    beside_gpu = accelerator.device.type == "cuda"
+    beside_gpu = accelerator.device.type != "cpu"
     # What need not be decoded needs no workers, but where a GPU would wait for it.
     if recipe.in_memory or (recipe.feature_cache is not None and not beside_gpu):
         return 0
     if recipe.num_workers is not None:
         return recipe.num_workers
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(MOST_WORKERS, max(1, cores // accelerator.num_processes)) if beside_gpu else 1
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes))  # of this machine
+    return min(MOST_WORKERS, max(1, cores // processes)) if beside_gpu else 1
 
 
 class FeatureBatches(StageBatches):

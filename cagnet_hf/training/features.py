@@ -80,6 +80,10 @@ class FeatureCache:
         self.records: list[Record] = []
         self._memory: np.ndarray | None = None
 
+    def __getstate__(self) -> dict:
+        """Without the bytes of the file, which a process that is not forked would get a copy of."""
+        return self.__dict__ | {"_memory": None}
+
     def __len__(self) -> int:
         return len(self.records)
 
@@ -110,6 +114,8 @@ class FeatureCache:
     def _parts(self, record: Record) -> tuple[np.ndarray, np.ndarray]:
         """The maps `(F, h, w, C)` and the stored ids `(h, w)` of a record, in memory of their own."""
         copies, height, width = record.shape
+        if self._memory is None:
+            self._memory = np.memmap(self.cells, np.uint8, "r")
         data = self._memory[record.start : record.start + self._bytes(record.shape)].copy()
         cells = copies * height * width * self.channels * self.dtype.itemsize
         maps = data[:cells].view(self.dtype).reshape(copies, height, width, self.channels)
@@ -366,7 +372,9 @@ def _dependencies(maps: FeatureMaps, rows: Rows | StreamedRows, accelerator: Acc
         },
         "flips": maps.flips,
         "cells_per_image": maps.cells_per_image,
-    }
+    } | (
+        {} if network.device.type == "cpu" else {"device": network.device.type}
+    )  # a GPU's convolutions round otherwise
 
 
 def _check_size(cache: FeatureCache, images: int | None, maps: FeatureMaps, processes: int) -> None:

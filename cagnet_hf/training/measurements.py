@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping
+from statistics import fmean
 
 import torch
 
@@ -51,7 +52,7 @@ class Measurements:
         if broken:
             first = min(iteration for iteration, _ in broken)
             raise NotFinite(sorted({name for iteration, name in broken if iteration == first}), first)
-        return {name: sum(numbers) / len(numbers) for name, numbers in values.items()}
+        return {name: fmean(numbers) for name, numbers in values.items()}
 
 
 def total_norm(tensors: Iterable[torch.Tensor]) -> torch.Tensor:

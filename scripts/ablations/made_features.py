@@ -8,6 +8,7 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from statistics import fmean
 
 CELLS = 400  # of a class, in either half of the images
 PENALTY = 1e-2  # on the squared weights of the probe
@@ -119,7 +120,7 @@ def compare_features(model, features, classes, halves, synthesize=None) -> dict:
             real.append(torch.cat(drawn))
             made.append(torch.cat(like))
         if real:
-            accuracy = sum(accuracies) / len(accuracies)
+            accuracy = fmean(accuracies)
             report[group] = {"classes": len(real), "probe_accuracy": accuracy} | spread_and_distance(real, made)
     return report
 
@@ -170,7 +171,7 @@ def spread_and_distance(real: list, made: list) -> dict[str, float]:
         for r, m, (variance, _) in zip(real, made, variances, strict=True)
     ]
     ratios = [(of_made / of_real).item() for of_real, of_made in variances]
-    return {"variance_ratio": sum(ratios) / len(ratios), "distance_of_means": sum(apart) / len(apart)}
+    return {"variance_ratio": fmean(ratios), "distance_of_means": fmean(apart)}
 
 
 if __name__ == "__main__":
