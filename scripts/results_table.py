@@ -140,7 +140,7 @@ def results_table(cards: Path) -> str:
     head = ["system"]
     for name, rows in found.items():
         seeds = max(map(len, rows.values()))
-        head += [f"`{name}` ({seeds} seeds): {SCORES[0]}", *SCORES[1:]]
+        head += [f"`{name}` ({seeds} seed{'s' * (seeds > 1)}): {SCORES[0]}", *SCORES[1:]]
     order = [*ROWS, *(row for rows in found.values() for row in rows)]
     names = sorted({row for rows in found.values() for row in rows}, key=order.index)
     return table(head, ([title_of(row), *_on_every_benchmark(found, row)] for row in names))
@@ -355,7 +355,8 @@ def main(argv: list[str] | None = None) -> int:
     for folder in benchmarks(CARDS):
         draw_figures(folder)
     for name, compared in comparisons(CARDS).items():
-        draw_comparison(name, compared["rows"])
+        if max(map(len, compared["rows"].values())) > 1:  # what a figure shows beside the table is how seeds spread
+            draw_comparison(name, compared["rows"])
     return 0
 
 
