@@ -243,8 +243,11 @@ def hide_gpus_from_cpu_training() -> None:
     """Where ACCELERATE_USE_CPU asks for CPUs, let PyTorch see no GPU: processes that wait for each other would each
     look for one of their own. This lasts until the process ends.
     """
-    if os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "t", "yes", "y", "on"):
-        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    if os.environ.get("ACCELERATE_USE_CPU"):
+        from accelerate.utils import parse_flag_from_env
+
+        if parse_flag_from_env("ACCELERATE_USE_CPU"):
+            os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
 def _leave_process_group() -> None:

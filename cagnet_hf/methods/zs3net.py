@@ -109,7 +109,7 @@ class ZS3Net(Method):
 
     @cached_property  # a step would wait until a GPU has got them
     def _class_weights(self) -> torch.Tensor:
-        """Of the classifier's loss, `(N,)`."""
+        """The weights of the classes in the classifier's loss, `(N,)`."""
         config = self.model.config
         weights = torch.ones(config.num_labels)
         weights[list(config.unseen_ids)] = self.stage.moment_matching.unseen_class_weight

@@ -358,7 +358,7 @@ def _dependencies(maps: FeatureMaps, rows: Rows | StreamedRows, accelerator: Acc
     for name, tensor in sorted(network.backbone.state_dict().items()):
         digest.update(name.encode() + tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     fields = ("backbone", "output_stride", *getattr(BACKBONES[config.backbone], "weight_fields", ()))
-    return {
+    found = {
         "made_by": "cagnet-hf train",
         "format": FORMAT,
         "images": rows.fingerprint(contents=True),
@@ -372,9 +372,9 @@ def _dependencies(maps: FeatureMaps, rows: Rows | StreamedRows, accelerator: Acc
         },
         "flips": maps.flips,
         "cells_per_image": maps.cells_per_image,
-    } | (
-        {} if network.device.type == "cpu" else {"device": network.device.type}
-    )  # a GPU's convolutions round otherwise
+    }
+    # The convolutions of a GPU round otherwise; caches of a CPU have no such entry.
+    return found if network.device.type == "cpu" else found | {"device": network.device.type}
 
 
 def _check_size(cache: FeatureCache, images: int | None, maps: FeatureMaps, processes: int) -> None:

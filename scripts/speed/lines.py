@@ -190,8 +190,10 @@ def cached_features_line(setting: Setting, num_images: int = 32) -> Line:
 
     def head():
         stage.model.zero_grad()
-        logits = stage.model.classify(stage.model.cagnet(backbone_features=at_hand["backbone_features"]).features)
-        mean_cross_entropy(logits, at_hand["labels"], ignore_index=stage.model.config.ignore_index).backward()
+        with setting.autocast():
+            logits = stage.model.classify(stage.model.cagnet(backbone_features=at_hand["backbone_features"]).features)
+            loss = mean_cross_entropy(logits, at_hand["labels"], ignore_index=stage.model.config.ignore_index)
+        loss.backward()
 
     bound = "forward and backward of pyramid and classifier", head
     return Line("training step on cached features", train, *bound, at_most=1.3)
